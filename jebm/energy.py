@@ -1,0 +1,230 @@
+"""What an energy is, and how energies combine.
+
+An *energy* is a function of ONE example (any pytree of floating arrays without a batch axis) that returns a
+scalar, lower being more likely: ``p(x) ∝ exp(-E(x))``. Batches are ``jax.vmap``, gradients are ``jax.grad``.
+
+Every energy made here is a ``jax.tree_util.Partial``, a pytree whose leaves are the parameters: it can be handed
+to a jitted function, new parameters recompile nothing, and no constant is baked into a program.
+
+    energy = jebm.energy.bind(lambda params, x: params["k"] * jnp.sum(x**2), {"k": 2.0})
+    posterior = jebm.energy.sum(prior, likelihood)
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+PyTree = Any
+Energy = Callable[[PyTree], Array]
+Generator = Callable[[PyTree], Array]
+
+__all__ = [
+    "Annealed", "Energy", "anneal", "at_step", "bind", "condition", "gaussian", "hat", "latent", "mixture",
+    "negate", "scale", "squared_distance", "standard_normal", "sum", "temper", "value",
+]  # fmt: skip
+
+
+def bind(function: Callable[..., Any], *arguments: PyTree) -> Partial:
+    """The energy (or generator) ``x -> function(*arguments, x)``, its ``arguments`` being pytree leaves.
+
+    ``function`` itself is static: use the same function object again, not a new ``lambda`` each time, or the
+    programs that take the energy compile again.
+    """
+    return Partial(function, *arguments)
+
+
+def _as_partial(function: Callable[..., Any]) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def value(energy: Energy, x: PyTree) -> Array:
+    """``energy(x)`` as a scalar of at least float32.
+
+    Raises:
+        ValueError: the energy did not return a scalar (it must take one example, not a batch).
+    """
+    result = jnp.asarray(energy(x))
+    if result.shape != ():
+        raise ValueError(
+            f"an energy must return one scalar for one example, got shape {result.shape}: "
+            "write it without a batch axis and let jax.vmap add one"
+        )
+    return result.astype(jnp.promote_types(result.dtype, jnp.float32))
+
+
+def scale(energy: Energy, factor: Array | float) -> Partial:
+    """``factor * E(x)``: tempering by ``factor = 1 / temperature``."""
+    return Partial(_scale, _as_partial(energy), factor)
+
+
+def _scale(energy: Energy, factor: Array, x: PyTree) -> Array:
+    return factor * value(energy, x)
+
+
+def temper(energy: Energy, temperature: Array | float) -> Partial:
+    """``E(x) / temperature``: the density ``p(x)^(1/temperature)``, up to its normaliser."""
+    return Partial(_temper, _as_partial(energy), temperature)
+
+
+def _temper(energy: Energy, temperature: Array, x: PyTree) -> Array:
+    return value(energy, x) / temperature
+
+
+def sum(*energies: Energy, weights: Sequence[float] | Array | None = None) -> Partial:  # noqa: A001
+    """``Σ_i w_i E_i(x)``: the product of experts ``Π_i p_i(x)^w_i``. Weights default to 1.
+
+    On Gaussians precisions add: ``Λ = Σ w_i Λ_i``, with mean ``Λ⁻¹ Σ w_i Λ_i μ_i``.
+
+    Raises:
+        ValueError: no energy, or not as many weights as energies.
+    """
+    weights = _weights("sum", energies, weights)
+    return Partial(_sum, tuple(map(_as_partial, energies)), weights)
+
+
+def _sum(energies: Sequence[Energy], weights: Array, x: PyTree) -> Array:
+    return jnp.dot(weights, jnp.stack([value(energy, x) for energy in energies]))
+
+
+def mixture(
+    energies: Sequence[Energy], weights: Sequence[float] | Array, log_normalizers: Sequence[float] | Array
+) -> Partial:
+    """``-log Σ_i w_i exp(-E_i(x) - log Z_i)``: the mixture ``Σ_i w_i p_i(x)`` with ``Z_i = ∫ exp(-E_i)``.
+
+    The ``log_normalizers`` are needed: without them components of unequal ``Z_i`` get the wrong weights. With
+    weights that sum to 1 the mixture is normalised (``log Z = 0``).
+
+    Raises:
+        ValueError: no energy, or lengths that differ.
+    """
+    energies = tuple(energies)
+    log_weights = jnp.log(_weights("mixture", energies, weights))
+    log_normalizers = _weights("mixture", energies, log_normalizers)
+    return Partial(_mixture, tuple(map(_as_partial, energies)), log_weights - log_normalizers)
+
+
+def _mixture(energies: Sequence[Energy], log_weights: Array, x: PyTree) -> Array:
+    return -jax.nn.logsumexp(log_weights - jnp.stack([value(energy, x) for energy in energies]))
+
+
+def _weights(name: str, energies: Sequence[Energy], weights: Sequence[float] | Array | None) -> Array:
+    if not energies:
+        raise ValueError(f"{name} needs at least one energy")
+    weights = jnp.ones(len(energies)) if weights is None else jnp.asarray(weights, float)
+    if weights.shape != (len(energies),):
+        raise ValueError(f"{name} of {len(energies)} energies needs {len(energies)} numbers, got {weights.shape}")
+    return weights
+
+
+def negate(energy: Energy, coefficient: Array | float = 1.0) -> Partial:
+    """``-coefficient * E(x)``; add it to another energy to say "like that one, unlike this one".
+
+    ``E_1 - α E_2`` is a density only where it is integrable: for Gaussians iff ``Λ_1 - α Λ_2`` is positive definite.
+    """
+    return scale(energy, -jnp.asarray(coefficient, float))
+
+
+def squared_distance(x: PyTree, reference: PyTree) -> Array:
+    """``Σ (x - reference)²`` over all entries of all leaves."""
+    return jax.tree.reduce(
+        jnp.add, jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b), dtype=jnp.float32), x, reference)
+    )
+
+
+def condition(
+    energy: Energy,
+    reference: PyTree,
+    weight: Array | float,
+    distance: Callable[[PyTree, PyTree], Array] = squared_distance,
+) -> Partial:
+    """``E(x) + weight * distance(x, reference)``: ``x`` kept near a reference point.
+
+    With the default distance and ``weight = 1/(2σ²)`` this is the energy of ``x`` given a noisy copy
+    ``reference = x + σ ξ`` (recovery likelihood; Gao et al., arXiv 2012.08125).
+    """
+    return Partial(_condition, _as_partial(energy), _as_partial(distance), reference, weight)
+
+
+def _condition(energy: Energy, distance: Callable, reference: PyTree, weight: Array, x: PyTree) -> Array:
+    return value(energy, x) + weight * distance(x, reference)
+
+
+def latent(energy: Energy, generator: Generator, prior: Energy | None = None) -> Partial:
+    """``z -> E(G(z)) + prior(z)``: an energy seen through a generator.
+
+    Samples of it, pushed through ``G``, follow the *latent* density tilted by ``exp(-E(G(z)))``. That is not the
+    image-space density ``exp(-E(x))``: no Jacobian of ``G`` enters. Without a ``prior`` the latent density is
+    ``exp(-E(G(z)))`` alone, which need not be integrable; ``standard_normal`` is the usual prior.
+    """
+    generator = _as_partial(generator)
+    if prior is None:
+        return Partial(_latent, _as_partial(energy), generator)
+    return Partial(_latent_with_prior, _as_partial(energy), generator, _as_partial(prior))
+
+
+def _latent(energy: Energy, generator: Generator, z: PyTree) -> Array:
+    return value(energy, generator(z))
+
+
+def _latent_with_prior(energy: Energy, generator: Generator, prior: Energy, z: PyTree) -> Array:
+    return value(energy, generator(z)) + value(prior, z)
+
+
+def hat(energy: Energy, generator: Generator) -> Partial:
+    """``{"z": z, "y": y} -> E(G(z) + y)``: an energy of generator output plus residual (arXiv 2210.16486)."""
+    return Partial(_hat, _as_partial(energy), _as_partial(generator))
+
+
+def _hat(energy: Energy, generator: Generator, x: dict[str, PyTree]) -> Array:
+    return value(energy, generator(x["z"]) + x["y"])
+
+
+def gaussian(mean: PyTree, precision: PyTree) -> Partial:
+    """``½ (x-μ)ᵀ Λ (x-μ)`` of ``N(μ, Λ⁻¹)``; ``log Z = (d/2) log 2π - ½ log det Λ``.
+
+    ``mean`` is a pytree as ``x``; ``precision`` a matrix when ``mean`` is one vector, else a pytree of diagonal
+    precisions that broadcast against the leaves of ``mean``.
+    """
+    mean = jax.tree.map(jnp.asarray, mean)
+    precision = jax.tree.map(jnp.asarray, precision)
+    return Partial(_gaussian, mean, precision)
+
+
+def _gaussian(mean: PyTree, precision: PyTree, x: PyTree) -> Array:
+    def one(m: Array, p: Array, a: Array) -> Array:
+        centred = a - m
+        if p.ndim == 2 and m.ndim == 1:
+            return 0.5 * centred @ p @ centred
+        return 0.5 * jnp.sum(p * jnp.square(centred))
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(one, mean, precision, x))
+
+
+def standard_normal(x: PyTree) -> Array:
+    """``½‖x‖²`` over all leaves: the energy of N(0, I)."""
+    return 0.5 * jax.tree.reduce(jnp.add, jax.tree.map(lambda a: jnp.sum(jnp.square(a)), x))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Annealed:
+    """An energy that changes along a chain: ``function(step, x)`` is what step number ``step`` (from 0) descends."""
+
+    function: Callable[[Array, PyTree], Array]
+
+
+def anneal(function: Callable[..., Array], *arguments: PyTree) -> Annealed:
+    """The annealed energy ``(step, x) -> function(*arguments, step, x)``; ``step`` is an int32 scalar."""
+    return Annealed(Partial(function, *arguments))
+
+
+def at_step(energy: Energy | Annealed, step: Array) -> Energy:
+    """The plain energy in force at ``step``; an energy that is not annealed is the same at every step."""
+    if isinstance(energy, Annealed):
+        return Partial(energy.function, step)
+    return energy

@@ -1,0 +1,16 @@
+"""Kernels (`langevin`, and blackjax's `mala`, `hmc`, `nuts`) and the loop that runs them."""
+
+from jebm.mcmc.blackjax_kernels import hmc as hmc
+from jebm.mcmc.blackjax_kernels import mala as mala
+from jebm.mcmc.blackjax_kernels import nuts as nuts
+from jebm.mcmc.langevin import LangevinInfo as LangevinInfo
+from jebm.mcmc.langevin import LangevinKernel as LangevinKernel
+from jebm.mcmc.langevin import LangevinState as LangevinState
+from jebm.mcmc.langevin import from_half_step as from_half_step
+from jebm.mcmc.langevin import from_noise_scale as from_noise_scale
+from jebm.mcmc.langevin import langevin as langevin
+from jebm.mcmc.langevin import table_schedule as table_schedule
+from jebm.mcmc.run import Kernel as Kernel
+from jebm.mcmc.run import chain_keys as chain_keys
+from jebm.mcmc.run import sample as sample
+from jebm.mcmc.run import sample_chains as sample_chains

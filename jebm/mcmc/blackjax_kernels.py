@@ -1,0 +1,93 @@
+"""MALA, HMC and NUTS: blackjax's kernels, driven by an energy. Nothing is sampled here that blackjax does not sample."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.tree_util import Partial
+
+from jebm.energy import Energy, PyTree, value
+
+__all__ = ["BlackjaxKernel", "hmc", "mala", "nuts"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlackjaxKernel:
+    """A blackjax kernel for ``p(x) ∝ exp(-E(x)/T)``, in the form of `jebm.mcmc.run.Kernel`.
+
+    States and infos are blackjax's own NamedTuples (``state.position``, ``info.acceptance_rate``, ...).
+    """
+
+    energy: Energy
+    temperature: Array | float
+    parameters: dict[str, Any]
+    algorithm: str = dataclasses.field(metadata={"static": True})
+    num_integration_steps: int | None = dataclasses.field(metadata={"static": True})
+
+    def init(self, position: PyTree) -> Any:
+        """The blackjax state at ``position``."""
+        import blackjax
+
+        return getattr(blackjax, self.algorithm).init(position, self._log_density)
+
+    def step(self, key: Array, state: Any) -> tuple[Any, Any]:
+        """One blackjax step."""
+        import blackjax
+
+        parameters = dict(self.parameters)
+        if "inverse_mass_matrix" in parameters and parameters["inverse_mass_matrix"] is None:
+            parameters["inverse_mass_matrix"] = jnp.ones(optax.tree.size(state.position))
+        if self.num_integration_steps is not None:
+            parameters["num_integration_steps"] = self.num_integration_steps
+        return getattr(blackjax, self.algorithm).build_kernel()(key, state, self._log_density, **parameters)
+
+    def _log_density(self, x: PyTree) -> Array:
+        return -value(self.energy, x) / self.temperature
+
+
+def mala(energy: Energy, step_size: Array | float, temperature: Array | float = 1.0) -> BlackjaxKernel:
+    """The Metropolis-adjusted Langevin algorithm (``blackjax.mala``).
+
+    The proposal is ``x - ε ∇E/T + sqrt(2ε) ξ``: the Langevin step of this library has the same drift and noise with
+    ``step_size = ε / T``. The stationary law is ``exp(-E/T)`` exactly.
+    """
+    return _kernel("mala", energy, temperature, {"step_size": step_size})
+
+
+def hmc(
+    energy: Energy,
+    step_size: Array | float,
+    num_integration_steps: int,
+    temperature: Array | float = 1.0,
+    inverse_mass_matrix: Array | None = None,
+) -> BlackjaxKernel:
+    """Hamiltonian Monte Carlo (``blackjax.hmc``); ``inverse_mass_matrix`` is ones by default, over the flattened x."""
+    if num_integration_steps < 1:
+        raise ValueError(f"num_integration_steps must be at least 1, got {num_integration_steps}")
+    parameters = {"step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix}
+    return _kernel("hmc", energy, temperature, parameters, num_integration_steps)
+
+
+def nuts(
+    energy: Energy,
+    step_size: Array | float,
+    temperature: Array | float = 1.0,
+    inverse_mass_matrix: Array | None = None,
+) -> BlackjaxKernel:
+    """The no-U-turn sampler (``blackjax.nuts``); ``inverse_mass_matrix`` is ones by default, over the flattened x."""
+    return _kernel("nuts", energy, temperature, {"step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix})
+
+
+def _kernel(
+    algorithm: str,
+    energy: Energy,
+    temperature: Array | float,
+    parameters: dict[str, Any],
+    num_integration_steps: int | None = None,
+) -> BlackjaxKernel:
+    energy = energy if isinstance(energy, Partial) else Partial(energy)
+    return BlackjaxKernel(energy, temperature, parameters, algorithm, num_integration_steps)

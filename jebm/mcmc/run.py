@@ -1,0 +1,159 @@
+"""Running chains: one `lax.scan` drives any kernel; many chains are one `vmap` of it, with one key per chain."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from jebm import sharding
+from jebm.energy import PyTree
+
+__all__ = ["Kernel", "chain_keys", "sample", "sample_chains"]
+
+
+class Kernel(Protocol):
+    """A sampler: two pure functions, and a pytree (its parameters are leaves)."""
+
+    def init(self, position: PyTree) -> Any:
+        """The state at ``position``; it has an attribute ``position``."""
+
+    def step(self, key: Array, state: Any) -> tuple[Any, Any]:
+        """The next state, and a NamedTuple of what one may look at."""
+
+
+def chain_keys(key: Array, num_chains: int) -> Array:
+    """One key per chain, ``fold_in(key, i)``: chain i's key does not depend on how many chains there are."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains))
+
+
+def sample(
+    key: Array,
+    kernel: Kernel,
+    position: PyTree,
+    num_steps: int,
+    *,
+    trace: Sequence[str] | None = None,
+    positions_every: int = 0,
+) -> tuple[Any, dict[str, Array]]:
+    """Runs one chain from ``position``.
+
+    Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step stands outside
+    the loop: where nobody reads the last energy and gradient (a training chain), the compiler drops them, and a
+    chain of K steps costs K gradients.
+
+    Args:
+        key: a typed PRNG key, for this chain alone.
+        kernel: any kernel: `langevin`, `mala`, `hmc`, `nuts`, or your own.
+        position: one example, a pytree of floating arrays without a chain axis.
+        num_steps: at least 0; static.
+        trace: which fields of the kernel's info to record at each step, such as ``("energy", "gradient_norm")``;
+            by default the energy, where the kernel reports it.
+        positions_every: n > 0 also records ``info["position"]`` after steps n, 2n, ...
+
+    Returns:
+        The last state (``state.position``), and a dict from trace name to an array with a leading axis ``num_steps``
+        (``num_steps // positions_every`` for ``"position"``).
+
+    Raises:
+        ValueError: a negative number of steps, or a name that the kernel's info has not.
+    """
+    _check(num_steps, positions_every)
+    return _sample_jitted(key, kernel, position, num_steps, _names(trace), positions_every)
+
+
+def sample_chains(
+    key: Array,
+    kernel: Kernel,
+    positions: PyTree,
+    num_steps: int,
+    *,
+    trace: Sequence[str] | None = None,
+    positions_every: int = 0,
+    mesh: Mesh | None = None,
+) -> tuple[Any, dict[str, Array]]:
+    """Runs many independent chains, jitted; chain i is ``sample(chain_keys(key, n)[i], kernel, positions[i], ...)``.
+
+    A chain's draws depend neither on the number of chains nor on the devices they are spread over.
+
+    Args:
+        key: a typed PRNG key.
+        kernel: as in `sample`, shared by all chains.
+        positions: a pytree whose leaves have a leading chain axis.
+        num_steps: at least 0; static.
+        trace: as in `sample`.
+        positions_every: as in `sample`.
+        mesh: spread the chains over all devices of this mesh (`jebm.sharding.make_mesh`).
+
+    Returns:
+        As `sample`, with a leading chain axis on every leaf.
+
+    Raises:
+        ValueError: as `sample`; or a number of chains that the mesh's devices do not divide.
+    """
+    _check(num_steps, positions_every)
+    sizes = {leaf.shape[:1] for leaf in map(jnp.asarray, jax.tree.leaves(positions))}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(f"positions need one leading chain axis common to all leaves, got {sorted(sizes)}")
+    keys = chain_keys(key, sizes.pop()[0])
+    if mesh is not None:
+        keys, positions = sharding.shard_batch((keys, positions), mesh)
+    return _sample_chains_jitted(keys, kernel, positions, num_steps, _names(trace), positions_every)
+
+
+def _check(num_steps: int, positions_every: int) -> None:
+    if num_steps < 0 or positions_every < 0:
+        raise ValueError(f"num_steps and positions_every must be at least 0, got {num_steps}, {positions_every}")
+
+
+def _sample(
+    key: Array, kernel: Kernel, position: PyTree, num_steps: int, trace: tuple[str, ...] | None, positions_every: int
+) -> tuple[Any, dict[str, Array]]:
+    num_kept = num_steps // positions_every if positions_every else 0
+
+    def body(carry: tuple[Any, PyTree], k: Array) -> tuple[tuple[Any, PyTree], dict[str, Array]]:
+        state, kept = carry
+        state, info = kernel.step(jax.random.fold_in(key, k), state)
+        if num_kept:
+            # an index out of range drops the write, so only every n-th position lands
+            slot = jnp.where((k + 1) % positions_every == 0, (k + 1) // positions_every - 1, num_kept)
+            kept = jax.tree.map(lambda buffer, a: buffer.at[slot].set(a, mode="drop"), kept, state.position)
+        return (state, kept), _select(info, trace)
+
+    state = kernel.init(position)
+    kept = jax.tree.map(lambda a: jnp.zeros((num_kept, *a.shape), a.dtype), state.position) if num_kept else None
+    if num_steps == 0:
+        return state, {}
+    carry, traces = jax.lax.scan(body, (state, kept), jnp.arange(num_steps - 1))
+    (state, kept), last = body(carry, jnp.asarray(num_steps - 1))
+    traces = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), traces, last)
+    if num_kept:
+        traces["position"] = kept
+    return state, traces
+
+
+def _names(trace: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if trace is None else tuple(trace)
+
+
+def _select(info: Any, trace: tuple[str, ...] | None) -> dict[str, Array]:
+    if trace is None:
+        trace = tuple(name for name in ("energy",) if name in info._fields)
+    unknown = [name for name in trace if name not in info._fields]
+    if unknown:
+        raise ValueError(f"trace: {type(info).__name__} has no {unknown}; it has {list(info._fields)}")
+    return {name: getattr(info, name) for name in trace}
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "trace", "positions_every"))
+def _sample_jitted(key, kernel, position, num_steps, trace, positions_every):  # type: ignore[no-untyped-def]
+    return _sample(key, kernel, position, num_steps, trace, positions_every)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "trace", "positions_every"))
+def _sample_chains_jitted(keys, kernel, positions, num_steps, trace, positions_every):  # type: ignore[no-untyped-def]
+    run = lambda key, x: _sample(key, kernel, x, num_steps, trace, positions_every)  # noqa: E731
+    return jax.vmap(run)(keys, positions)

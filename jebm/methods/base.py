@@ -1,0 +1,37 @@
+"""What a model family is: a bundle of pure functions over one pytree state, as an optax transformation is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+State = Any
+Metrics = dict[str, Array]
+
+__all__ = ["Method"]
+
+
+class Method(NamedTuple):
+    """A model family. The trainer, checkpoints, evaluation and command line know nothing else of it.
+
+    Images are float32 NHWC in [-1, 1]; a batch is one such array. All functions are pure and may be jitted.
+
+    Attributes:
+        init: ``(key, batch) -> state``: a fresh state (parameters, optimisers, averages, dual variables, ...), one
+            pytree of arrays. ``batch`` gives shapes; it may be abstract under `jax.eval_shape`.
+        update: ``(key, state, batch) -> (state, metrics)``: one training iteration; metrics are float32 scalars.
+        generate: ``(key, state, n) -> images`` [n, H, W, C]; ``n`` is static.
+        energy: ``(state, images) -> energies`` [n], float32; lower is more like the data.
+        reconstruct: ``(key, state, images) -> images``, or None where the family has no encoder.
+        scores: ``(key, state, batch) -> dict`` of the family's own held-out scores, float32 scalars that average
+            over batches (reconstruction error, calibration gap, ...).
+        parameters: ``state -> {network name: parameter tree}``, for counting and looking.
+    """
+
+    init: Callable[[Array, Array], State]
+    update: Callable[[Array, State, Array], tuple[State, Metrics]]
+    generate: Callable[[Array, State, int], Array]
+    energy: Callable[[State, Array], Array]
+    reconstruct: Callable[[Array, State, Array], Array] | None
+    scores: Callable[[Array, State, Array], Metrics]
+    parameters: Callable[[State], dict[str, Any]]
