@@ -1,0 +1,99 @@
+"""From uint8 images to what networks see: float32 in [-1, 1].
+
+Sizes change once, on the host, before training; what is random happens on the device, from a key.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jebm.data.sources import DataError, Source, fingerprint
+
+__all__ = ["preprocess", "resize", "resize_source", "to_float", "to_uint8"]
+
+
+def to_float(images: Array | np.ndarray) -> Array:
+    """``2 x / 255 - 1``: uint8 to float32, 0 to exactly -1 and 255 to exactly 1."""
+    # one rounding of an exact integer: no backend's fused or reciprocal arithmetic can leave [-1, 1]
+    return (2.0 * jnp.asarray(images, jnp.float32) - 255.0) * np.float32(1 / 255)
+
+
+def to_uint8(images: Array | np.ndarray) -> Array:
+    """The nearest of the 256 levels, the inverse of `to_float`.
+
+    What lies outside [-1, 1] is clipped; what NaN becomes is undefined.
+    """
+    return jnp.round(jnp.clip(jnp.asarray(images) * 127.5 + 127.5, 0.0, 255.0)).astype(jnp.uint8)
+
+
+def preprocess(
+    key: Array, images: Array | np.ndarray, *, horizontal_flip: bool = False, dequantize: bool = False
+) -> Array:
+    """A training batch, float32 of the shape of ``images``; pure, to be called under ``jit``.
+
+    In training the key is ``jax.random.fold_in(data_key, step)``, so that a batch is a function of its step.
+
+    Args:
+        key: a typed key; unused when both options are off.
+        images: uint8 [N, H, W, C].
+        horizontal_flip: mirror each image, left to right, with probability 1/2.
+        dequantize: ``2 (x + u) / 256 - 1`` with u uniform in [0, 1) instead of ``2 x / 255 - 1``: the likelihood
+            of a density of these bounds that of the 256 levels (Theis et al., arXiv 1511.01844). The two scales
+            differ by the factor 255/256.
+    """
+    flip_key, noise_key = jax.random.split(key)
+    images = jnp.asarray(images)
+    if horizontal_flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    if dequantize:
+        levels = images.astype(jnp.float32) + jax.random.uniform(noise_key, images.shape)
+        # 255 + u may round up to 256
+        return jnp.minimum(levels / 128.0 - 1.0, np.nextafter(np.float32(1), np.float32(0)))
+    return to_float(images)
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [N, H, W, C] to [N, size, size, C], uint8.
+
+    Smaller images get a border of zeros, the image in the centre (an odd pixel goes below and to the right).
+    Larger square images whose side is a multiple of ``size`` are averaged over blocks, rounded half up.
+
+    Raises:
+        DataError: a size that neither rule reaches.
+    """
+    _, height, width, _ = images.shape
+    if max(height, width) <= size:
+        below, right = size - height, size - width
+        borders = ((0, 0), (below // 2, below - below // 2), (right // 2, right - right // 2), (0, 0))
+        return np.pad(images, borders)
+    if size < 1 or height != width or height % size:
+        sizes = [str(s) for s in range(1, height) if height == width and height % s == 0]
+        allowed = f"{', '.join(sizes)}, or " if sizes else ""
+        raise DataError(
+            f"image_size is {size} but the images are {height} x {width}; allowed are {allowed}"
+            f"{max(height, width)} and more (padded)"
+        )
+    factor = height // size
+    blocks = images.reshape(len(images), size, factor, size, factor, images.shape[3])
+    sums = blocks.sum((2, 4), dtype=np.int64)
+    return ((2 * sums + factor**2) // (2 * factor**2)).astype(np.uint8)
+
+
+def resize_source(source: Source, size: int | None) -> Source:
+    """Both splits at ``size`` (see `resize`), the step noted in ``source.steps``; None changes nothing."""
+    height, width, _ = source.image_shape
+    if size is None or (height, width) == (size, size):
+        return source
+    train, test = resize(source.train, size), resize(source.test, size)
+    how = "zero border" if max(height, width) < size or height != width else "block average"
+    return dataclasses.replace(
+        source,
+        train=train,
+        test=test,
+        fingerprint=fingerprint(train, test, source.train_labels, source.test_labels),
+        steps=(*source.steps, f"{height}x{width} to {size}x{size}, {how}"),
+    )

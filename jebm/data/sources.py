@@ -1,0 +1,206 @@
+"""Image sets by name: ``digits`` (bundled with scikit-learn) and ``npz:PATH``."""
+
+import dataclasses
+import difflib
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jebm.data.loader import permutation
+
+__all__ = ["DataError", "Source", "fingerprint", "load"]
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and the array."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """An image set in memory.
+
+    Attributes:
+        name: a short name for records and plots.
+        train: uint8 [N, H, W, C].
+        test: uint8 [M, H, W, C], held out.
+        train_labels: int32 [N], or None.
+        test_labels: int32 [M], or None.
+        num_classes: labels lie in ``0..num_classes - 1``; None without labels.
+        fingerprint: 16 hexadecimal digits over images and labels as they are here.
+        steps: what was done to the images since they were read, in order.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    num_classes: int | None
+    fingerprint: str
+    steps: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.train.shape[1:]
+
+
+def load(name: str) -> Source:
+    """The source called ``name``, both splits.
+
+    * ``digits``: 1,797 handwritten digits, 8 x 8 x 1, ten classes. The grey levels 0..16 become
+      ``floor(255 level / 16 + 1/2)``. The first 1,500 in a fixed random order train, the other 297 test.
+    * ``npz:PATH``: a numpy archive with ``x_train`` and ``x_test``, and perhaps ``y_train`` and ``y_test``; or
+      with ``x``, and perhaps ``y``, whose last tenth in a fixed random order tests. Images are uint8, [N, H, W]
+      or [N, H, W, C] with 1 or 3 channels; labels are integers from 0, an empty array of labels means none.
+
+    Raises:
+        DataError: no such source, or a file that is missing, broken, or holds other arrays than these.
+    """
+    kind, colon, argument = name.partition(":")
+    if colon and kind in READERS:
+        return READERS[kind](argument)
+    if name in BUNDLED:
+        return BUNDLED[name]()
+    known = [*BUNDLED, *(f"{kind}:PATH" for kind in READERS)]
+    if name.endswith(".npz"):
+        hint = f"; did you mean 'npz:{name}'?"
+    else:
+        near = difflib.get_close_matches(kind, [*BUNDLED, *READERS], n=1)
+        hint = f"; did you mean '{near[0] + ':PATH' if near[0] in READERS else near[0]}'?" if near else ""
+    raise DataError(f"no data source '{name}'; there are {', '.join(known)}{hint}")
+
+
+def fingerprint(*arrays: np.ndarray | None) -> str:
+    """16 hexadecimal digits of the SHA-256 over the arrays' dtypes, shapes and bytes; None is allowed."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _source(
+    name: str,
+    train: np.ndarray,
+    test: np.ndarray,
+    train_labels: np.ndarray | None,
+    test_labels: np.ndarray | None,
+) -> Source:
+    num_classes = None
+    if train_labels is not None and test_labels is not None:
+        num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    digest = fingerprint(train, test, train_labels, test_labels)
+    return Source(name, train, test, train_labels, test_labels, num_classes, digest)
+
+
+def _split(name: str, images: np.ndarray, labels: np.ndarray | None, num_test: int, seed: int = 0) -> Source:
+    order = permutation(seed, 0, len(images))
+    train, test = order[: len(images) - num_test], order[len(images) - num_test :]
+    if labels is None:
+        return _source(name, images[train], images[test], None, None)
+    return _source(name, images[train], images[test], labels[train], labels[test])
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    levels = digits.images.astype(np.int64)
+    images = ((levels * 255 + 8) // 16).astype(np.uint8)[..., None]
+    return _split("digits", images, digits.target.astype(np.int32), num_test=297)
+
+
+def _npz(argument: str) -> Source:
+    path = Path(argument).expanduser()
+    arrays = _read_npz(path)
+    if "x_train" in arrays:
+        if "x_test" not in arrays:
+            raise DataError(f"{path}: holds 'x_train' but no 'x_test'; give both, or all images as 'x'")
+        train, test = (_images(path, key, arrays[key]) for key in ("x_train", "x_test"))
+        if train.shape[1:] != test.shape[1:]:
+            raise DataError(
+                f"{path}: 'x_train' has images of {train.shape[1:]}, 'x_test' of {test.shape[1:]}; they must agree"
+            )
+        labelled = [key for key in ("y_train", "y_test") if key in arrays]
+        if len(labelled) == 1:
+            raise DataError(f"{path}: holds '{labelled[0]}' alone; give 'y_train' and 'y_test', or neither")
+        if not labelled:
+            return _source(path.stem, train, test, None, None)
+        labels = [
+            _labels(path, key, arrays[key], len(x)) for key, x in (("y_train", train), ("y_test", test))
+        ]
+        return _source(path.stem, train, test, labels[0], labels[1])
+    if "x" not in arrays:
+        raise DataError(f"{path}: no image array; wanted are 'x_train' and 'x_test', or 'x'")
+    images = _images(path, "x", arrays["x"])
+    if len(images) < 2:
+        raise DataError(f"{path}: 'x' holds one image; to be split it must hold at least 2")
+    labels_or_none = _labels(path, "y", arrays["y"], len(images)) if "y" in arrays else None
+    return _split(path.stem, images, labels_or_none, num_test=max(1, len(images) // 10))
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    wanted = ("x_train", "x_test", "y_train", "y_test", "x", "y")
+    key = "the archive"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(
+                    f"{path}: a bare array, not an .npz archive; write it by np.savez(path, x=array)"
+                )
+            arrays = {}
+            for name in wanted:
+                if name in file.files:
+                    key = f"'{name}'"
+                    arrays[name] = file[name]
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        reason = type(error).__name__
+        raise DataError(
+            f"{path}: cannot read {key}; not an .npz archive, or a broken one ({reason})"
+        ) from error
+    return {name: array for name, array in arrays.items() if name.startswith("x") or array.size}
+
+
+def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8:
+        problem = f"is {images.dtype}"
+        if np.issubdtype(images.dtype, np.floating):
+            bad = int(np.size(images) - np.isfinite(images).sum())
+            problem += f" with {bad:,} values that are NaN or infinite" if bad else ""
+        raise DataError(f"{path}: '{key}' {problem}; images must be uint8 in 0..255")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"{path}: '{key}' has shape {images.shape}; images are [N, H, W] or [N, H, W, C] with C = 1 or 3"
+        )
+    if images.size == 0:
+        raise DataError(f"{path}: '{key}' is empty, shape {images.shape}")
+    return images
+
+
+def _labels(path: Path, key: str, labels: np.ndarray, num_images: int) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num_images,):
+        raise DataError(
+            f"{path}: '{key}' is {labels.dtype} {labels.shape}; labels must be integers, one for each of the "
+            f"{num_images} images"
+        )
+    if labels.min() < 0 or labels.max() >= 2**31:
+        raise DataError(f"{path}: '{key}' runs from {labels.min()} to {labels.max()}; labels count from 0")
+    return labels.astype(np.int32)
+
+
+BUNDLED: dict[str, Callable[[], Source]] = {"digits": _digits}
+READERS: dict[str, Callable[[str], Source]] = {"npz": _npz}
