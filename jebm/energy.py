@@ -3,8 +3,8 @@
 An *energy* is a function of ONE example (any pytree of floating arrays without a batch axis) that returns a
 scalar, lower being more likely: ``p(x) ∝ exp(-E(x))``. Batches are ``jax.vmap``, gradients are ``jax.grad``.
 
-Every energy made here is a ``jax.tree_util.Partial``, a pytree whose leaves are the parameters: it can be handed
-to a jitted function, new parameters recompile nothing, and no constant is baked into a program.
+Every energy made here is a ``jax.tree_util.Partial``, a pytree whose leaves are the parameters: it can be
+handed to a jitted function, new parameters recompile nothing, and no constant is baked into a program.
 
     energy = jebm.energy.bind(lambda params, x: params["k"] * jnp.sum(x**2), {"k": 2.0})
     posterior = jebm.energy.sum(prior, likelihood)
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
@@ -39,6 +40,11 @@ def bind(function: Callable[..., Any], *arguments: PyTree) -> Partial:
 
 
 def _as_partial(function: Callable[..., Any]) -> Partial:
+    if not callable(function):
+        raise ValueError(
+            f"an energy or generator must be a function of one example, got {type(function).__name__}"
+            " (combine plain energies inside an annealed one's function)"
+        )
     return function if isinstance(function, Partial) else Partial(function)
 
 
@@ -67,7 +73,12 @@ def _scale(energy: Energy, factor: Array, x: PyTree) -> Array:
 
 
 def temper(energy: Energy, temperature: Array | float) -> Partial:
-    """``E(x) / temperature``: the density ``p(x)^(1/temperature)``, up to its normaliser."""
+    """``E(x) / temperature``: the density ``p(x)^(1/temperature)``, up to its normaliser.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
+    """
+    require(temperature, lambda a: a > 0, "temperature", "must be above 0")
     return Partial(_temper, _as_partial(energy), temperature)
 
 
@@ -88,7 +99,8 @@ def sum(*energies: Energy, weights: Sequence[float] | Array | None = None) -> Pa
 
 
 def _sum(energies: Sequence[Energy], weights: Array, x: PyTree) -> Array:
-    return jnp.dot(weights, jnp.stack([value(energy, x) for energy in energies]))
+    # not jnp.dot: an accelerator would round its factors to bfloat16 or TF32
+    return jnp.sum(weights * jnp.stack([value(energy, x) for energy in energies]))
 
 
 def mixture(
@@ -100,9 +112,10 @@ def mixture(
     weights that sum to 1 the mixture is normalised (``log Z = 0``).
 
     Raises:
-        ValueError: no energy, or lengths that differ.
+        ValueError: no energy, lengths that differ, or a negative weight.
     """
     energies = tuple(energies)
+    require(weights, lambda a: a >= 0, "weights of a mixture", "must be at least 0")
     log_weights = jnp.log(_weights("mixture", energies, weights))
     log_normalizers = _weights("mixture", energies, log_normalizers)
     return Partial(_mixture, tuple(map(_as_partial, energies)), log_weights - log_normalizers)
@@ -117,23 +130,38 @@ def _weights(name: str, energies: Sequence[Energy], weights: Sequence[float] | A
         raise ValueError(f"{name} needs at least one energy")
     weights = jnp.ones(len(energies)) if weights is None else jnp.asarray(weights, float)
     if weights.shape != (len(energies),):
-        raise ValueError(f"{name} of {len(energies)} energies needs {len(energies)} numbers, got {weights.shape}")
+        raise ValueError(f"{name} of {len(energies)} energies needs as many numbers, got {weights.shape}")
     return weights
 
 
 def negate(energy: Energy, coefficient: Array | float = 1.0) -> Partial:
     """``-coefficient * E(x)``; add it to another energy to say "like that one, unlike this one".
 
-    ``E_1 - α E_2`` is a density only where it is integrable: for Gaussians iff ``Λ_1 - α Λ_2`` is positive definite.
+    ``E_1 - α E_2`` is a density only where it is integrable: for Gaussians iff ``Λ_1 - α Λ_2`` is positive
+    definite.
     """
     return scale(energy, -jnp.asarray(coefficient, float))
 
 
 def squared_distance(x: PyTree, reference: PyTree) -> Array:
-    """``Σ (x - reference)²`` over all entries of all leaves."""
-    return jax.tree.reduce(
-        jnp.add, jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b), dtype=jnp.float32), x, reference)
-    )
+    """``Σ (x - reference)²`` over all entries of all leaves, summed in float32 or wider.
+
+    Raises:
+        ValueError: ``x`` and ``reference`` differ in structure or in a shape.
+    """
+    _require_like("reference", reference, x)
+    return _sum_of_squares(jax.tree.map(jnp.subtract, x, reference))
+
+
+def _sum_of_squares(x: PyTree) -> Array:
+    wide = lambda a: jnp.asarray(a, jnp.promote_types(jnp.result_type(a), jnp.float32))  # noqa: E731
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda a: jnp.sum(jnp.square(wide(a))), x))
+
+
+def _require_like(name: str, given: PyTree, x: PyTree) -> None:
+    shapes, expected = jax.tree.map(jnp.shape, given), jax.tree.map(jnp.shape, x)
+    if shapes != expected:
+        raise ValueError(f"{name} must have the structure and shapes of x, {expected}, got {shapes}")
 
 
 def condition(
@@ -157,9 +185,9 @@ def _condition(energy: Energy, distance: Callable, reference: PyTree, weight: Ar
 def latent(energy: Energy, generator: Generator, prior: Energy | None = None) -> Partial:
     """``z -> E(G(z)) + prior(z)``: an energy seen through a generator.
 
-    Samples of it, pushed through ``G``, follow the *latent* density tilted by ``exp(-E(G(z)))``. That is not the
-    image-space density ``exp(-E(x))``: no Jacobian of ``G`` enters. Without a ``prior`` the latent density is
-    ``exp(-E(G(z)))`` alone, which need not be integrable; ``standard_normal`` is the usual prior.
+    Samples of it, pushed through ``G``, follow the *latent* density tilted by ``exp(-E(G(z)))``. That is not
+    the image-space density ``exp(-E(x))``: no Jacobian of ``G`` enters. Without a ``prior`` the latent
+    density is ``exp(-E(G(z)))`` alone, which need not be integrable; ``standard_normal`` is the usual prior.
     """
     generator = _as_partial(generator)
     if prior is None:
@@ -181,14 +209,16 @@ def hat(energy: Energy, generator: Generator) -> Partial:
 
 
 def _hat(energy: Energy, generator: Generator, x: dict[str, PyTree]) -> Array:
-    return value(energy, generator(x["z"]) + x["y"])
+    image = generator(x["z"])
+    _require_like("the residual y", x["y"], image)  # or it would broadcast
+    return value(energy, image + x["y"])
 
 
 def gaussian(mean: PyTree, precision: PyTree) -> Partial:
     """``½ (x-μ)ᵀ Λ (x-μ)`` of ``N(μ, Λ⁻¹)``; ``log Z = (d/2) log 2π - ½ log det Λ``.
 
-    ``mean`` is a pytree as ``x``; ``precision`` a matrix when ``mean`` is one vector, else a pytree of diagonal
-    precisions that broadcast against the leaves of ``mean``.
+    ``mean`` is a pytree as ``x``; ``precision`` a matrix when ``mean`` is one vector, else a pytree of
+    diagonal precisions that broadcast against the leaves of ``mean``.
     """
     mean = jax.tree.map(jnp.asarray, mean)
     precision = jax.tree.map(jnp.asarray, precision)
@@ -199,7 +229,7 @@ def _gaussian(mean: PyTree, precision: PyTree, x: PyTree) -> Array:
     def one(m: Array, p: Array, a: Array) -> Array:
         centred = a - m
         if p.ndim == 2 and m.ndim == 1:
-            return 0.5 * centred @ p @ centred
+            return 0.5 * jnp.dot(centred, jnp.dot(p, centred, precision="highest"), precision="highest")
         return 0.5 * jnp.sum(p * jnp.square(centred))
 
     return jax.tree.reduce(jnp.add, jax.tree.map(one, mean, precision, x))
@@ -207,13 +237,13 @@ def _gaussian(mean: PyTree, precision: PyTree, x: PyTree) -> Array:
 
 def standard_normal(x: PyTree) -> Array:
     """``½‖x‖²`` over all leaves: the energy of N(0, I)."""
-    return 0.5 * jax.tree.reduce(jnp.add, jax.tree.map(lambda a: jnp.sum(jnp.square(a)), x))
+    return 0.5 * _sum_of_squares(x)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Annealed:
-    """An energy that changes along a chain: ``function(step, x)`` is what step number ``step`` (from 0) descends."""
+    """An energy that changes along a chain: step number ``step``, from 0, descends ``function(step, x)``."""
 
     function: Callable[[Array, PyTree], Array]
 
@@ -228,3 +258,17 @@ def at_step(energy: Energy | Annealed, step: Array) -> Energy:
     if isinstance(energy, Annealed):
         return Partial(energy.function, step)
     return energy
+
+
+def require(tree: PyTree, rule: Callable[[np.ndarray], Any], name: str, allowed: str) -> None:
+    """Raises ``ValueError("<name> <allowed>, got ...")`` unless ``rule`` holds at every known leaf."""
+    for leaf in jax.tree.leaves(tree, is_leaf=callable):
+        if is_concrete(leaf) and not np.all(rule(np.asarray(leaf))):
+            raise ValueError(f"{name} {allowed}, got {leaf}")
+
+
+def is_concrete(a: Any) -> bool:
+    """Whether ``a`` is a number or an array whose value is known, neither a function nor a tracer."""
+    return isinstance(a, int | float | np.ndarray | np.generic) or (
+        isinstance(a, Array) and not isinstance(a, jax.core.Tracer)
+    )

@@ -12,7 +12,7 @@ DATA_AXIS = "data"
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh over all devices (or the first ``num_devices``) with one axis, ``"data"``, for batches and chains.
+    """A mesh over all devices, or the first ``num_devices``, with one axis "data" for batches and chains.
 
     Raises:
         ValueError: more devices asked for than there are.
@@ -22,7 +22,8 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     if not 1 <= num_devices <= len(devices):
         raise ValueError(f"a mesh of {num_devices} devices was asked for; this process sees {len(devices)}")
     # Auto axes: banks are gathered by index and chains are vmapped over keys, which Explicit axes refuse
-    return jax.make_mesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:num_devices])
+    types, devices = (AxisType.Auto,), devices[:num_devices]
+    return jax.make_mesh((num_devices,), (DATA_AXIS,), axis_types=types, devices=devices)
 
 
 def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -1,4 +1,4 @@
-"""MALA, HMC and NUTS: blackjax's kernels, driven by an energy. Nothing is sampled here that blackjax does not sample."""
+"""MALA, HMC and NUTS: blackjax's kernels, driven by an energy."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,8 @@ import optax
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import Energy, PyTree, value
+from jebm.energy import Annealed, Energy, PyTree, require, value
+from jebm.mcmc.langevin import floating
 
 __all__ = ["BlackjaxKernel", "hmc", "mala", "nuts"]
 
@@ -19,7 +20,8 @@ __all__ = ["BlackjaxKernel", "hmc", "mala", "nuts"]
 class BlackjaxKernel:
     """A blackjax kernel for ``p(x) ∝ exp(-E(x)/T)``, in the form of `jebm.mcmc.run.Kernel`.
 
-    States and infos are blackjax's own NamedTuples (``state.position``, ``info.acceptance_rate``, ...).
+    States and infos are blackjax's own NamedTuples (``state.position``, ``info.acceptance_rate``, ...). Their
+    log densities are ``-E/T``, and ``info.energy`` of HMC and NUTS is the Hamiltonian, not E.
     """
 
     energy: Energy
@@ -32,7 +34,7 @@ class BlackjaxKernel:
         """The blackjax state at ``position``."""
         import blackjax
 
-        return getattr(blackjax, self.algorithm).init(position, self._log_density)
+        return getattr(blackjax, self.algorithm).init(jax.tree.map(floating, position), self._log_density)
 
     def step(self, key: Array, state: Any) -> tuple[Any, Any]:
         """One blackjax step."""
@@ -52,8 +54,8 @@ class BlackjaxKernel:
 def mala(energy: Energy, step_size: Array | float, temperature: Array | float = 1.0) -> BlackjaxKernel:
     """The Metropolis-adjusted Langevin algorithm (``blackjax.mala``).
 
-    The proposal is ``x - ε ∇E/T + sqrt(2ε) ξ``: the Langevin step of this library has the same drift and noise with
-    ``step_size = ε / T``. The stationary law is ``exp(-E/T)`` exactly.
+    The proposal is ``x - ε ∇E/T + sqrt(2ε) ξ``: the Langevin step of this library has the same drift and
+    noise with ``step_size = ε / T``. The stationary law is ``exp(-E/T)`` exactly.
     """
     return _kernel("mala", energy, temperature, {"step_size": step_size})
 
@@ -65,7 +67,10 @@ def hmc(
     temperature: Array | float = 1.0,
     inverse_mass_matrix: Array | None = None,
 ) -> BlackjaxKernel:
-    """Hamiltonian Monte Carlo (``blackjax.hmc``); ``inverse_mass_matrix`` is ones by default, over the flattened x."""
+    """Hamiltonian Monte Carlo (``blackjax.hmc``).
+
+    The momenta see ``E/T``; ``inverse_mass_matrix`` is over the flattened x, by default ones.
+    """
     if num_integration_steps < 1:
         raise ValueError(f"num_integration_steps must be at least 1, got {num_integration_steps}")
     parameters = {"step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix}
@@ -78,8 +83,9 @@ def nuts(
     temperature: Array | float = 1.0,
     inverse_mass_matrix: Array | None = None,
 ) -> BlackjaxKernel:
-    """The no-U-turn sampler (``blackjax.nuts``); ``inverse_mass_matrix`` is ones by default, over the flattened x."""
-    return _kernel("nuts", energy, temperature, {"step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix})
+    """The no-U-turn sampler (``blackjax.nuts``); ``inverse_mass_matrix`` as in `hmc`."""
+    parameters = {"step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix}
+    return _kernel("nuts", energy, temperature, parameters)
 
 
 def _kernel(
@@ -89,5 +95,9 @@ def _kernel(
     parameters: dict[str, Any],
     num_integration_steps: int | None = None,
 ) -> BlackjaxKernel:
+    if isinstance(energy, Annealed):
+        raise ValueError(f"{algorithm} needs an energy that is the same at every step, got an annealed one")
+    require(parameters["step_size"], lambda a: a > 0, "step_size", "must be above 0")
+    require(temperature, lambda a: a > 0, "temperature", "must be above 0")
     energy = energy if isinstance(energy, Partial) else Partial(energy)
     return BlackjaxKernel(energy, temperature, parameters, algorithm, num_integration_steps)

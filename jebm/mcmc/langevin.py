@@ -4,8 +4,8 @@ The one convention of this library: the target is ``p(x) ∝ exp(-E(x)/T)`` and 
 
     x' = x - η ∇E(x) + sqrt(2 η T) ξ,      ξ ~ N(0, I)
 
-with ``step_size`` η and ``temperature`` T. The step is not Metropolis-adjusted: on a Gaussian target of variance
-σ² its stationary variance is ``T σ² / (1 - η/(2σ²))``. ``jebm.mala`` is the adjusted kernel.
+with ``step_size`` η and ``temperature`` T. The step is not Metropolis-adjusted: on a Gaussian target of
+variance σ² its stationary variance is ``T σ² / (1 - η/(2σ²))``. ``jebm.mala`` is the adjusted kernel.
 
 Papers write the same step in other units; ``from_noise_scale`` and ``from_half_step`` convert them.
 """
@@ -21,7 +21,7 @@ import optax
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import Annealed, Energy, PyTree, at_step, value
+from jebm.energy import Annealed, Energy, PyTree, at_step, is_concrete, require, value
 
 ScalarOrSchedule = float | Array | Callable[[Array], Array]
 
@@ -51,7 +51,7 @@ class LangevinInfo(NamedTuple):
     """What one may look at after a step.
 
     Attributes:
-        energy: ``E(x')`` at the new position.
+        energy: ``E(x')`` at the new position (of an annealed energy, the one that the next step descends).
         gradient_norm: Euclidean norm of the gradient that drove the step.
         displacement: Euclidean norm of ``x' - x``, noise included.
     """
@@ -64,24 +64,41 @@ class LangevinInfo(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LangevinKernel:
-    """The pair ``init(position) -> state``, `step(key, state) -> (state, info)``, itself a pytree; see `langevin`."""
+    """``init(position) -> state`` and ``step(key, state) -> (state, info)``, a pytree; see `langevin`."""
 
     energy: Energy | Annealed
     step_size: PyTree
     temperature: ScalarOrSchedule
     max_displacement: PyTree
     box: tuple[PyTree, PyTree] | None
+    noise: PyTree
     blocks: tuple[str, ...] | None = dataclasses.field(metadata={"static": True})
 
     def init(self, position: PyTree) -> LangevinState:
-        """The state at ``position``: one evaluation of energy and gradient."""
-        position = jax.tree.map(_floating, position)
+        """The state at ``position``: one evaluation of energy and gradient.
+
+        Raises:
+            ValueError: a position of integers, without the kernel's blocks, or unlike the per-leaf
+                parameters.
+        """
+        position = jax.tree.map(floating, position)
+        if self.blocks is not None and not (isinstance(position, dict) and set(self.blocks) <= set(position)):
+            found = sorted(position) if isinstance(position, dict) else type(position).__name__
+            raise ValueError(f"blocks {list(self.blocks)} must be keys of a dict position, got {found}")
+        if self.noise is not None and jax.tree.map(lambda a: a.shape[1:], self.noise) != _shapes(position):
+            raise ValueError(
+                "noise must be as the position with a leading step axis; "
+                f"got shapes {_shapes(self.noise)} for a position of shapes {_shapes(position)}"
+            )
         step = jnp.zeros((), jnp.int32)
-        energy, gradient = self._evaluate(position, step, self.blocks and self.blocks[0])
+        energy, gradient = self._evaluate(position, step, self._first_block())
         return LangevinState(position, energy, gradient, step)
 
     def step(self, key: Array, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
         """One step; ``key`` is used for this step alone."""
+        if self.noise is not None:
+            read = lambda recorded: recorded.at[state.step].get(mode="fill", fill_value=jnp.nan)  # noqa: E731
+            return self.advance(jax.tree.map(read, self.noise), state)
         return self.advance(self.draw(key, state.position), state)
 
     def draw(self, key: Array, position: PyTree) -> PyTree:
@@ -102,10 +119,13 @@ class LangevinKernel:
                 position[block] = self._move(position[block], gradient, noise[block], state.step, block)
                 squared_norm += optax.tree.norm(gradient, squared=True)
         step = state.step + 1
-        energy, gradient = self._evaluate(position, step, self.blocks and self.blocks[0])
+        energy, gradient = self._evaluate(position, step, self._first_block())
         displacement = optax.tree.norm(optax.tree.sub(position, state.position))
         info = LangevinInfo(energy, jnp.sqrt(squared_norm), displacement)
         return LangevinState(position, energy, gradient, step), info
+
+    def _first_block(self) -> str | None:
+        return None if self.blocks is None else self.blocks[0]
 
     def _evaluate(self, position: PyTree, step: Array, block: str | None) -> tuple[Array, PyTree]:
         energy = at_step(self.energy, step)
@@ -138,47 +158,64 @@ def langevin(
     blocks: tuple[str, ...] | None = None,
     max_displacement: PyTree = None,
     box: tuple[PyTree, PyTree] | None = None,
+    noise: PyTree = None,
 ) -> LangevinKernel:
     """The Langevin kernel ``x' = x - η ∇E(x) + sqrt(2 η T) ξ``.
 
     Args:
         energy: function of one example (see `jebm.energy`), or an annealed energy.
-        step_size: η ≥ 0: a scalar, or a pytree with one entry per leaf of the position; an entry may be a schedule,
-            a function of the int32 step number. A leaf with step size 0 stays where it is.
+        step_size: η ≥ 0: a scalar, or a pytree with one entry per leaf of the position; an entry may be a
+            schedule, a function of the int32 step number. A leaf with step size 0 stays where it is.
         temperature: T ≥ 0, a scalar or a schedule. 0 is gradient descent.
-        blocks: top-level keys of a dict position, moved in this order within a step, each with the gradient at the
-            blocks already moved (``("z", "y")``: z first, then y with the new z). Costs one gradient per block.
-        max_displacement: bound M > 0 on the Euclidean norm of a leaf's drift ``η ∇E`` (longer drifts are rescaled to
-            M; noise is not touched), scalar or one entry per leaf, ``jnp.inf`` for none. *Changes the law sampled.*
-        box: ``(low, high)``, scalars or one entry per leaf: positions are reflected into it. *Changes the law
-            sampled*: as η → 0 it tends to the target restricted to the box.
+        blocks: top-level keys of a dict position, moved in this order within a step, each with the gradient
+            at the blocks already moved (``("z", "y")``: z first, then y with the new z). Costs one gradient
+            per block.
+        max_displacement: bound M > 0 on the Euclidean norm of a leaf's drift ``η ∇E`` (longer drifts are
+            rescaled to M; noise is not touched), scalar or one entry per leaf, ``jnp.inf`` for none. *Changes
+            the law sampled.*
+        box: ``(low, high)``, scalars or one entry per leaf: positions are reflected into it; ``-inf`` and
+            ``inf`` for none. *Changes the law sampled*: as η → 0 it tends to the target restricted to the
+            box.
+        noise: standard normals ξ drawn in advance, a pytree as the position with a leading step axis, instead
+            of draws from the key: for common random numbers, antithetic chains and parity tests. Steps past
+            its end give NaN.
 
     Returns:
-        A kernel with ``init(position) -> state`` and ``step(key, state) -> (state, info)``; a pytree, so that new
-        parameters, step sizes and temperatures retrace nothing.
+        A kernel with ``init(position) -> state`` and ``step(key, state) -> (state, info)``; a pytree, so that
+        new parameters, step sizes and temperatures retrace nothing.
 
     Raises:
-        ValueError: a negative step size, temperature or bound, or a box whose low side is not below the high side.
+        ValueError: a negative step size, temperature or bound, a box whose low side is not below the high
+            side or that is infinite on one side only, or no block.
 
     References:
-        Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations",
-        Bernoulli 2 (1996).
+        Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete
+        approximations", Bernoulli 2 (1996).
     """
-    _require(step_size, lambda a: a >= 0, "step_size", "must be at least 0")
-    _require(temperature, lambda a: a >= 0, "temperature", "must be at least 0")
-    _require(max_displacement, lambda a: a > 0, "max_displacement", "must be above 0 (jax.numpy.inf for no bound)")
+    require(step_size, lambda a: a >= 0, "step_size", "must be at least 0")
+    require(temperature, lambda a: a >= 0, "temperature", "must be at least 0")
+    require(max_displacement, lambda a: a > 0, "max_displacement", "must be above 0 (inf for no bound)")
     if box is not None:
-        for low, high in zip(jax.tree.leaves(box[0]), jax.tree.leaves(box[1]), strict=True):
-            if _is_concrete(low) and _is_concrete(high) and not np.all(np.asarray(low) < np.asarray(high)):
-                raise ValueError(f"box: low must be below high, got {low} and {high}")
+        _check_box(*box)
+    if blocks is not None and not blocks:
+        raise ValueError("blocks must name at least one key of the position, or be None")
     return LangevinKernel(
         energy=energy if isinstance(energy, Annealed | Partial) else Partial(energy),
         step_size=_schedules_to_partials(step_size),
         temperature=_schedules_to_partials(temperature),
         max_displacement=_schedules_to_partials(max_displacement),
         box=box,
+        noise=jax.tree.map(jnp.asarray, noise),
         blocks=None if blocks is None else tuple(blocks),
     )
+
+
+def _check_box(low: PyTree, high: PyTree) -> None:
+    if jax.tree.structure(low) != jax.tree.structure(high):  # type: ignore[operator]
+        raise ValueError(f"box: low and high must have the same entries, got {low} and {high}")
+    for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(high), strict=True):
+        if is_concrete(a) and is_concrete(b) and not np.all((a < b) & (np.isinf(a) == np.isinf(b))):
+            raise ValueError(f"box: low must be below high, both finite or both infinite, got {a} and {b}")
 
 
 def from_noise_scale(noise_scale: float, temperature: float) -> float:
@@ -190,9 +227,10 @@ def from_noise_scale(noise_scale: float, temperature: float) -> float:
 
 
 def from_half_step(step: float, temperature: float = 1.0) -> float:
-    """Step size η of ``x' = x - (s/2) ∇f/τ + sqrt(s) ξ`` (Welling and Teh 2011): ``η = s/(2τ)`` on f at ``T = τ``.
+    """Step size η of ``x' = x - (s/2) ∇f/τ + sqrt(s) ξ`` (Welling and Teh 2011): ``s/(2τ)`` on f at T = τ.
 
-    EC-VAE (arXiv 2311.04071, released code) uses s = 1e-6 and τ = 1e-5, hence η = 0.05 on the network's output f.
+    EC-VAE (arXiv 2311.04071, released code) uses s = 1e-6 and τ = 1e-5, hence η = 0.05 on the network's
+    output f.
     """
     return step / (2.0 * temperature)
 
@@ -206,10 +244,11 @@ def _lookup(values: Array, step: Array) -> Array:
     return values[jnp.minimum(step, values.shape[0] - 1)]
 
 
-def _floating(a: Any) -> Array:
+def floating(a: Any) -> Array:
+    """``a`` as a floating array; a ValueError where it is none."""
     a = jnp.asarray(a)
     if not jnp.issubdtype(a.dtype, jnp.floating):
-        raise ValueError(f"a position must be made of floating arrays, got dtype {a.dtype} of shape {a.shape}")
+        raise ValueError(f"a position must be made of floating arrays, got {a.dtype} of shape {a.shape}")
     return a
 
 
@@ -223,18 +262,35 @@ def _at(entry: ScalarOrSchedule, step: Array) -> Array:
 
 
 def _entry(tree: PyTree, block: str | None) -> PyTree:
-    return tree[block] if block is not None and isinstance(tree, dict) else tree
+    if block is None or not isinstance(tree, dict):
+        return tree
+    if block not in tree:
+        raise ValueError(f"step_size, max_displacement, box: no entry for block {block!r} in {sorted(tree)}")
+    return tree[block]
 
 
 def _per_leaf(tree: PyTree, x: PyTree, step: Array) -> PyTree:
     values = jax.tree.map(lambda entry: _at(entry, step), tree, is_leaf=callable)
     try:
-        return jax.tree.broadcast(values, x)
+        values = jax.tree.broadcast(values, x)
+        fits = all(jax.tree.leaves(jax.tree.map(_broadcasts_to, values, x)))
     except ValueError:
+        fits = False
+    if not fits:
         raise ValueError(
             "step_size, max_displacement and box take a scalar or one entry per leaf of the position; "
-            f"got {jax.tree.structure(values)} for a position {jax.tree.structure(x)}"
-        ) from None
+            f"got shapes {_shapes(values)} for a position of shapes {_shapes(x)}"
+        )
+    return values
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.shape, tree)
+
+
+def _broadcasts_to(entry: Any, leaf: Array) -> bool:
+    padded = (1,) * (leaf.ndim - jnp.ndim(entry)) + jnp.shape(entry)
+    return len(padded) == leaf.ndim and all(a in (1, b) for a, b in zip(padded, leaf.shape, strict=True))
 
 
 def _clip_norm(drift: Array, bound: Array) -> Array:
@@ -243,18 +299,7 @@ def _clip_norm(drift: Array, bound: Array) -> Array:
 
 
 def _reflect(x: Array, low: Array, high: Array) -> Array:
-    width = high - low
-    offset = jnp.mod(x - low, 2.0 * width)
-    return low + width - jnp.abs(width - offset)
-
-
-def _is_concrete(a: Any) -> bool:
-    return isinstance(a, int | float | np.ndarray | np.generic) or (
-        isinstance(a, Array) and not isinstance(a, jax.core.Tracer)
-    )
-
-
-def _require(tree: PyTree, rule: Callable[[np.ndarray], Any], name: str, allowed: str) -> None:
-    for leaf in jax.tree.leaves(tree, is_leaf=callable):
-        if _is_concrete(leaf) and not np.all(rule(np.asarray(leaf))):
-            raise ValueError(f"{name} {allowed}, got {leaf}")
+    offset = jnp.mod(jnp.abs(x - low), 2.0 * (high - low))
+    folded = low + jnp.minimum(offset, 2.0 * (high - low) - offset)
+    # inside nothing changes, not even by rounding, and infinite sides bound nothing
+    return jnp.where((low <= x) & (x <= high), x, jnp.clip(folded, low, high)).astype(x.dtype)

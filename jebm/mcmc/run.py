@@ -1,4 +1,4 @@
-"""Running chains: one `lax.scan` drives any kernel; many chains are one `vmap` of it, with one key per chain."""
+"""Running chains: one `lax.scan` drives any kernel; many chains are one `vmap`, with one key per chain."""
 
 import functools
 from collections.abc import Sequence
@@ -41,22 +41,22 @@ def sample(
 ) -> tuple[Any, dict[str, Array]]:
     """Runs one chain from ``position``.
 
-    Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step stands outside
-    the loop: where nobody reads the last energy and gradient (a training chain), the compiler drops them, and a
-    chain of K steps costs K gradients.
+    Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step stands
+    outside the loop: where nobody reads the last energy and gradient (a training chain), the compiler drops
+    them, and a chain of K steps costs K gradients.
 
     Args:
         key: a typed PRNG key, for this chain alone.
         kernel: any kernel: `langevin`, `mala`, `hmc`, `nuts`, or your own.
         position: one example, a pytree of floating arrays without a chain axis.
         num_steps: at least 0; static.
-        trace: which fields of the kernel's info to record at each step, such as ``("energy", "gradient_norm")``;
-            by default the energy, where the kernel reports it.
+        trace: which fields of the kernel's info to record at each step, such as
+            ``("energy", "gradient_norm")``; by default the energy, where the kernel reports it.
         positions_every: n > 0 also records ``info["position"]`` after steps n, 2n, ...
 
     Returns:
-        The last state (``state.position``), and a dict from trace name to an array with a leading axis ``num_steps``
-        (``num_steps // positions_every`` for ``"position"``).
+        The last state (``state.position``), and a dict from trace name to an array with a leading axis
+        ``num_steps`` (``num_steps // positions_every`` for ``"position"``).
 
     Raises:
         ValueError: a negative number of steps, or a name that the kernel's info has not.
@@ -75,9 +75,10 @@ def sample_chains(
     positions_every: int = 0,
     mesh: Mesh | None = None,
 ) -> tuple[Any, dict[str, Array]]:
-    """Runs many independent chains, jitted; chain i is ``sample(chain_keys(key, n)[i], kernel, positions[i], ...)``.
+    """Runs many independent chains, jitted.
 
-    A chain's draws depend neither on the number of chains nor on the devices they are spread over.
+    Chain i is ``sample(chain_keys(key, n)[i], kernel, positions[i], ...)``. A chain's draws depend neither on
+    the number of chains nor on the devices they are spread over.
 
     Args:
         key: a typed PRNG key.
@@ -106,11 +107,17 @@ def sample_chains(
 
 def _check(num_steps: int, positions_every: int) -> None:
     if num_steps < 0 or positions_every < 0:
-        raise ValueError(f"num_steps and positions_every must be at least 0, got {num_steps}, {positions_every}")
+        given = f"{num_steps}, {positions_every}"
+        raise ValueError(f"num_steps and positions_every must be at least 0, got {given}")
 
 
 def _sample(
-    key: Array, kernel: Kernel, position: PyTree, num_steps: int, trace: tuple[str, ...] | None, positions_every: int
+    key: Array,
+    kernel: Kernel,
+    position: PyTree,
+    num_steps: int,
+    trace: tuple[str, ...] | None,
+    positions_every: int,
 ) -> tuple[Any, dict[str, Array]]:
     num_kept = num_steps // positions_every if positions_every else 0
 
@@ -124,13 +131,14 @@ def _sample(
         return (state, kept), _select(info, trace)
 
     state = kernel.init(position)
-    kept = jax.tree.map(lambda a: jnp.zeros((num_kept, *a.shape), a.dtype), state.position) if num_kept else None
-    if num_steps == 0:
-        return state, {}
-    carry, traces = jax.lax.scan(body, (state, kept), jnp.arange(num_steps - 1))
-    (state, kept), last = body(carry, jnp.asarray(num_steps - 1))
-    traces = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), traces, last)
-    if num_kept:
+    kept: PyTree = None
+    if positions_every:
+        kept = jax.tree.map(lambda a: jnp.zeros((num_kept, *a.shape), a.dtype), state.position)
+    carry, traces = jax.lax.scan(body, (state, kept), jnp.arange(max(num_steps - 1, 0)))
+    if num_steps > 0:
+        (state, kept), last = body(carry, jnp.asarray(num_steps - 1))
+        traces = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), traces, last)
+    if positions_every:
         traces["position"] = kept
     return state, traces
 
@@ -154,6 +162,6 @@ def _sample_jitted(key, kernel, position, num_steps, trace, positions_every):  #
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "trace", "positions_every"))
-def _sample_chains_jitted(keys, kernel, positions, num_steps, trace, positions_every):  # type: ignore[no-untyped-def]
+def _sample_chains_jitted(keys, kernel, positions, num_steps, trace, positions_every):  # type: ignore
     run = lambda key, x: _sample(key, kernel, x, num_steps, trace, positions_every)  # noqa: E731
     return jax.vmap(run)(keys, positions)
