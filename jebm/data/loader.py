@@ -18,8 +18,8 @@ __all__ = ["Loader", "batch_indices", "permutation", "steps_per_epoch"]
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """A random order of ``range(num_examples)``, int64 and read-only, the same on every machine.
 
-    It sorts the raw Philox words under the key ``(seed, epoch)``: numpy keeps these words for ever, unlike the
-    draws of `numpy.random.Generator.permutation`.
+    It sorts the raw Philox words under the key ``(seed, epoch)``: numpy keeps these words for ever, which it
+    does not promise of `numpy.random.Generator.permutation`.
 
     Raises:
         ValueError: a seed or an epoch outside [0, 2**64).
@@ -85,7 +85,7 @@ class Loader:
     def batches(
         self, start_step: int, num_steps: int, place: Callable[[np.ndarray], Array] = jax.device_put
     ) -> Iterator[Array]:
-        """The ``num_steps`` batches from ``start_step`` on, on the device, each sent one step ahead of its use.
+        """The ``num_steps`` batches from ``start_step`` on, on the device, each sent a step ahead of its use.
 
         ``place`` sends a host array to where it is wanted (for a mesh: `jebm.sharding.shard_batch`).
         """

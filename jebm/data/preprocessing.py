@@ -40,8 +40,8 @@ def preprocess(
         key: a typed key; unused when both options are off.
         images: uint8 [N, H, W, C].
         horizontal_flip: mirror each image, left to right, with probability 1/2.
-        dequantize: ``2 (x + u) / 256 - 1`` with u uniform in [0, 1) instead of ``2 x / 255 - 1``: the likelihood
-            of a density of these bounds that of the 256 levels (Theis et al., arXiv 1511.01844). The two scales
+        dequantize: ``2 (x + u) / 256 - 1`` with u uniform in [0, 1) instead of ``2 x / 255 - 1``: a density
+            of these bounds the likelihood of the 256 levels (Theis et al., arXiv 1511.01844). The two scales
             differ by the factor 255/256.
     """
     flip_key, noise_key = jax.random.split(key)

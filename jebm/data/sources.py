@@ -54,9 +54,9 @@ def load(name: str) -> Source:
 
     * ``digits``: 1,797 handwritten digits, 8 x 8 x 1, ten classes. The grey levels 0..16 become
       ``floor(255 level / 16 + 1/2)``. The first 1,500 in a fixed random order train, the other 297 test.
-    * ``npz:PATH``: a numpy archive with ``x_train`` and ``x_test``, and perhaps ``y_train`` and ``y_test``; or
-      with ``x``, and perhaps ``y``, whose last tenth in a fixed random order tests. Images are uint8, [N, H, W]
-      or [N, H, W, C] with 1 or 3 channels; labels are integers from 0, an empty array of labels means none.
+    * ``npz:PATH``: a numpy archive with ``x_train`` and ``x_test``, and perhaps ``y_train`` and ``y_test``;
+      or with ``x``, and perhaps ``y``, whose last tenth in a fixed random order tests. Images are uint8,
+      [N, H, W] or [N, H, W, C] with 1 or 3 channels; labels are integers from 0, an empty array means none.
 
     Raises:
         DataError: no such source, or a file that is missing, broken, or holds other arrays than these.
@@ -126,8 +126,9 @@ def _npz(argument: str) -> Source:
             raise DataError(f"{path}: holds 'x_train' but no 'x_test'; give both, or all images as 'x'")
         train, test = (_images(path, key, arrays[key]) for key in ("x_train", "x_test"))
         if train.shape[1:] != test.shape[1:]:
+            shapes = f"{train.shape[1:]} and {test.shape[1:]}"
             raise DataError(
-                f"{path}: 'x_train' has images of {train.shape[1:]}, 'x_test' of {test.shape[1:]}; they must agree"
+                f"{path}: images of 'x_train' and 'x_test' have the shapes {shapes}; make them equal"
             )
         labelled = [key for key in ("y_train", "y_test") if key in arrays]
         if len(labelled) == 1:
