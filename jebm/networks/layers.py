@@ -1,0 +1,104 @@
+"""Small layers that the image networks share. Maps are [..., H, W, C], with or without batch axes."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from jebm.networks.initializers import uniform_fan_in, uniform_fan_in_transposed
+
+__all__ = [
+    "PointwiseConv", "Projection", "average_pool", "average_pool_to", "gated_linear_unit", "leaky_relu",
+    "nearest_upsample",
+]  # fmt: skip
+
+
+def leaky_relu(x: Array) -> Array:
+    """``max(x, 0.2 x)``."""
+    return jax.nn.leaky_relu(x, 0.2)
+
+
+def gated_linear_unit(x: Array) -> Array:
+    """``a * sigmoid(b)`` with ``a``, ``b`` the first and second half of the channels."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return a * jax.nn.sigmoid(b)
+
+
+def average_pool(x: Array) -> Array:
+    """Means of 2x2 blocks, [..., H, W, C] -> [..., H//2, W//2, C]; an odd last row or column is left out.
+
+    Raises:
+        ValueError: H or W below 2.
+    """
+    height, width = x.shape[-3] // 2, x.shape[-2] // 2
+    if height == 0 or width == 0:
+        raise ValueError(
+            f"a map of {x.shape[-3]}x{x.shape[-2]} cannot be halved: use larger images or fewer stages"
+        )
+    x = x[..., : 2 * height, : 2 * width, :]
+    return x.reshape(*x.shape[:-3], height, 2, width, 2, x.shape[-1]).mean((-4, -2))
+
+
+def average_pool_to(x: Array, size: int) -> Array:
+    """Block means, [..., H, W, C] -> [..., size, size, C]; H and W must be multiples of ``size``."""
+    height, width = x.shape[-3] // size, x.shape[-2] // size
+    return x.reshape(*x.shape[:-3], size, height, size, width, x.shape[-1]).mean((-4, -2))
+
+
+def nearest_upsample(x: Array) -> Array:
+    """Every pixel becomes 2x2 pixels, [..., H, W, C] -> [..., 2H, 2W, C]."""
+    *batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, height, 2, width, 2, channels))
+    return x.reshape(*batch, 2 * height, 2 * width, channels)
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution without bias as a matrix product; kernel [1, 1, in, out].
+
+    Attributes:
+        features: output channels.
+        stride: pixels from one output to the next.
+        kernel_init: initial law of the kernel.
+        dtype: compute dtype.
+    """
+
+    features: int
+    stride: int = 1
+    kernel_init: Initializer = uniform_fan_in
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., H, W, in] -> [..., ceil(H/stride), ceil(W/stride), features]."""
+        kernel: Any = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features), jnp.float32)
+        x = x[..., :: self.stride, :: self.stride, :]
+        return x.astype(self.dtype) @ kernel[0, 0].astype(self.dtype)
+
+
+class Projection(nn.Module):
+    """A vector becomes a map: the transposed convolution of a 1x1 map, as one matrix product.
+
+    ``y[h, w, o] = Σ_i z[i] K[h, w, i, o]``, kernel [size, size, in, out], no bias.
+
+    Attributes:
+        features: output channels.
+        size: height and width of the map.
+        kernel_init: initial law of the kernel.
+        dtype: compute dtype.
+    """
+
+    features: int
+    size: int = 4
+    kernel_init: Initializer = uniform_fan_in_transposed
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """[..., in] -> [..., size, size, features]."""
+        shape = (self.size, self.size, z.shape[-1], self.features)
+        kernel: Any = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        return jnp.einsum("...i,hwio->...hwo", z.astype(self.dtype), kernel.astype(self.dtype))
