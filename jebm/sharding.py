@@ -6,7 +6,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jebm.energy import PyTree
 
-__all__ = ["make_mesh", "replicate", "shard_batch"]
+__all__ = ["abstract_replicated", "make_mesh", "replicated", "shard_batch"]
 
 DATA_AXIS = "data"
 
@@ -42,6 +42,12 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, tree)
 
 
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A copy of every leaf on each device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that keeps a copy on each device of the mesh."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes and dtypes of ``tree`` with that sharding, as a target to restore onto."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)

@@ -1,0 +1,286 @@
+"""The command line. Only this module prints, and only this one exits."""
+
+import argparse
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jebm.config import Config, ConfigError, load_file, override
+
+if TYPE_CHECKING:
+    from jebm.evaluation import Record
+    from jebm.runs import Run
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a user's mistake."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
+    _quiet_logs()
+    from jebm.data import DataError
+    from jebm.training import Diverged, NoCheckpoint
+
+    try:
+        options.command(options)
+    except Diverged as error:
+        print(f"jebm: {error}", file=sys.stderr)
+        return 1
+    except (ConfigError, DataError, NoCheckpoint, _UserError) as error:
+        print(f"jebm: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"jebm: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+class _UserError(ValueError):
+    """A mistake on the command line."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jebm", description="Energy-based generative image models in JAX: train, sample, score."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example:  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(command=function)
+        return command
+
+    train = add(
+        "train", _train, "Train an experiment; goes on by itself where DIR holds checkpoints.",
+        "jebm train configs/digits/ec_vae.py --workdir runs/digits --set training.num_steps=500",
+    )  # fmt: skip
+    train.add_argument("config", metavar="CONFIG", help="a file with a function get_config()")
+    train.add_argument("--workdir", metavar="DIR", required=True, type=pathlib.Path, help="the run directory")
+    train.add_argument(
+        "--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="change one key; may be repeated"
+    )
+
+    sample = add(
+        "sample", _sample, "Draw samples from a trained model.",
+        "jebm sample runs/digits --num 64 --out samples.png",
+    )  # fmt: skip
+    sample.add_argument("dir", metavar="DIR", help="a run directory")
+    sample.add_argument("--num", type=int, default=64, help="how many (default 64)")
+    sample.add_argument(
+        "--out", type=pathlib.Path, required=True, help="a .png (a grid), an .npz (array 'x', uint8), or a folder"
+    )
+    sample.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    sample.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
+    sample.add_argument("--batch-size", type=int, default=256, help="images per call (default 256)")
+
+    evaluate = add(
+        "evaluate", _evaluate, "Score a trained model; one JSON record a metric in DIR/evaluation.",
+        "jebm evaluate runs/digits --metrics generation,ood",
+    )  # fmt: skip
+    evaluate.add_argument("dir", metavar="DIR", help="a run directory")
+    evaluate.add_argument(
+        "--metrics", help="comma-separated: generation, reconstruction, scores, ood (default: all)"
+    )
+    evaluate.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
+    evaluate.add_argument("--seed", type=int, help="of the draws (default: evaluation.seed of the run)")
+
+    report = add(
+        "report", _report, "Write one self-contained DIR/report.html: curves, sample grids, scores.",
+        "jebm report runs/digits",
+    )  # fmt: skip
+    report.add_argument("dir", metavar="DIR", help="a run directory")
+
+    configs = add("configs", _configs, "List the experiments, a line each.", "jebm configs --parameters")
+    configs.add_argument("--parameters", action="store_true", help="with parameter counts per network, by shape only")
+    configs.add_argument(
+        "--dir", type=pathlib.Path, default=pathlib.Path("configs"), help="where they lie (default: configs)"
+    )
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = override(load_file(options.config), options.set)
+    _enable_compilation_cache()
+    from jebm.runs import RunDirectory
+    from jebm.training import train
+
+    directory = RunDirectory(options.workdir)
+    train(config, directory, say=lambda line: print(f"jebm: {line}", flush=True))
+    records = []
+    if config.training.evaluate_at_end:
+        records = _score(_load(options.workdir), None, None)
+    _write_report(directory)
+    newest = sorted(directory.samples.glob("step_*.png"))
+    print(f"\ntrained {config.training.num_steps} steps")
+    if newest:
+        print(f"  sample grid   {newest[-1]}")
+    print(f"  metrics       {directory.metrics}")
+    if records:
+        print(f"  scores        {directory.evaluation}")
+    print(f"  report        {directory.report}")
+    print("next:")
+    print(f"  jebm sample {options.workdir} --num 100 --out samples.png")
+    if not records:
+        print(f"  jebm evaluate {options.workdir}")
+    print(f"  jebm train {options.config} --workdir {options.workdir} --set training.num_steps="
+          f"{2 * config.training.num_steps}")  # fmt: skip
+
+
+def _sample(options: argparse.Namespace) -> None:
+    if options.num < 1 or options.batch_size < 1 or options.seed < 0:
+        raise _UserError("--num and --batch-size must be at least 1, --seed at least 0")
+    kind = options.out.suffix.lower()
+    if kind not in (".png", ".npz", ""):
+        raise _UserError(f"--out {options.out}: give a .png, an .npz, or a folder (a name without a suffix)")
+    run = _load(options.dir, options.step)
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from jebm import images
+
+    size = min(options.batch_size, options.num)
+    draw = jax.jit(lambda key, state: run.method.generate(key, state, size))
+    batches = []
+    with tqdm(total=options.num, desc="sample", unit="image", disable=not sys.stderr.isatty()) as bar:
+        for i in range(-(-options.num // size)):
+            batches.append(images.to_uint8(draw(jax.random.fold_in(jax.random.key(options.seed), i), run.state)))
+            bar.update(min(size, options.num - bar.n))
+    x = np.concatenate(batches)[: options.num]
+    if kind == ".png":
+        images.save_png(options.out, images.grid(images.from_uint8(x)))
+    elif kind == ".npz":
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.out.with_name(options.out.name + ".tmp.npz")
+        np.savez(temporary, x=x)
+        temporary.replace(options.out)
+    else:
+        for i, image in enumerate(x):
+            images.save_png(options.out / f"{i:06d}.png", image, smallest_side=1)
+    print(f"{options.num} samples of step {run.step}: {options.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from jebm.evaluation import METRICS
+
+    metrics = tuple(options.metrics.split(",")) if options.metrics else None
+    for name in metrics or ():
+        if name not in METRICS:
+            raise _UserError(f"--metrics {name!r}: there are {', '.join(METRICS)}")
+    run = _load(options.dir, options.step)
+    _score(run, metrics, options.seed)
+    _write_report(run.directory)
+    print(f"records: {run.directory.evaluation}   report: {run.directory.report}")
+
+
+def _score(run: "Run", metrics: tuple[str, ...] | None, seed: int | None) -> "list[Record]":
+    """Evaluates, writes each record as soon as it is there, and prints a line for it."""
+    import jax
+
+    from jebm import evaluation
+    from jebm.config import config_hash
+    from jebm.training.loop import load_source
+
+    settings = run.config.evaluation
+    seed = settings.seed if seed is None else seed
+    source = load_source(run.config)
+    protocol = evaluation.run_protocol(
+        source, seed=seed, step=run.step, weights="ema", config_hash=config_hash(run.config)
+    )
+
+    def keep(records: "list[Record]") -> None:
+        for record in records:
+            evaluation.write(run.directory.evaluation, record)
+            print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
+
+    print(f"scores of step {run.step} (each record says how it was measured):")
+    try:
+        return evaluation.evaluate(
+            run.method, run.state, source, jax.random.key(seed), n=settings.num_samples, protocol=protocol,
+            metrics=metrics or evaluation.METRICS, batch_size=settings.batch_size, on_records=keep,
+        )  # fmt: skip
+    except ValueError as error:
+        raise _UserError(str(error)) from error
+
+
+def _report(options: argparse.Namespace) -> None:
+    from jebm.runs import RunDirectory
+
+    directory = RunDirectory(pathlib.Path(options.dir))
+    directory.read_config()
+    _write_report(directory)
+    print(f"report: {directory.report}")
+
+
+def _write_report(directory: Any) -> None:
+    from jebm import report
+
+    report.write(directory)
+
+
+def _configs(options: argparse.Namespace) -> None:
+    files = sorted(options.dir.rglob("*.py"))
+    if not files:
+        raise _UserError(f"no configurations in {str(options.dir)!r}: run it in the repository, or give --dir")
+    for path in files:
+        config = load_file(path)
+        print(f"{path}: {_first_line(path)}")
+        if options.parameters:
+            for name, count in parameter_counts(config).items():
+                print(f"    {name:12s} {count:>14,}")
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters per network, and their total; by shape only, no memory is used."""
+    import jax
+
+    from jebm import methods
+    from jebm.runs import abstract_state
+
+    networks = methods.build(config).parameters(abstract_state(config).method)
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in networks.items()}
+    return {**counts, "total": sum(counts.values())}
+
+
+def _first_line(path: pathlib.Path) -> str:
+    import ast
+
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+
+def _load(path: str | pathlib.Path, step: int | None = None) -> "Run":
+    _enable_compilation_cache()
+    from jebm.runs import load
+
+    return load(path, step)
+
+
+def _enable_compilation_cache() -> None:
+    """Compiled programs are kept between commands, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "jebm", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _quiet_logs() -> None:
+    import logging
+
+    for name in ("absl", "orbax", "jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""Typed, validated configuration.
+
+A configuration is a tree of frozen dataclasses. Each ``configs/**.py`` has one function ``get_config() -> Config``;
+``--set key.path=value`` replaces one field, parsed by the field's type; every check runs again on the result. The
+resolved tree goes as JSON into the run directory, and comes back from it.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+__all__ = [
+    "Config", "ConfigError", "DataConfig", "EvaluationConfig", "TrainingConfig", "check", "from_dict", "load_file",
+    "nearest", "override", "to_dict",
+]  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A wrong configuration; the message is one line naming the key, the value and what is allowed."""
+
+
+def check(config: Any, **rules: str) -> None:
+    """Checks numeric fields against rules such as ``">=0"``, ``">0"``, ``"in (0, 1)"``, ``"in [0, 1)"``.
+
+    Raises:
+        ConfigError: a field outside its range. None passes (a field whose value a rule will choose).
+    """
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if value is not None and not _RULES[rule](value):
+            raise ConfigError(f"{name}={value!r} is out of range: it must be {rule}")
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    ">0": lambda v: v > 0,
+    ">=0": lambda v: v >= 0,
+    ">=1": lambda v: v >= 1,
+    ">=2": lambda v: v >= 2,
+    "in [0, 1)": lambda v: 0 <= v < 1,
+    "in (0, 1]": lambda v: 0 < v <= 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and what is done to them.
+
+    Attributes:
+        source: ``"digits"`` (bundled) or ``"npz:PATH"``.
+        batch_size: images per training step, over all devices.
+        flip: mirror left-right with probability one half.
+        dequantize: add uniform noise of one grey level.
+    """
+
+    source: str = "digits"
+    batch_size: int = 128
+    flip: bool = False
+    dequantize: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, batch_size=">=1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop.
+
+    Attributes:
+        num_steps: training iterations.
+        log_every: steps between lines of ``metrics.jsonl``.
+        sample_every: steps between sample grids; 0 for none.
+        checkpoint_every: steps between checkpoints; one is always written at the end.
+        keep_checkpoints: how many of the newest stay.
+        num_samples: images in a grid.
+        evaluate_at_end: score the model when training ends (`jebm evaluate`).
+        seed: of initialisation, data order and every draw.
+    """
+
+    num_steps: int = 1000
+    log_every: int = 50
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    num_samples: int = 64
+    evaluate_at_end: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(
+            self, num_steps=">=1", log_every=">=1", sample_every=">=0", checkpoint_every=">=1",
+            keep_checkpoints=">=1", num_samples=">=1", seed=">=0",
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What `jebm evaluate` scores.
+
+    Attributes:
+        num_samples: generated images per score.
+        batch_size: images per call.
+        seed: of the draws.
+    """
+
+    num_samples: int = 10_000
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self, num_samples=">=2", batch_size=">=1", seed=">=0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment: a method's own configuration, and what every experiment has.
+
+    Attributes:
+        method: the model family's configuration; its class names the family (`jebm.methods.FAMILIES`).
+        data: `DataConfig`.
+        training: `TrainingConfig`.
+        evaluation: `EvaluationConfig`.
+    """
+
+    method: Any
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
+def load_file(path: str | pathlib.Path) -> Config:
+    """The configuration of a Python file with a function ``get_config()``.
+
+    Raises:
+        ConfigError: no such file, a file that does not run, or one without ``get_config() -> Config``.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        candidates = [str(p) for p in pathlib.Path("configs").rglob("*.py")]
+        raise ConfigError(f"no configuration file {str(path)!r}{nearest(str(path), candidates)}; see 'jebm configs'")
+    namespace: dict[str, Any] = {"__name__": "jebm_config", "__file__": str(path)}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)  # noqa: S102
+        config = namespace["get_config"]()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except KeyError:
+        raise ConfigError(f"{path} has no function get_config(): it is no configuration file") from None
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {_one_line(error)}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a jebm.config.Config")
+    return config
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """``config`` with ``key.path=value`` assignments applied, each parsed by the type of its field.
+
+    Raises:
+        ConfigError: a key that is not there, a value of another type, or one out of range.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment!r}: write key.path=value")
+        try:
+            config = _replace(config, key.split("."), text, key)
+        except ConfigError as error:
+            message = str(error)
+            raise ConfigError(message if key in message else f"{key}={text}: {message}") from None
+    return config
+
+
+def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
+    hints = typing.get_type_hints(type(node))
+    names = [field.name for field in dataclasses.fields(node)]
+    head, *rest = path
+    if head not in names:
+        where = key[: len(key) - len(".".join(path))].rstrip(".")
+        prefix = where + "." if where else ""
+        everything = [prefix + leaf for leaf in _leaves(node)]
+        raise ConfigError(
+            f"unknown key {key!r}{nearest(key, everything)}; {where or 'a configuration'} has: {', '.join(names)}"
+        )
+    child = getattr(node, head)
+    if dataclasses.is_dataclass(child):
+        if not rest:
+            raise ConfigError(f"{key!r} is a group of keys: {', '.join(_leaves(child))}")
+        return dataclasses.replace(node, **{head: _replace(child, rest, text, key)})
+    if rest:
+        raise ConfigError(f"unknown key {key!r}: {'.'.join(key.split('.')[: -len(rest)])!r} has no parts")
+    return dataclasses.replace(node, **{head: _parse(text, hints[head], key)})
+
+
+def _leaves(node: Any) -> list[str]:
+    out = []
+    for field in dataclasses.fields(node):
+        child = getattr(node, field.name)
+        out += [f"{field.name}.{leaf}" for leaf in _leaves(child)] if dataclasses.is_dataclass(child) else [field.name]
+    return out
+
+
+def _parse(text: str, kind: Any, key: str) -> Any:
+    if kind is str:
+        return text
+    if text.strip().lower() in ("true", "false", "none", "null"):
+        raw = {"true": True, "false": False}.get(text.strip().lower())
+    else:
+        try:
+            raw = json.loads(text.replace("(", "[").replace(")", "]"))
+        except json.JSONDecodeError:
+            raw = text
+    return _coerce(raw, kind, key)
+
+
+def _coerce(raw: Any, kind: Any, key: str) -> Any:
+    """``raw`` (from JSON) as a value of type ``kind``, or a ConfigError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    wrong = ConfigError(f"{key}={raw!r}: expected {_describe(kind)}")
+    if origin in (typing.Union, types.UnionType):
+        if raw is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            if option is not type(None):
+                try:
+                    return _coerce(raw, option, key)
+                except ConfigError:
+                    continue
+        raise wrong
+    if origin is Literal:
+        if raw not in arguments:
+            raise ConfigError(f"{key}={raw!r}: expected {_describe(kind)}{nearest(str(raw), map(str, arguments))}")
+        return raw
+    if origin is tuple:
+        if not isinstance(raw, list | tuple):
+            raise wrong
+        kinds = [arguments[0]] * len(raw) if arguments[1:] == (Ellipsis,) else list(arguments)
+        if len(kinds) != len(raw):
+            raise wrong
+        return tuple(_coerce(value, k, key) for value, k in zip(raw, kinds, strict=True))
+    if kind is bool and isinstance(raw, bool):
+        return raw
+    if kind is int and not isinstance(raw, bool) and isinstance(raw, int | float) and float(raw).is_integer():
+        return int(raw)
+    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return float(raw)
+    if kind is str and isinstance(raw, str):
+        return raw
+    raise wrong
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in arguments)
+    if origin is tuple:
+        return "a list such as " + ("[[64, 2], [128, 2]]" if typing.get_origin(arguments[0]) else "[1, 2]")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    return names.get(kind, str(kind))
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest of the allowed names, or nothing."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON types, with the family's name in ``method.family``."""
+    from jebm import methods
+
+    tree = json.loads(json.dumps(dataclasses.asdict(config)))
+    tree["method"] = {"family": methods.family_of(config.method), **tree["method"]}
+    return tree
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ConfigError: an unknown family, an unknown or missing key, or a value out of range.
+    """
+    from jebm import methods
+
+    method = dict(tree["method"])
+    family = method.pop("family", None)
+    if family not in methods.FAMILIES:
+        raise ConfigError(f"method.family={family!r}: expected one of {sorted(methods.FAMILIES)}")
+    return Config(
+        method=_build(methods.FAMILIES[family].config_class, method, "method"),
+        data=_build(DataConfig, tree["data"], "data"),
+        training=_build(TrainingConfig, tree["training"], "training"),
+        evaluation=_build(EvaluationConfig, tree["evaluation"], "evaluation"),
+    )
+
+
+def _build(kind: Any, tree: Mapping[str, Any], key: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = set(tree) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise ConfigError(f"unknown keys {sorted(f'{key}.{name}' for name in unknown)}")
+    values = {
+        name: _build(hints[name], raw, f"{key}.{name}")
+        if dataclasses.is_dataclass(hints[name])
+        else _coerce(raw, hints[name], f"{key}.{name}")
+        for name, raw in tree.items()
+    }
+    return kind(**values)
+
+
+def config_hash(config: Config) -> str:
+    """Sixteen hexadecimal digits that name a resolved configuration."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

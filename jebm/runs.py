@@ -1,0 +1,128 @@
+"""The run directory, and `jebm.load`: a trained model, ready to sample, score or restore."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jebm import methods
+from jebm.config import Config, ConfigError, from_dict, to_dict
+from jebm.methods.base import Method
+
+__all__ = ["Run", "RunDirectory", "abstract_state", "load"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Where a run's files lie."""
+
+    path: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        """``config.json``, fully resolved."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """``checkpoints/<step>/``."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> pathlib.Path:
+        """``samples/step_*.png``."""
+        return self.path / "samples"
+
+    @property
+    def evaluation(self) -> pathlib.Path:
+        """``evaluation/*.json``."""
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> pathlib.Path:
+        """``report.html``."""
+        return self.path / "report.html"
+
+    def write_config(self, config: Config) -> None:
+        """Writes ``config.json``, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.config.with_suffix(".tmp")
+        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        temporary.replace(self.config)
+
+    def read_config(self) -> Config:
+        """The configuration of the run.
+
+        Raises:
+            ConfigError: no run here, or a ``config.json`` that cannot be read.
+        """
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} is no run directory (it has no config.json): train one with 'jebm train'")
+        try:
+            return from_dict(json.loads(self.config.read_text()))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.config} cannot be read: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model.
+
+    Attributes:
+        directory: where it lies.
+        config: its configuration.
+        method: its bundle of functions.
+        state: the method's state, for ``method.generate(key, state, n)`` and the others.
+        step: the training iterations behind it.
+        meta: what the checkpoint says of itself.
+    """
+
+    directory: RunDirectory
+    config: Config
+    method: Method
+    state: Any
+    step: int
+    meta: dict[str, Any]
+
+
+def abstract_state(config: Config) -> Any:
+    """The shapes and dtypes of a run's whole state; no memory is used."""
+    from jebm.training.state import initial_state
+
+    method = methods.build(config)
+    size, channels = config.method.image_size, config.method.channels
+    batch = jax.ShapeDtypeStruct((config.data.batch_size, size, size, channels), jnp.float32)
+    return jax.eval_shape(lambda b: initial_state(method, config.training.seed, b), batch)
+
+
+def load(path: str | pathlib.Path, step: int | None = None) -> Run:
+    """The run in a directory, at its newest whole checkpoint or at that of ``step``.
+
+    Raises:
+        ConfigError: ``path`` is no run directory.
+        NoCheckpoint: it has no whole checkpoint (of that step).
+    """
+    from jebm.training.checkpoints import Checkpoints, NoCheckpoint
+
+    directory = RunDirectory(pathlib.Path(path))
+    config = directory.read_config()
+    if not directory.checkpoints.is_dir():
+        raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
+    checkpoints = Checkpoints(directory.checkpoints)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract_state(config)
+    )
+    try:
+        state, meta = checkpoints.restore(like, step)
+    finally:
+        checkpoints.close()
+    return Run(directory, config, methods.build(config), state.method, int(state.step), meta)

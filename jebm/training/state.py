@@ -1,0 +1,55 @@
+"""The whole of a run as one pytree, and its fingerprint."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jebm.methods.base import Method
+
+__all__ = ["TrainState", "fingerprint", "initial_state"]
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on.
+
+    The data position is the step: batches are a function of (seed, step). Step n draws from ``fold_in(key, n)``.
+
+    Attributes:
+        step: int32, iterations made.
+        key: the run's typed PRNG key; it never changes.
+        method: the family's own state.
+    """
+
+    step: Array
+    key: Array
+    method: Any
+
+
+def initial_state(method: Method, seed: int, batch: Array) -> TrainState:
+    """A fresh state; pure in ``seed``, so that it may be built under `jax.jit` or `jax.eval_shape`."""
+    init_key, key = jax.random.split(jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), key, method.init(init_key, batch))
+
+
+@jax.jit
+def fingerprint(state: Any) -> Array:
+    """uint32 [number of leaves]: a checksum of every leaf's bits, in which each entry has a weight of its own.
+
+    Computed where the arrays lie, so it costs no transfer and works on sharded ones. A checkpoint carries it, and a
+    restored state must give it again.
+    """
+    return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(state)])
+
+
+def _checksum(leaf: Array) -> Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).ravel()
+    position = jax.lax.iota(jnp.uint32, bits.size) if bits.size else jnp.zeros((0,), jnp.uint32)
+    weights = position * jnp.uint32(2654435761) | jnp.uint32(1)  # odd, so that no bit of an entry is lost
+    return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
