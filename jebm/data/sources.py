@@ -151,25 +151,23 @@ def _npz(argument: str) -> Source:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    wanted = ("x_train", "x_test", "y_train", "y_test", "x", "y")
-    key = "the archive"
+    arrays, reading = {}, "the archive"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with open(path, "rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise DataError(
                     f"{path}: a bare array, not an .npz archive; write it by np.savez(path, x=array)"
                 )
-            arrays = {}
-            for name in wanted:
-                if name in file.files:
-                    key = f"'{name}'"
-                    arrays[name] = file[name]
+            for name in {"x_train", "x_test", "y_train", "y_test", "x", "y"} & set(archive.files):
+                reading = f"'{name}'"
+                arrays[name] = archive[name]
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = type(error).__name__
         raise DataError(
-            f"{path}: cannot read {key}; not an .npz archive, or a broken one ({reason})"
+            f"{path}: cannot read {reading}; not an .npz archive, or a broken one ({reason})"
         ) from error
     return {name: array for name, array in arrays.items() if name.startswith("x") or array.size}
 

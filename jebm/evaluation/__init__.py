@@ -16,6 +16,7 @@ from jebm.evaluation.records import Record, run_protocol
 
 __all__ = [
     "METRICS", "Features", "Record", "Statistics", "auroc", "auroc_interval", "classifier_features",
-    "evaluate", "evaluate_generation", "evaluate_ood", "evaluate_reconstruction", "evaluate_scores", 
-    "frechet_distance", "generate_images", "outliers", "random_features", "run_protocol", "source_features", "statistics",
+    "evaluate", "evaluate_generation", "evaluate_ood", "evaluate_reconstruction", "evaluate_scores",
+    "frechet_distance", "generate_images", "outliers", "random_features", "run_protocol", "source_features",
+    "statistics",
 ]  # fmt: skip

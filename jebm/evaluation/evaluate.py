@@ -65,8 +65,8 @@ def evaluate_generation(
 ) -> list[Record]:
     """The Fréchet distance of ``n`` generated images to the test images, and what real images get.
 
-    Records ``frechet_distance`` and, for scale, ``frechet_distance_real``: as many training images (all, if there
-    are fewer than ``n``) against the same test images.
+    Records ``frechet_distance`` and, for scale, ``frechet_distance_real``: as many training images (all, if
+    there are fewer than ``n``) against the same test images.
 
     Args:
         method: the bundle.
@@ -129,7 +129,7 @@ def evaluate_reconstruction(
     protocol: Mapping[str, Any],
     batch_size: int = 256,
 ) -> list[Record]:
-    """The record ``reconstruction_error``: the mean of ``(x - reconstruct(x))²`` over test images and numbers.
+    """The record ``reconstruction_error``: the mean of ``(x - reconstruct(x))²`` over test images and pixels.
 
     Images are in [-1, 1], the reconstruction as it comes, not rounded. Nothing where there is no encoder.
 

@@ -5,6 +5,7 @@ in them are not FID, and compare only where ``weights_sha256`` is the same: anot
 weights.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from jebm.data import Loader, Source, to_float
 from jebm.evaluation.batches import map_batches
 
 __all__ = ["FeatureNetwork", "Features", "classifier_features", "random_features", "source_features"]
+
+BATCH_SIZE = 500  # images that pass a feature network at once
 
 
 class Features(NamedTuple):
@@ -75,33 +78,23 @@ def classifier_features(
         )
     network = FeatureNetwork(source.num_classes, num_features)
     params = _init(network, source, seed)
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
-
-    @jax.jit
-    def update(params: Any, state: Any, images: Array, labels: Array) -> tuple[Any, Any]:
-        def loss(params: Any) -> Array:
-            logits = _apply(network, params, images)[1]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
-
-    state = optimizer.init(params)
+    state = _optimizer(num_steps).init(params)
     # the loader shuffles examples; here these are their numbers, for images and labels alike
     loader = Loader(np.arange(len(source.train)), min(batch_size, len(source.train)), seed)
     for step in range(num_steps):
         chosen = loader.batch(step)
-        params, state = update(params, state, source.train[chosen], source.train_labels[chosen])
+        params, state = _update(
+            network, num_steps, params, state, source.train[chosen], source.train_labels[chosen]
+        )
 
-    classify = jax.jit(lambda images: _apply(network, params, images)[1].argmax(-1))
-    predicted = map_batches(lambda _, images: classify(images), source.test, 500)
+    logits = map_batches(lambda _, images: _apply(network, params, images)[1], source.test, BATCH_SIZE)
     declaration = {
         "feature_space": f"FD-classifier-{source.name}",
         "trained_on": {"source": source.name, "fingerprint": source.fingerprint, "split": "train"},
         "num_steps": num_steps,
         "batch_size": loader.batch_size,
         "optimizer": "adam, cosine decay from 0.001",
-        "test_accuracy": float((predicted == source.test_labels).mean()),
+        "test_accuracy": float((logits.argmax(-1) == source.test_labels).mean()),
     }
     return _features(network, params, source, declaration, seed)
 
@@ -120,25 +113,46 @@ def source_features(source: Source, *, seed: int = 0) -> Features:
 
 
 def _init(network: FeatureNetwork, source: Source, seed: int) -> Any:
-    return jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, *source.image_shape)))
+    return _jitted_init(network, source.image_shape, jax.random.key(seed))
 
 
+# weights are arguments, networks static: another seed compiles nothing, no program holds weights as constants
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _jitted_init(network: FeatureNetwork, shape: tuple[int, ...], key: Array) -> Any:
+    return network.init(key, jnp.zeros((1, *shape)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _apply(network: FeatureNetwork, params: Any, images: Array) -> Any:
     return network.apply(params, to_float(images))
+
+
+def _optimizer(num_steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _update(
+    network: FeatureNetwork, num_steps: int, params: Any, state: Any, images: Array, labels: Array
+) -> tuple[Any, Any]:
+    def loss(params: Any) -> Array:
+        logits = _apply(network, params, images)[1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, state = _optimizer(num_steps).update(jax.grad(loss)(params), state)
+    return optax.apply_updates(params, updates), state
 
 
 def _features(
     network: FeatureNetwork, params: Any, source: Source, declaration: dict[str, Any], seed: int
 ) -> Features:
-    compute = jax.jit(lambda images: _apply(network, params, images)[0])
-
     def function(images: np.ndarray) -> np.ndarray:
         if images.dtype != np.uint8 or images.shape[1:] != source.image_shape:
             raise ValueError(
                 f"got {images.dtype} images of {images.shape[1:]}; these features are of uint8 images of "
                 f"{source.image_shape}"
             )
-        return map_batches(lambda _, batch: compute(batch), images, 500)
+        return map_batches(lambda _, batch: _apply(network, params, batch)[0], images, BATCH_SIZE)
 
     digest = hashlib.sha256()
     layers: dict[str, Any] = {}

@@ -34,8 +34,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """``|m_a - m_b|² + tr S_a + tr S_b - 2 tr (S_a^½ S_b S_a^½)^½`` (Heusel et al., arXiv 1706.08500, eq. 6).
 
     The squared 2-Wasserstein distance of two Gaussians. It is biased: two samples of n from the same N(0, I)
-    in d dimensions are ``(2 d + d (d + 1) / 2) / n`` apart, to first order: compare only at equal n. A rounding
-    error below 0 gives 0.
+    in d dimensions are ``(2 d + d (d + 1) / 2) / n`` apart, to first order: compare only at equal n. What
+    rounding puts below 0 is 0.
 
     Raises:
         ValueError: statistics of different dimension, NaN or infinite, or a covariance that is not symmetric

@@ -83,12 +83,13 @@ def outliers(key: Array, images: np.ndarray) -> dict[str, np.ndarray]:
     n, height, width, channels = images.shape
     noise = jax.random.randint(noise_key, images.shape, 0, 256).astype(jnp.uint8)
     levels = jax.random.randint(level_key, (n, 1, 1, 1), 0, 256).astype(jnp.uint8)
-    pixels = jnp.asarray(images).reshape(n, height * width, channels)
-    shuffled = jax.vmap(jax.random.permutation)(jax.random.split(order_key, n), pixels)
+    words = np.asarray(jax.random.bits(order_key, (n, height * width, 1)))
+    pixels = np.asarray(images).reshape(n, height * width, channels)
+    shuffled = np.take_along_axis(pixels, words.argsort(1, kind="stable"), 1)
     return {
         "uniform_noise": np.asarray(noise),
         "constant": np.broadcast_to(np.asarray(levels), images.shape),
-        "shuffled": np.asarray(shuffled).reshape(images.shape),
+        "shuffled": shuffled.reshape(images.shape),
     }
 
 

@@ -1,0 +1,300 @@
+"""Whole measurements, of a model whose every answer is known; the feature networks."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jebm import data, evaluation
+from jebm.data import Source, to_float
+from jebm.evaluation.batches import map_batches
+from jebm.methods.base import Method
+
+SHAPE = (2, 3, 1)
+SIGMA = 0.15  # of a pixel, in units of [-1, 1]
+STATE = {"shift": jnp.array(0.0)}
+PROTOCOL = {"weights": "raw", "step": 7}
+
+
+def gaussian_images(key: jax.Array, n: int, mean: jax.Array | float = 0.0) -> jax.Array:
+    return mean + SIGMA * jax.random.normal(key, (n, *SHAPE))
+
+
+def source(num_train: int = 3000, num_test: int = 1001) -> Source:
+    x = np.asarray(data.to_uint8(gaussian_images(jax.random.key(99), num_train + num_test)))
+    return Source("gaussian", x[:num_train], x[num_train:], None, None, None, "0" * 16)
+
+
+def method(**functions) -> Method:
+    """Generates pixels of N(shift, σ²), reconstructs x + shift; the energy is the largest pixel."""
+    plain = Method(
+        init=lambda key, batch: STATE,
+        update=lambda key, state, batch: (state, {}),
+        generate=lambda key, state, n: gaussian_images(key, n, state["shift"]),
+        energy=lambda state, images: images.max((1, 2, 3)),
+        reconstruct=lambda key, state, images: images + state["shift"],
+        scores=lambda key, state, batch: {"mean": batch.mean(), "size": jnp.float32(len(batch))},
+        parameters=lambda state: {"all": state},
+    )
+    return plain._replace(**functions)
+
+
+PIXELS = evaluation.Features(
+    lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"}
+)
+
+
+# generation
+
+
+def test_generation_at_the_bias_of_real_images(key):
+    # d = 6, n against m: d σ² (1/n + 1/m) from the mean, and d (d + 1) / 8 σ² (2/n + 2/m) from the covariance
+    n, m, d = 1500, 1001, 6
+    generated, real = evaluation.evaluate_generation(
+        method(), STATE, source(), key, n, features=PIXELS, protocol=PROTOCOL, batch_size=400
+    )
+    expected = SIGMA**2 * (d + d * (d + 1) / 4) * (1 / n + 1 / m)
+    assert (generated.metric, real.metric) == ("frechet_distance", "frechet_distance_real")
+    # a sum of some 27 chi-squares: relative deviation sqrt(2 / 27); five of them up, three quarters down
+    for record in (generated, real):
+        assert record.n == n
+        assert 0.25 * expected < record.value < (1 + 5 * np.sqrt(2 / 27)) * expected
+    assert generated.protocol["n_reference"] == 1001
+    assert generated.protocol["features"] == {"feature_space": "pixels"}
+    assert generated.protocol["step"] == real.protocol["step"] == 7
+    assert generated.protocol["images_through_method"] == 1500
+    assert generated.protocol["network_evaluations_per_image"] is None
+    assert 0 < generated.protocol["generation_time_seconds"] <= generated.protocol["wall_time_seconds"]
+
+
+def test_generation_sees_a_shift(key):
+    state = {"shift": jnp.array(0.2)}
+    generated, _ = evaluation.evaluate_generation(
+        method(), state, source(), key, 1500, features=PIXELS, protocol={}, evaluations_per_image=3
+    )
+    # the mean alone: 6 * 0.2², its estimate deviating by 2 * 0.2 * sqrt(6 σ² (1/n + 1/m)) = 0.006
+    assert generated.value == pytest.approx(6 * 0.2**2, abs=0.03)
+    assert generated.protocol["network_evaluations_per_image"] == 3
+
+
+def test_generated_images_do_not_depend_on_how_many_are_wanted(key):
+    many = evaluation.generate_images(method(), STATE, key, 25, batch_size=10)
+    assert many.shape == (25, *SHAPE)
+    assert many.dtype == np.uint8
+    np.testing.assert_array_equal(
+        evaluation.generate_images(method(), STATE, key, 12, batch_size=10), many[:12]
+    )
+    assert len({image.tobytes() for image in many}) == 25
+    with pytest.raises(ValueError, match="0 images in batches of 10"):
+        evaluation.generate_images(method(), STATE, key, 0, batch_size=10)
+
+
+def test_generation_compiles_once(key):
+    traces = []
+
+    def generate(key, state, n):
+        traces.append(n)
+        return gaussian_images(key, n)
+
+    evaluation.generate_images(method(generate=generate), STATE, key, 25, batch_size=10)
+    assert traces == [10]
+
+
+def test_nan_is_never_a_number(key):
+    broken = method(
+        generate=lambda key, state, n: gaussian_images(key, n).at[0, 0, 0, 0].set(jnp.nan),
+        energy=lambda state, images: images.max((1, 2, 3)).at[3].set(jnp.inf),
+        reconstruct=lambda key, state, images: images / 0.0,
+        scores=lambda key, state, batch: {"gap": jnp.float32(jnp.nan)},
+    )
+    given = (broken, STATE, source(50, 40), key)
+    with pytest.raises(ValueError, match="3 of 25 generated images hold NaN"):
+        evaluation.evaluate_generation(*given, 25, features=PIXELS, protocol={}, batch_size=10)
+    with pytest.raises(ValueError, match="reconstruction_error came out as inf"):
+        evaluation.evaluate_reconstruction(*given, protocol={})
+    with pytest.raises(ValueError, match="score_gap came out as nan"):
+        evaluation.evaluate_scores(*given, protocol={})
+    with pytest.raises(ValueError, match="in_scores: 4 of 40 are NaN or infinite"):
+        evaluation.evaluate_ood(*given, protocol={}, batch_size=10)
+
+
+# reconstruction and scores
+
+
+def test_reconstruction_error(key):
+    record = evaluation.evaluate_reconstruction(method(), STATE, source(50, 40), key, protocol=PROTOCOL)[0]
+    assert (record.metric, record.value, record.n) == ("reconstruction_error", 0.0, 40)
+    state = {"shift": jnp.array(-0.5)}
+    record = evaluation.evaluate_reconstruction(
+        method(), state, source(50, 40), key, protocol={}, batch_size=17
+    )[0]
+    assert record.value == pytest.approx(0.25, rel=1e-6)
+    assert record.protocol["wall_time_seconds"] > 0
+    without = method(reconstruct=None)
+    assert evaluation.evaluate_reconstruction(without, STATE, source(50, 40), key, protocol={}) == []
+
+
+def test_reconstruction_of_a_part_batch_counts_each_image_once(key):
+    # the error of an image is its own first pixel, squared: exact mean over 40 images in batches of 17
+    images = source(50, 40)
+    first = method(reconstruct=lambda key, state, x: x + x[:, :1, :1])
+    (record,) = evaluation.evaluate_reconstruction(first, STATE, images, key, protocol={}, batch_size=17)
+    expected = np.square(np.asarray(to_float(images.test[:, 0, 0, 0]), float)).mean()
+    assert record.value == pytest.approx(expected, rel=1e-6)
+
+
+def test_scores_average_over_equal_batches(key):
+    images = source(50, 40)
+    mean, size = evaluation.evaluate_scores(method(), STATE, images, key, protocol=PROTOCOL, batch_size=14)
+    assert (mean.metric, size.metric) == ("score_mean", "score_size")
+    assert (size.value, size.n, mean.n) == (13.0, 39, 39)  # 3 batches of 13 rather than 2 of 14 and one of 12
+    assert mean.value == pytest.approx(float(to_float(images.test[:39]).mean()), rel=1e-5)
+
+
+# outliers
+
+
+def test_energies_of_outliers(key):
+    records = evaluation.evaluate_ood(
+        method(), STATE, source(50, 300), key, protocol=PROTOCOL, batch_size=128
+    )
+    values = {record.metric: record for record in records}
+    assert list(values) == ["auroc_uniform_noise", "auroc_constant", "auroc_shuffled"]
+    # the largest pixel stays the largest however pixels are moved: every outlier ties with its own image
+    assert values["auroc_shuffled"].value == 0.5
+    # a uniform level above the maximum of six N(0, σ²), whose mean is 1.267 σ: 1/2 (1 - 1.267 σ)
+    expected = (1 - 1.267 * SIGMA) / 2
+    assert values["auroc_constant"].value == pytest.approx(expected, abs=5 * np.sqrt(0.25 / 300))
+    assert values["auroc_uniform_noise"].value > 0.9
+    for record in records:
+        low, high = record.protocol["bootstrap_interval_95"]
+        assert low <= record.value <= high
+        assert record.n == record.protocol["n_outliers"] == 300
+        assert record.protocol["images_through_method"] == 600
+    assert values["auroc_constant"].protocol["auroc_of_compressed_size"] < 0.05
+
+
+def test_an_energy_with_the_sign_wrong_shows(key):
+    wrong = method(energy=lambda state, images: -jnp.square(images).sum((1, 2, 3)))
+    records = evaluation.evaluate_ood(wrong, STATE, source(50, 300), key, protocol={})
+    assert records[0].value < 0.05
+
+
+# all of them
+
+
+def test_evaluate_makes_the_records_asked_for(key):
+    groups = []
+    records = evaluation.evaluate(
+        method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, on_records=groups.append
+    )
+    assert [record.metric for record in records] == [
+        "frechet_distance", "frechet_distance_real", "reconstruction_error", "score_mean", "score_size",
+        "auroc_uniform_noise", "auroc_constant", "auroc_shuffled",
+    ]  # fmt: skip
+    assert sum(groups, []) == records
+    assert records[0].protocol["features"]["feature_space"] == "FD-random"
+    alone = evaluation.evaluate(
+        method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, metrics=("ood",)
+    )
+    assert [record.value for record in alone] == [record.value for record in records[-3:]]
+    with pytest.raises(
+        ValueError, match="no metric 'fid'; there are generation, reconstruction, scores, ood"
+    ):
+        evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol={}, metrics=("fid",))
+
+
+def test_records_of_an_evaluation_can_be_written(key, tmp_path):
+    from jebm.evaluation.records import read, write
+
+    images = source(120, 60)
+    protocol = evaluation.run_protocol(images, seed=0, step=5, weights="ema", config_hash=None)
+    for record in evaluation.evaluate(method(), STATE, images, key, n=50, protocol=protocol):
+        again = read(write(tmp_path, record))
+        assert (again.metric, again.value, again.n) == (record.metric, record.value, record.n)
+
+
+def test_map_batches_fills_up_and_drops():
+    x = np.arange(11)
+    sizes = []
+
+    def double(i, batch):
+        sizes.append(len(batch))
+        return 100 * i + 2 * batch
+
+    np.testing.assert_array_equal(map_batches(double, x, 4), 2 * x + 100 * (x // 4))
+    assert sizes == [4, 4, 4]
+    with pytest.raises(ValueError, match="0 images in batches of 4"):
+        map_batches(double, x[:0], 4)
+
+
+# feature networks
+
+
+@pytest.fixture(scope="module")
+def digits() -> Source:
+    return data.load("digits")
+
+
+def test_the_classifier_knows_digits(digits):
+    start = time.process_time()
+    features = evaluation.source_features(digits)
+    seconds = time.process_time() - start
+    declaration = features.declaration
+    assert declaration["feature_space"] == "FD-classifier-digits"
+    assert declaration["test_accuracy"] > 0.97
+    assert declaration["trained_on"]["fingerprint"] == digits.fingerprint
+    assert len(declaration["weights_sha256"]) == 64
+    assert seconds < 60  # processor time of all threads; wall time depends on who else is at work
+
+    real = features.function(digits.test)
+    assert real.shape == (297, 64)
+    # features tell what pixels' means and variances alone do not: the same digits two pixels to the right
+    held_out = evaluation.statistics(real)
+    train = evaluation.statistics(features.function(digits.train[:297]))
+    moved = evaluation.statistics(features.function(np.roll(digits.test, 2, 2)))
+    near, far = (evaluation.frechet_distance(s, held_out) for s in (train, moved))
+    assert far > 5 * near
+    # an image's features do not depend on the images around it
+    np.testing.assert_allclose(features.function(digits.test[7:8]), real[7:8], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"these features are of uint8 images of \(8, 8, 1\)"):
+        features.function(digits.test[:, :4])
+    with pytest.raises(ValueError, match="got float32 images"):
+        features.function(np.zeros((3, 8, 8, 1), np.float32))
+
+
+def test_training_is_a_function_of_the_seed(digits):
+    hashes = [
+        evaluation.classifier_features(digits, seed=seed, num_steps=3).declaration["weights_sha256"]
+        for seed in (0, 0, 1)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_random_features(digits):
+    features = evaluation.random_features(digits)
+    assert features.declaration["feature_space"] == "FD-random"
+    assert "test_accuracy" not in features.declaration
+    again, other = evaluation.random_features(digits), evaluation.random_features(digits, seed=1)
+    assert again.declaration == features.declaration
+    assert other.declaration["weights_sha256"] != features.declaration["weights_sha256"]
+    statistics = [
+        evaluation.statistics(features.function(x)) for x in (digits.test, np.roll(digits.test, 2, 2))
+    ]
+    assert evaluation.frechet_distance(*statistics) > 1
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (5, 9, 3)])
+def test_features_of_other_sizes(shape):
+    x = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    features = evaluation.source_features(Source("noise", x, x, None, None, None, "0" * 16))
+    values = features.function(x)
+    assert values.shape == (6, 64)
+    assert len(np.unique(values, axis=0)) == 6
+
+
+def test_a_classifier_needs_labels():
+    with pytest.raises(ValueError, match="source 'gaussian' has no labels"):
+        evaluation.classifier_features(source(20, 10))
