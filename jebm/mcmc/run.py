@@ -102,7 +102,9 @@ def sample_chains(
     keys = chain_keys(key, sizes.pop()[0])
     if mesh is not None:
         keys, positions = sharding.shard_batch((keys, positions), mesh)
-    return _sample_chains_jitted(keys, kernel, positions, num_steps, _names(trace), positions_every)
+    result = _sample_chains_jitted(keys, kernel, positions, num_steps, _names(trace), positions_every)
+    # what is the same in all chains, as the step count, comes back replicated otherwise
+    return result if mesh is None else sharding.shard_batch(result, mesh)
 
 
 def _check(num_steps: int, positions_every: int) -> None:

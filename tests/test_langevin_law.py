@@ -1,0 +1,249 @@
+"""The Langevin kernel's law after K steps is the exact one: mean, covariance and autocorrelation."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import langevin_cases as cases
+import numpy as np
+import pytest
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+from laws import accept, exact_law, gaussian_test, ks_test, reject, stationary_covariance
+
+import jebm
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.mark.parametrize("h", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("temperature", "num_steps"), [(0.6, 5), (1.7, 50)])
+def test_law_from_a_point(h, temperature, num_steps):
+    accept(cases.vector(h, temperature, num_steps).test())
+
+
+def test_law_from_a_gaussian():
+    accept(cases.vector(0.5, 0.6, 5, spread=np.array([[2.0, -0.7], [-0.7, 0.5]])).test())
+
+
+@pytest.mark.parametrize("make", [cases.per_leaf, cases.alternating, cases.scheduled, cases.annealed])
+def test_law_with(make):
+    accept(make().test())
+
+
+@pytest.mark.parametrize("h", [0.5, 1.0])
+def test_stationary_law_is_the_inflated_one_not_the_target(h):
+    stationary = stationary_covariance(cases.PRECISION, h / cases.LARGEST, 0.6)
+    case = cases.vector(h, 0.6, 20, spread=stationary)
+    samples = case.sample(case.kernel)[0]
+    _, _, product = exact_law(case.moves, case.start, case.spread)
+    mean = cases.MEAN + product @ (cases.START - cases.MEAN)
+    accept(gaussian_test(samples, mean, stationary))
+    reject(gaussian_test(samples, mean, 0.6 * np.linalg.inv(cases.PRECISION)))
+
+
+def joint_law_of_records(case, every):
+    """Mean and covariance of (x_n, x_2n, ...): ``Cov(x_j, x_i) = A^(j-i) V_i``, the autocorrelation."""
+    count, d = len(case.moves) // every, len(case.start)
+    mean, covariance = np.zeros(count * d), np.zeros((count * d, count * d))
+    for i, j in itertools.combinations_with_replacement(range(count), 2):
+        mean_i, covariance_i, _ = exact_law(case.moves[: (i + 1) * every], case.start, case.spread)
+        _, _, product = exact_law(case.moves[(i + 1) * every : (j + 1) * every], case.start, case.spread)
+        rows, columns = slice(j * d, (j + 1) * d), slice(i * d, (i + 1) * d)
+        mean[columns] = mean_i
+        covariance[rows, columns] = product @ covariance_i
+        covariance[columns, rows] = (product @ covariance_i).T
+    return mean, covariance
+
+
+def test_autocorrelation():
+    case = cases.vector(0.5, 0.6, 9)
+    records = case.sample(case.kernel, positions_every=3)[1]
+    accept(gaussian_test(records, *joint_law_of_records(case, 3)))
+    reject(gaussian_test(records, *joint_law_of_records(cases.vector(0.55, 0.6, 9), 3)))
+    shuffled = records.copy()
+    shuffled[:, :2] = np.roll(records[:, :2], 1, axis=0)  # the right law at each time, but no memory
+    reject(gaussian_test(shuffled, *joint_law_of_records(case, 3)))
+
+
+def recursion(case, noise, dtype):
+    """The moves with given noise, in numpy."""
+    x = case.start.astype(dtype)
+    for move, xi in zip(case.moves, noise.astype(dtype), strict=True):
+        d = np.asarray(move.step_sizes)
+        x = x - d * (move.precision @ (x - move.mean)) + np.sqrt(2 * move.temperature * d) * xi
+    return x
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(False, 2e-6), (True, 1e-14)])
+def test_float32_and_float64_follow_the_recursion(x64, tolerance):
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        case = cases.vector(0.3, 1.7, 40)
+        energy = jebm.energy.gaussian(jnp.asarray(cases.MEAN, dtype), jnp.asarray(cases.PRECISION, dtype))
+        noise = np.random.default_rng(3).normal(size=(40, 2))
+        kernel = jebm.langevin(energy, 0.3 / cases.LARGEST, 1.7, noise=jnp.asarray(noise, dtype))
+        state, _ = jebm.sample(jax.random.key(0), kernel, jnp.asarray(cases.START, dtype), 40)
+        assert state.position.dtype == state.energy.dtype == dtype
+        np.testing.assert_allclose(state.position, recursion(case, noise, np.float64), atol=tolerance)
+
+
+def test_law_in_float64():
+    with jax.enable_x64(True):
+        case = cases.vector(0.5, 0.6, 8)
+        positions = jnp.tile(jnp.asarray(cases.START), (cases.NUM_CHAINS, 1))
+        energy = jebm.energy.gaussian(cases.MEAN, cases.PRECISION)
+        kernel = jebm.langevin(energy, 0.5 / cases.LARGEST, 0.6)
+        state, _ = jebm.sample_chains(jax.random.key(1), kernel, positions, 8)
+        assert state.position.dtype == jnp.float64
+        accept(gaussian_test(state.position, *exact_law(case.moves, case.start, case.spread)[:2]))
+
+
+def test_half_precision_positions_stay_in_their_dtype_with_float32_energies():
+    kernel = jebm.langevin(jebm.energy.standard_normal, 0.1)
+    state, info = jebm.sample(jax.random.key(0), kernel, jnp.ones(3, jnp.bfloat16), 3)
+    assert state.position.dtype == jnp.bfloat16
+    assert state.energy.dtype == info["energy"].dtype == jnp.float32
+
+
+def test_zero_temperature_is_gradient_descent_and_zero_step_size_stands_still():
+    energy = cases.joint_energy()
+    x = {"a": jnp.array([0.3, -1.0]), "b": jnp.array(2.0)}
+    gradient = jax.grad(energy)(x)
+    kernel = jebm.langevin(energy, {"a": 0.1, "b": 0.0}, 0.0)
+    state, _ = jebm.sample(jax.random.key(0), kernel, x, 1)
+    np.testing.assert_allclose(state.position["a"], x["a"] - 0.1 * gradient["a"], rtol=1e-6)
+    assert state.position["b"] == x["b"]
+
+
+def test_info_reports_energy_gradient_norm_and_displacement():
+    kernel = cases.vector(0.5, 0.6, 1).kernel
+    before = kernel.init(jnp.asarray(cases.START, jnp.float32))
+    after, info = kernel.step(jax.random.key(5), before)
+    np.testing.assert_allclose(info.energy, kernel.energy(after.position), rtol=1e-6)
+    gradient = cases.PRECISION @ (cases.START - cases.MEAN)
+    np.testing.assert_allclose(info.gradient_norm, np.linalg.norm(gradient), rtol=1e-6)
+    moved = np.linalg.norm(np.asarray(after.position, np.float64) - cases.START)
+    np.testing.assert_allclose(info.displacement, moved, rtol=1e-6)
+    assert after.step == 1
+
+
+def test_info_of_alternating_blocks_joins_the_gradients_that_drove_the_step():
+    case = cases.alternating()
+    kernel = jebm.langevin(cases.joint_energy(), {"z": 0.6, "y": 0.25}, 0.0, blocks=("z", "y"))
+    _, unravel = ravel_pytree(case.template)
+    after, info = kernel.step(jax.random.key(0), kernel.init(unravel(jnp.asarray(case.start, jnp.float32))))
+    half = case.start.copy()
+    first = (cases.JOINT_PRECISION @ (case.start - cases.JOINT_MEAN))[1:]
+    half[1:] -= 0.6 * first
+    second = (cases.JOINT_PRECISION @ (half - cases.JOINT_MEAN))[:1]
+    norm = np.linalg.norm(np.concatenate([first, second]))
+    np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-6)
+    np.testing.assert_allclose(after.position["y"], [[half[0] - 0.25 * second[0]]], rtol=1e-5)
+
+
+# Clipping and reflection
+
+
+def test_clip_bounds_the_drift_of_each_leaf_of_each_example_and_leaves_its_direction():
+    energy = cases.joint_energy()
+    bounds, step_size = {"a": 0.9, "b": np.inf}, 0.5
+    kernel = jebm.langevin(energy, step_size, 0.0, max_displacement=bounds)
+    rng = np.random.default_rng(4)
+    x = {
+        "a": jnp.asarray(rng.normal(size=(64, 2)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=64), jnp.float32),
+    }
+    state, _ = jebm.sample_chains(jax.random.key(0), kernel, x, 1)
+    drift = jax.tree.map(lambda g: step_size * g, jax.vmap(jax.grad(energy))(x))
+    norms = np.linalg.norm(drift["a"], axis=1, keepdims=True)
+    assert 10 < np.sum(norms > 0.9) < 54
+    np.testing.assert_allclose(
+        x["a"] - state.position["a"], drift["a"] * np.minimum(1.0, 0.9 / norms), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(x["b"] - state.position["b"], drift["b"], rtol=1e-5, atol=1e-6)
+
+
+def test_clip_leaves_the_noise_alone():
+    kernel = jebm.langevin(cases.joint_energy(), 0.5, 0.6, max_displacement=0.01)
+    cold = jebm.langevin(cases.joint_energy(), 0.5, 0.0, max_displacement=0.01)
+    x = {"a": jnp.array([3.0, -1.0]), "b": jnp.array(2.0)}
+    noise = {"a": jnp.array([10.0, -20.0]), "b": jnp.array(30.0)}
+    hot_move, cold_move = (k.advance(noise, k.init(x))[0].position for k in (kernel, cold))
+    difference = jax.tree.map(lambda a, b: a - b, hot_move, cold_move)
+    jax.tree.map(lambda d, xi: np.testing.assert_allclose(d, np.sqrt(0.6) * xi, rtol=1e-5), difference, noise)
+
+
+def move_by(offset, x):
+    return -jnp.sum(offset * x)
+
+
+@pytest.mark.parametrize(
+    ("target", "reflected"),
+    [(2.5, 1.5), (-1.25, -0.75), (6.0, 0.0), (-5.5, 0.5), (8.25, 1.75), (2.0, 2.0), (-1.0, -1.0), (0.3, 0.3)],
+)
+def test_reflection_of_known_points(target, reflected):
+    kernel = jebm.langevin(jebm.energy.bind(move_by, jnp.float32(target)), 1.0, 0.0, box=(-1.0, 2.0))
+    state, _ = jebm.sample(jax.random.key(0), kernel, jnp.zeros(()), 1)
+    assert state.position == jnp.float32(reflected)
+
+
+def test_an_infinite_box_bounds_nothing_and_boxes_are_per_leaf():
+    box = ({"a": -jnp.inf, "b": -0.1}, {"a": jnp.inf, "b": 0.7})
+    free, boxed = (jebm.langevin(jebm.energy.standard_normal, 0.5, 2.0, box=b) for b in (None, box))
+    x = {"a": jnp.zeros((500, 2)), "b": jnp.zeros((500, 3))}
+    positions = [jebm.sample_chains(jax.random.key(0), k, x, 1)[0].position for k in (free, boxed)]
+    np.testing.assert_array_equal(positions[0]["a"], positions[1]["a"])
+    low, high = np.float32(-0.1), np.float32(0.7)
+    assert positions[1]["b"].min() >= low
+    assert positions[1]["b"].max() <= high
+    assert positions[0]["b"].max() > 1.0
+
+
+def constant(x):
+    return 0.0 * jnp.sum(x)
+
+
+def test_reflection_keeps_the_uniform_law_at_any_step_size():
+    x = jax.random.uniform(jax.random.key(1), (cases.NUM_CHAINS,), minval=-0.4, maxval=1.1)
+    uniform = scipy.stats.uniform(-0.4, 1.5).cdf
+    kernel = jebm.langevin(constant, 0.3, 0.7, box=(-0.4, 1.1))
+    position = jebm.sample_chains(jax.random.key(2), kernel, x, 3)[0].position
+    accept(ks_test(position, uniform))
+    assert np.mean(np.abs(position - x)) > 0.3  # they moved
+    free = jebm.sample_chains(jax.random.key(2), jebm.langevin(constant, 0.3, 0.7), x, 1)[0].position
+    reject(ks_test(np.clip(free, -0.4, 1.1), uniform))  # a clamp is not a reflection
+
+
+def test_reflection_samples_the_truncated_gaussian_at_small_steps():
+    mean, deviation, low, high, temperature = 0.9, 0.8, -0.4, 1.1, 0.7
+    energy = jebm.energy.gaussian(jnp.float32(mean), jnp.float32(deviation**-2))
+    kernel = jebm.langevin(energy, 0.002, temperature, box=(low, high))
+    x = jnp.full(2**13, low)
+    position = jebm.sample_chains(jax.random.key(3), kernel, x, 800)[0].position
+    assert position.min() >= np.float32(low)
+    assert position.max() <= np.float32(high)
+    scale = deviation * np.sqrt(temperature)
+    accept(
+        ks_test(position, scipy.stats.truncnorm((low - mean) / scale, (high - mean) / scale, mean, scale).cdf)
+    )
+    cold = deviation  # as if T were 1
+    reject(
+        ks_test(position, scipy.stats.truncnorm((low - mean) / cold, (high - mean) / cold, mean, cold).cdf)
+    )
+
+
+# Papers' units
+
+
+def test_conversions_of_papers_units():
+    g, t, eps, s = 1.7, 0.3, 0.05, 0.002
+    eta = jebm.mcmc.from_noise_scale(eps, t)
+    np.testing.assert_allclose([eta * g, np.sqrt(2 * eta * t)], [eps**2 / 2 * g / t, eps], rtol=1e-12)
+    eta = jebm.mcmc.from_half_step(s, t)
+    np.testing.assert_allclose([eta * g, np.sqrt(2 * eta * t)], [s / 2 * g / t, np.sqrt(s)], rtol=1e-12)
+
+
+def test_table_schedule_stays_at_its_last_value():
+    schedule = jebm.mcmc.table_schedule(jnp.array([3.0, 2.0, 1.0]))
+    assert [float(schedule(jnp.int32(k))) for k in (0, 1, 2, 7)] == [3.0, 2.0, 1.0, 1.0]

@@ -1,0 +1,251 @@
+"""The loop: traces, prefixes, one key per chain, retracing, the price of a step, and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jebm
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+KEY = jax.random.key(7)
+MEAN = jnp.array([1.0, -2.0])
+
+
+def kernel(step_size=0.1, **options):
+    return jebm.langevin(jebm.energy.gaussian(MEAN, jnp.array([1.6, 0.7])), step_size, 0.6, **options)
+
+
+def tree_equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+def test_sample_is_the_loop_over_steps():
+    state, info = jebm.sample(
+        KEY, kernel(), jnp.zeros(2), 5, trace=("energy", "gradient_norm", "displacement"), positions_every=1
+    )
+    by_hand, infos = kernel().init(jnp.zeros(2)), []
+    for k in range(5):
+        by_hand, one = kernel().step(jax.random.fold_in(KEY, k), by_hand)
+        infos.append((*one, by_hand.position))
+    np.testing.assert_allclose(state.position, by_hand.position, rtol=1e-6)
+    assert state.step == by_hand.step == 5
+    names = ("energy", "gradient_norm", "displacement", "position")
+    for name, expected in zip(names, zip(*infos, strict=True), strict=True):
+        np.testing.assert_allclose(info[name], jnp.stack(expected), rtol=2e-6)
+    assert sorted(info) == ["displacement", "energy", "gradient_norm", "position"]
+
+
+def test_a_longer_run_begins_with_the_shorter_one():
+    short, long = (
+        jebm.sample(KEY, kernel(), jnp.zeros(2), n, trace=("energy", "displacement"), positions_every=1)
+        for n in (4, 11)
+    )
+    assert tree_equal(short[1], jax.tree.map(lambda a: a[:4], long[1]))
+    assert tree_equal(short[0].position, long[1]["position"][3])
+    assert not tree_equal(short[0].position, long[0].position)
+
+
+@pytest.mark.parametrize(("num_steps", "every", "kept"), [(11, 4, [3, 7]), (8, 4, [3, 7]), (3, 4, [])])
+def test_positions_every_n_steps(num_steps, every, kept):
+    _, info = jebm.sample(KEY, kernel(), jnp.zeros(2), num_steps, positions_every=every)
+    _, each = jebm.sample(
+        KEY, kernel(), jnp.zeros(2), 11, trace=("energy", "displacement"), positions_every=1
+    )
+    assert info["position"].shape == (len(kept), 2)
+    assert info["energy"].shape == (num_steps,)
+    assert tree_equal(info["position"], each["position"][jnp.array(kept, int)])
+
+
+def test_no_steps_leave_the_position_and_empty_traces():
+    state, info = jebm.sample(
+        KEY, kernel(), MEAN + 1.0, 0, trace=("energy", "displacement"), positions_every=2
+    )
+    assert tree_equal(state.position, MEAN + 1.0)
+    np.testing.assert_allclose(state.energy, 0.5 * (1.6 + 0.7), rtol=1e-6)
+    assert {name: a.shape for name, a in info.items()} == {
+        "energy": (0,),
+        "displacement": (0,),
+        "position": (0, 2),
+    }
+
+
+def test_traces_are_what_was_asked_for():
+    assert list(jebm.sample(KEY, kernel(), jnp.zeros(2), 2)[1]) == ["energy"]
+    assert jebm.sample(KEY, kernel(), jnp.zeros(2), 2, trace=())[1] == {}
+    info = jebm.sample_chains(
+        KEY, kernel(), jnp.zeros((3, 2)), 2, trace=("displacement",), positions_every=2
+    )[1]
+    assert {name: a.shape for name, a in info.items()} == {"displacement": (3, 2), "position": (3, 1, 2)}
+
+
+def test_chains_draw_the_same_alone_or_among_4096():
+    x = jax.random.normal(jax.random.key(1), (4096, 2))
+    many, info = jebm.sample_chains(KEY, kernel(), x, 6)
+    for i in (0, 17, 4095):
+        alone, own_info = jebm.sample(jax.random.fold_in(KEY, i), kernel(), x[i], 6)
+        assert tree_equal(alone.position, many.position[i])
+        np.testing.assert_allclose(own_info["energy"], info["energy"][i], rtol=1e-5)
+    assert jnp.array_equal(jebm.chain_keys(KEY, 18)[17], jax.random.fold_in(KEY, 17))
+    assert len(np.unique(np.asarray(many.position - x), axis=0)) == 4096  # no two chains share their noise
+
+
+def test_recorded_noise_replaces_the_key_and_ends():
+    noise = jax.random.normal(jax.random.key(2), (4, 2))
+    position = jnp.zeros(2)
+    for xi in noise:
+        position = position - 0.1 * jnp.array([1.6, 0.7]) * (position - MEAN) + jnp.sqrt(2 * 0.1 * 0.6) * xi
+    for key in (KEY, jax.random.key(8)):
+        state, _ = jebm.sample(key, kernel(noise=noise), jnp.zeros(2), 4)
+        np.testing.assert_allclose(state.position, position, rtol=1e-5)
+    assert np.all(np.isnan(jebm.sample(KEY, kernel(noise=noise), jnp.zeros(2), 5)[0].position))
+
+
+def test_keys_are_not_reused():
+    x = {"z": jnp.zeros((4, 2)), "y": jnp.zeros((4, 2))}
+    with jax.debug_key_reuse(True):
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(3))
+        blocks = jebm.langevin(jebm.energy.standard_normal, 0.1, blocks=("z", "y"))
+        for each in (blocks, jebm.mala(jebm.energy.standard_normal, 0.1)):
+            jebm.sample_chains(jax.random.key(3), each, x, 2, trace=())
+
+
+# Retracing and the price of a step
+
+
+class Counting:
+    """An energy that counts how often it is traced."""
+
+    def __init__(self):
+        self.traces = 0
+
+    def __call__(self, precision, x):
+        self.traces += 1
+        return 0.5 * jnp.sum(precision * jnp.square(x))
+
+
+def test_new_parameters_step_sizes_and_temperatures_retrace_nothing():
+    energy = Counting()
+    x = jnp.ones((3, 2))
+    bound = lambda p: jebm.energy.bind(energy, jnp.asarray(p))  # noqa: E731
+    table = jebm.mcmc.table_schedule
+    kernels = [
+        (jebm.langevin(bound([1.0, 2.0]), 0.1, 1.0), jebm.langevin(bound([3.0, 0.5]), 0.2, 0.6)),
+        (
+            jebm.langevin(
+                bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_displacement=0.1, box=(-1.0, 2.0)
+            ),
+            jebm.langevin(
+                bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_displacement=0.2, box=(-2.0, 3.0)
+            ),
+        ),
+        (jebm.mala(bound([1.0, 2.0]), 0.1), jebm.mala(bound([3.0, 0.5]), 0.2, 0.6)),
+    ]
+    for first, second in kernels:
+        before = energy.traces
+        positions = [jebm.sample_chains(KEY, first, x, 2)[0].position]
+        traces = energy.traces
+        positions.append(jebm.sample_chains(KEY, second, x, 2)[0].position)
+        assert energy.traces == traces > before
+        assert not tree_equal(*positions)
+
+
+class Evaluations:
+    """An energy that counts how often its gradient is computed when a compiled program runs."""
+
+    def __init__(self):
+        self.gradients = 0
+
+        @jax.custom_vjp
+        def energy(x):
+            return 0.5 * jnp.sum(jnp.square(x))
+
+        def backward(x, cotangent):
+            def count(gradient):
+                self.gradients += 1
+                return np.asarray(gradient)
+
+            return (jax.pure_callback(count, jax.ShapeDtypeStruct(x.shape, x.dtype), cotangent * x),)
+
+        energy.defvjp(lambda x: (0.5 * jnp.sum(jnp.square(x)), x), backward)
+        self.energy = energy
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_a_training_chain_of_k_steps_costs_k_gradients(num_steps):
+    counter = Evaluations()
+    langevin = jebm.langevin(counter.energy, 0.1)
+    run = jax.jit(lambda key, x: jebm.sample(key, langevin, x, num_steps)[0].position)
+    run(KEY, jnp.ones(2)).block_until_ready()
+    assert counter.gradients == num_steps
+
+
+def test_a_chain_whose_state_is_kept_costs_one_gradient_more():
+    counter = Evaluations()
+    state, _ = jebm.sample(KEY, jebm.langevin(counter.energy, 0.1), jnp.ones(2), 6)
+    np.testing.assert_allclose(state.gradient, state.position, rtol=1e-6)
+    assert counter.gradients == 7
+
+
+def test_alternating_blocks_cost_one_gradient_per_block():
+    counter = Evaluations()
+    joint = lambda x: counter.energy(jnp.concatenate([x["z"], x["y"]]))  # noqa: E731
+    langevin = jebm.langevin(joint, 0.1, blocks=("z", "y"))
+    x = {"z": jnp.ones(2), "y": jnp.ones(1)}
+    jax.jit(lambda key: jebm.sample(key, langevin, x, 5)[0].position)(KEY)["y"].block_until_ready()
+    assert counter.gradients == 10
+
+
+def test_the_cached_gradient_is_that_of_the_position():
+    state = kernel().init(jnp.zeros(2))
+    for k in range(3):
+        state, _ = kernel().step(jax.random.fold_in(KEY, k), state)
+        np.testing.assert_allclose(state.gradient, jax.grad(kernel().energy)(state.position), rtol=1e-6)
+
+
+# Errors
+
+
+PAIR = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
+
+
+def run_on(position, **options):
+    return lambda: jebm.sample(KEY, jebm.langevin(jebm.energy.standard_normal, **options), position, 2)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), -1), "num_steps"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 2, positions_every=-1), "positions_every"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 2, trace=("enrgy",)), "has no \\['enrgy'\\]"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 0, trace=("enrgy",)), "has no \\['enrgy'\\]"),
+        (lambda: jebm.sample_chains(KEY, kernel(), jnp.zeros(()), 2), "leading chain axis"),
+        (lambda: jebm.sample_chains(KEY, kernel(), PAIR, 2), "leading chain axis"),
+        (lambda: jebm.sample(KEY, jebm.langevin(lambda x: jnp.square(x)), jnp.zeros(2), 2), "one scalar"),
+        (run_on(jnp.zeros(2, int)), "floating"),
+        (run_on(jnp.zeros(2), step_size=-0.1), "step_size must be at least 0, got -0.1"),
+        (run_on(PAIR, step_size={"a": 0.1, "b": jnp.array([0.1, -0.1, 0.2])}), "must be at least 0"),
+        (run_on(jnp.zeros(2), temperature=-1.0), "temperature must be at least 0"),
+        (run_on(jnp.zeros(2), max_displacement=0.0), "max_displacement must be above 0"),
+        (run_on(PAIR, step_size={"a": 0.1}), "one entry per leaf"),
+        (run_on(PAIR, step_size={"a": 0.1, "b": jnp.full(2, 0.1)}), "one entry per leaf"),
+        (run_on(jnp.zeros(2), step_size=jnp.full((3, 2), 0.1)), "one entry per leaf"),
+        (run_on(PAIR, max_displacement=[0.1, 0.2]), "one entry per leaf"),
+        (run_on(PAIR, blocks=("a", "c")), "blocks"),
+        (run_on(jnp.zeros(2), blocks=("a",)), "blocks"),
+        (run_on(PAIR, blocks=()), "blocks"),
+        (run_on(PAIR, blocks=("a", "b"), step_size={"a": 0.1}), "no entry for block 'b'"),
+        (run_on(jnp.zeros(2), box=(1.0, 1.0)), "low must be below high"),
+        (run_on(jnp.zeros(2), box=(0.0, jnp.inf)), "both finite or both infinite"),
+        (run_on(PAIR, box=({"a": 0.0}, {"a": 1.0, "b": 1.0})), "same entries"),
+        (run_on(jnp.zeros(2), noise=jnp.zeros((2, 3))), "noise must be as the position"),
+        (lambda: jebm.sharding.make_mesh(1000), "1000 devices"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_named_in_one_line(run, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run()
+    assert "\n" not in str(error.value)
