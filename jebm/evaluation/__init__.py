@@ -1,6 +1,6 @@
 """Measurements of a model, and records that say how each was taken."""
 
-from jebm.evaluation.evaluate import (
+from jebm.evaluation.measure import (
     METRICS,
     evaluate,
     evaluate_generation,
