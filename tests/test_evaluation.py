@@ -207,12 +207,12 @@ def test_evaluate_makes_the_records_asked_for(key):
 
 
 def test_records_of_an_evaluation_can_be_written(key, tmp_path):
-    from jebm.evaluation.records import read, write
+    from jebm.evaluation.records import read_record, write_record
 
     images = source(120, 60)
     protocol = evaluation.run_protocol(images, seed=0, step=5, weights="ema", config_hash=None)
     for record in evaluation.evaluate(method(), STATE, images, key, n=50, protocol=protocol):
-        again = read(write(tmp_path, record))
+        again = read_record(write_record(tmp_path, record))
         assert (again.metric, again.value, again.n) == (record.metric, record.value, record.n)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import jebm
 from jebm import data
-from jebm.evaluation.records import Record, read, read_all, run_protocol, write
+from jebm.evaluation.records import Record, read_all, read_record, run_protocol, write_record
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def test_the_protocol_says_what_was_measured_and_where(protocol):
 
 def test_write_and_read(tmp_path, protocol):
     record = Record("frechet_distance", 0.1 + 0.2, 500, {**protocol, "extra": np.float32(0.5)})
-    path = write(tmp_path / "evaluation", record)
+    path = write_record(tmp_path / "evaluation", record)
     assert path == tmp_path / "evaluation" / "frechet_distance-ema-step00001200-n500.json"
-    again = read(path)
+    again = read_record(path)
     assert (again.metric, again.value, again.n) == ("frechet_distance", 0.1 + 0.2, 500)
     assert again.protocol == {**protocol, "extra": 0.5}
     assert json.loads(path.read_text())["format"] == 1
-    write(tmp_path / "evaluation", Record("frechet_distance", 7.0, 500, protocol))
-    write(tmp_path / "evaluation", Record("auroc_constant", 0.25, 297, {}))
+    write_record(tmp_path / "evaluation", Record("frechet_distance", 7.0, 500, protocol))
+    write_record(tmp_path / "evaluation", Record("auroc_constant", 0.25, 297, {}))
     assert [(r.metric, r.value) for r in read_all(tmp_path / "evaluation")] == [
         ("auroc_constant", 0.25),
         ("frechet_distance", 7.0),
@@ -53,7 +53,7 @@ def test_only_finite_numbers_are_recorded(tmp_path, value):
         Record("auroc", value, 10, {})
     for inner in (value, np.float32(value), [1.0, value], {"deep": value}):
         with pytest.raises(ValueError, match="the protocol of auroc cannot be recorded"):
-            write(tmp_path, Record("auroc", 0.5, 10, {"interval": inner}))
+            write_record(tmp_path, Record("auroc", 0.5, 10, {"interval": inner}))
     assert os.listdir(tmp_path) == []
 
 
@@ -63,20 +63,20 @@ def test_other_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"metric '\.\./auroc' cannot name a file"):
         Record("../auroc", 0.5, 3, {})
     with pytest.raises(ValueError, match="a value of type ndarray"):
-        write(tmp_path, Record("auroc", 0.5, 3, {"scores": np.zeros(3)}))
+        write_record(tmp_path, Record("auroc", 0.5, 3, {"scores": np.zeros(3)}))
 
 
 def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
-    path = write(tmp_path, Record("auroc", 0.5, 3, {}))
+    path = write_record(tmp_path, Record("auroc", 0.5, 3, {}))
 
     def fail(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
-        write(tmp_path, Record("auroc", 0.75, 3, {}))
+        write_record(tmp_path, Record("auroc", 0.75, 3, {}))
     assert os.listdir(tmp_path) == [path.name]
-    assert read(path).value == 0.5
+    assert read_record(path).value == 0.5
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
 def test_files_that_are_no_records(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match="x.json: not a record of jebm"):
-        read(tmp_path / "x.json")
+        read_record(tmp_path / "x.json")

@@ -17,7 +17,7 @@ import numpy as np
 
 from jebm.data import Source
 
-__all__ = ["Record", "read", "read_all", "run_protocol", "write"]
+__all__ = ["Record", "read_all", "read_record", "run_protocol", "write_record"]
 
 FORMAT = 1
 
@@ -84,7 +84,7 @@ def run_protocol(
     }
 
 
-def write(directory: str | os.PathLike, record: Record) -> Path:
+def write_record(directory: str | os.PathLike, record: Record) -> Path:
     """Writes ``<metric>[-<weights>][-step<step>]-n<n>.json``, whole or not at all; an older one is replaced.
 
     Raises:
@@ -116,8 +116,8 @@ def write(directory: str | os.PathLike, record: Record) -> Path:
     return path
 
 
-def read(path: str | os.PathLike) -> Record:
-    """The record in a file that `write` wrote.
+def read_record(path: str | os.PathLike) -> Record:
+    """The record in a file that `write_record` wrote.
 
     Raises:
         ValueError: a file that is not such a record, or holds a number that is not finite.
@@ -135,7 +135,7 @@ def read(path: str | os.PathLike) -> Record:
 
 def read_all(directory: str | os.PathLike) -> list[Record]:
     """Every record of a directory, by file name; none where there is no such directory."""
-    return [read(path) for path in sorted(Path(directory).glob("*.json"))]
+    return [read_record(path) for path in sorted(Path(directory).glob("*.json"))]
 
 
 def _plain(value: Any) -> Any:
