@@ -17,6 +17,6 @@ from jebm.evaluation.records import Record, read_all, read_record, run_protocol,
 __all__ = [
     "METRICS", "Features", "Record", "Statistics", "auroc", "auroc_interval", "classifier_features",
     "evaluate", "evaluate_generation", "evaluate_ood", "evaluate_reconstruction", "evaluate_scores",
-    "frechet_distance", "generate_images", "outliers", "random_features", "read_all", "read_record", "run_protocol", "source_features",
-    "statistics", "write_record",
+    "frechet_distance", "generate_images", "outliers", "random_features", "read_all", "read_record",
+    "run_protocol", "source_features", "statistics", "write_record",
 ]  # fmt: skip
