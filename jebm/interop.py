@@ -11,6 +11,7 @@ Every leaf of the template must be given, with its shape, and nothing else: what
 another shape is named in one ValueError.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -104,12 +105,12 @@ def from_torch(
         if modules is not None and module not in modules:
             raise ValueError(f"{name!r}: modules has no entry for {module!r}; give its path in the network")
         path = module.replace(".", "/") if modules is None else modules[module]
-        order = _RowOrder(path in transposed, (flattened or {}).get(path))
+        order = _RowOrder(name, path in transposed, (flattened or {}).get(path))
         array = np.asarray(state_dict[name])
         if kind in ("weight", "weight_orig"):
-            leaf, array = ("scale", array) if array.ndim == 1 else ("kernel", order.kernel(name, array))
+            leaf, array = ("scale", array) if array.ndim == 1 else ("kernel", order.kernel(array))
         elif kind == "weight_v":
-            leaf, array = "v", order.rows(array, np.shape(state_dict[f"{module}.weight_orig"]))
+            leaf, array = "v", order.vector(array, np.shape(state_dict.get(f"{module}.weight_orig", ())))
         elif kind in _VECTORS:
             leaf = _VECTORS[kind]
         else:
@@ -125,26 +126,34 @@ _KNOWN = ", ".join(sorted([*_VECTORS, "weight", "weight_orig", "weight_v", "num_
 class _RowOrder:
     """How the rows of one layer's matrix [rest, out] are ordered in PyTorch."""
 
-    def __init__(self, transposed: bool, flattened: tuple[int, int, int] | None) -> None:
+    def __init__(self, name: str, transposed: bool, flattened: tuple[int, int, int] | None) -> None:
+        self.name = name
         self.transposed = transposed
         self.flattened = flattened
 
-    def kernel(self, name: str, weight: np.ndarray) -> np.ndarray:
+    def kernel(self, weight: np.ndarray) -> np.ndarray:
         if weight.ndim == 4:
             return weight.transpose((2, 3, 0, 1) if self.transposed else (2, 3, 1, 0))
         if weight.ndim != 2:
-            raise ValueError(f"{name!r} has shape {weight.shape}; weights have 1, 2 or 4 axes")
+            raise ValueError(f"{self.name!r} has shape {weight.shape}; weights have 1, 2 or 4 axes")
         return self._unflatten(weight.T)
 
-    def rows(self, v: np.ndarray, weight_shape: tuple[int, ...]) -> np.ndarray:
+    def vector(self, v: np.ndarray, weight_shape: tuple[int, ...]) -> np.ndarray:
         """``v`` pairs with the rows in the order (in, H, W); here it is (H, W, in)."""
         if len(weight_shape) != 4:
             return self._unflatten(v)
-        inputs = weight_shape[0] if self.transposed else weight_shape[1]
-        return v.reshape(inputs, *weight_shape[2:]).transpose(1, 2, 0).ravel()
+        shape = (weight_shape[0] if self.transposed else weight_shape[1], *weight_shape[2:])
+        if v.size != math.prod(shape):
+            raise ValueError(
+                f"{self.name!r} has {v.size} entries, its kernel (in, H, W) = {shape} needs {math.prod(shape)}; "
+                "is the layer a transposed convolution (argument transposed)?"
+            )
+        return v.reshape(shape).transpose(1, 2, 0).ravel()
 
     def _unflatten(self, array: np.ndarray) -> np.ndarray:
         if self.flattened is None:
             return array
+        if array.shape[0] != math.prod(self.flattened):
+            raise ValueError(f"{self.name!r} reads {array.shape[0]} inputs, flattened says {self.flattened}")
         rest = array.shape[1:]
         return np.moveaxis(array.reshape(*self.flattened, *rest), 0, 2).reshape(array.shape)
