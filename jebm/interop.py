@@ -145,7 +145,7 @@ class _RowOrder:
         shape = (weight_shape[0] if self.transposed else weight_shape[1], *weight_shape[2:])
         if v.size != math.prod(shape):
             raise ValueError(
-                f"{self.name!r} has {v.size} entries, its kernel (in, H, W) = {shape} needs {math.prod(shape)}; "
+                f"{self.name!r} has {v.size} entries, the kernel (in, H, W) = {shape} {math.prod(shape)}; "
                 "is the layer a transposed convolution (argument transposed)?"
             )
         return v.reshape(shape).transpose(1, 2, 0).ravel()
