@@ -1,9 +1,9 @@
 """A convolution whose gradient stays fast inside a loop on a CPU.
 
-XLA:CPU has a fast routine for convolutions with kernels laid out HWIO. Differentiating with respect to the input
-gives a convolution with the same kernel, spatially flipped and with its channel axes exchanged; outside a loop XLA
-rewrites the layout, inside a ``while`` body (`lax.scan`, hence every Langevin chain) it does not, and the naive
-routine takes over (jax-ml/jax#12868). Writing the flipped, transposed kernel out keeps the fast routine.
+XLA:CPU has a fast routine for convolutions with kernels laid out HWIO. Differentiating with respect to the
+input gives a convolution with the same kernel, flipped in space and with its channel axes exchanged. Outside a
+loop XLA rewrites that layout; inside a ``while`` body (`lax.scan`, hence every Langevin chain) it does not, and
+the naive routine takes over (jax-ml/jax#12868). Writing the flipped, transposed kernel out keeps the fast one.
 
 On other backends XLA's own gradient is used.
 """
@@ -25,7 +25,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def conv(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Array:
-    """Two-dimensional convolution, ``x`` [N, H, W, I] and ``kernel`` [h, w, I, O], with the canonical gradient.
+    """Two-dimensional convolution with the canonical gradient: [N, H, W, I] and [h, w, I, O] -> [N, H', W', O].
 
     Reverse mode only (of any order); there is no forward-mode derivative.
     """
@@ -43,23 +43,22 @@ def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding
 
 def _backward(strides: tuple[int, int], padding: Padding, residuals: Any, g: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    pads = []
-    for axis in (0, 1):
-        size, low = kernel.shape[axis], size_before(kernel.shape[axis], padding[axis][0])
-        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # extent of g with strides - 1 zeros between
-        pads.append((low, x.shape[1 + axis] + size - 1 - spread - low))
-    dx = lax.conv_general_dilated(
-        g, transposed, (1, 1), pads, lhs_dilation=strides, dimension_numbers=LAYOUT
-    )
     plain = lambda k: lax.conv_general_dilated(x, k, strides, padding, dimension_numbers=LAYOUT)  # noqa: E731
     (dkernel,) = jax.vjp(plain, kernel)[1](g)
+    pads = []
+    for axis in (0, 1):
+        low = kernel.shape[axis] - 1 - padding[axis][0]
+        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # extent of g with strides - 1 zeros between
+        pads.append((low, x.shape[1 + axis] + kernel.shape[axis] - 1 - spread - low))
+    dx = lax.conv_general_dilated(
+        g, adjoint_kernel(kernel), (1, 1), pads, lhs_dilation=strides, dimension_numbers=LAYOUT
+    )
     return dx, dkernel
 
 
-def size_before(size: int, low: int) -> int:
-    """Padding before the spread-out cotangent such that output and input pixels line up."""
-    return size - 1 - low
+def adjoint_kernel(kernel: Array) -> Array:
+    """The adjoint convolution's kernel, flipped in space and channels exchanged: [h, w, I, O] -> [h, w, O, I]."""
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
 _conv.defvjp(_forward, _backward)
@@ -77,7 +76,15 @@ def conv_general_dilated(
     precision: Any = None,
     implementation: Implementation = "auto",
 ) -> Array:
-    """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, with the canonical gradient where that is faster."""
+    """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, with the canonical gradient where it is faster.
+
+    Args:
+        implementation: "auto" (canonical on a CPU, XLA's own elsewhere), "canonical" or "xla". Dilated, grouped
+            and other than two-dimensional convolutions, and a ``precision``, always go to XLA.
+
+    Other arguments are those of `lax.conv_general_dilated`. The canonical gradient is reverse mode only: where
+    forward mode is needed (`jax.jvp`, `jax.hessian`), use "xla".
+    """
     canonical = implementation == "canonical" or (implementation == "auto" and jax.default_backend() == "cpu")
     plain_2d = lhs.ndim == 4 and feature_group_count == 1 and precision is None
     undilated = all(d == 1 for dilation in (lhs_dilation, rhs_dilation) for d in (dilation or ()))
