@@ -31,11 +31,11 @@ def quadratic(x, mean, precision):
 
 def assert_same_energy(energy, expected, points=POINTS, up_to_a_constant=False):
     """Values at the points, and gradients there against central differences in float64."""
-    values = np.asarray(jax.vmap(energy)(jnp.asarray(points, jnp.float32)), np.float64)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(energy)))(jnp.asarray(points, jnp.float32))
+    values = np.asarray(values, np.float64)
     wanted = np.array([expected(x) for x in points])
     shift = values[0] - wanted[0] if up_to_a_constant else 0.0
     np.testing.assert_allclose(values, wanted + shift, rtol=3e-6, atol=1e-5)
-    gradients = jax.vmap(jax.grad(energy))(jnp.asarray(points, jnp.float32))
     step = 1e-5 * np.eye(points.shape[1])
     for x, gradient in zip(points, gradients, strict=True):
         difference = [(expected(x + e) - expected(x - e)) / 2e-5 for e in step]
@@ -201,9 +201,7 @@ def all_combinators(scalar, vector):
     scalar, vector = jnp.asarray(scalar), jnp.asarray(vector, jnp.float32)
     base = energies.gaussian(vector, jnp.diag(scalar + jnp.arange(3.0)))
     generator = energies.bind(affine, scalar * jnp.asarray(GENERATOR), vector)
-    mixed = energies.mixture(
-        [base, energies.scale(base, scalar)], jnp.array([0.3, 0.7]), scalar * jnp.ones(2)
-    )
+    mixed = energies.mixture([base, energies.scale(base, scalar)], jnp.array([0.3, 0.7]), scalar * jnp.ones(2))
     near = energies.condition(energies.sum(mixed, energies.negate(base, 0.1 * scalar)), vector, scalar)
     tempered = energies.temper(energies.latent(near, generator, energies.standard_normal), scalar)
     return energies.sum(tempered, weights=scalar[None])

@@ -41,9 +41,7 @@ class Mutant:
 
     def init(self, position):
         inner = self.kernel.init(position)
-        return MutantState(
-            inner.position, inner, jax.tree.map(jnp.zeros_like, inner.position), inner.gradient
-        )
+        return MutantState(inner.position, inner, jax.tree.map(jnp.zeros_like, inner.position), inner.gradient)
 
     def step(self, key, state):
         inner = state.inner
@@ -111,7 +109,7 @@ def test_a_silent_clip_or_box_is_seen(h):
     case = cases.vector(h, 0.6, NUM_STEPS)
     accept(case.test(replaced(case, max_displacement=100.0, box=(-100.0, 100.0))))
     reject(case.test(replaced(case, max_displacement=1.5 * h / cases.LARGEST, box=(-100.0, 100.0))))
-    reject(case.test(replaced(case, max_displacement=100.0, box=(-2.5, 2.0))))
+    reject(case.test(replaced(case, max_displacement=100.0, box=(-0.8, 0.8))))
 
 
 def test_faults_of_alternating_blocks_are_seen():
@@ -119,9 +117,7 @@ def test_faults_of_alternating_blocks_are_seen():
     reject(case.test(replaced(case, blocks=None)))  # y moved with the old z
     reject(case.test(replaced(case, blocks=("y", "z"))))  # the order
     reject(case.test(replaced(case, step_size={"z": 0.25, "y": 0.6})))
-    reject(
-        case.test(Mutant(case.kernel, stale_gradient=True))
-    )  # z moved with the gradient at the old y and z
+    reject(case.test(Mutant(case.kernel, stale_gradient=True)))  # z moved with the gradient at the old y and z
     reject(case.test(Mutant(case.kernel, noise_factor=0.9)))
 
 

@@ -10,6 +10,7 @@ import jebm
 pytestmark = pytest.mark.filterwarnings("error")
 
 KEY = jax.random.key(7)
+NOISE = jax.random.normal(jax.random.key(8), (11, 2))  # where draws do not matter: compiles faster
 MEAN = jnp.array([1.0, -2.0])
 
 
@@ -49,19 +50,16 @@ def test_a_longer_run_begins_with_the_shorter_one():
 
 @pytest.mark.parametrize(("num_steps", "every", "kept"), [(11, 4, [3, 7]), (8, 4, [3, 7]), (3, 4, [])])
 def test_positions_every_n_steps(num_steps, every, kept):
-    _, info = jebm.sample(KEY, kernel(), jnp.zeros(2), num_steps, positions_every=every)
-    _, each = jebm.sample(
-        KEY, kernel(), jnp.zeros(2), 11, trace=("energy", "displacement"), positions_every=1
-    )
+    recorded = kernel(noise=NOISE)
+    _, info = jebm.sample(KEY, recorded, jnp.zeros(2), num_steps, positions_every=every)
+    _, each = jebm.sample(KEY, recorded, jnp.zeros(2), 11, positions_every=1)
     assert info["position"].shape == (len(kept), 2)
     assert info["energy"].shape == (num_steps,)
     assert tree_equal(info["position"], each["position"][jnp.array(kept, int)])
 
 
 def test_no_steps_leave_the_position_and_empty_traces():
-    state, info = jebm.sample(
-        KEY, kernel(), MEAN + 1.0, 0, trace=("energy", "displacement"), positions_every=2
-    )
+    state, info = jebm.sample(KEY, kernel(), MEAN + 1.0, 0, trace=("energy", "displacement"), positions_every=2)
     assert tree_equal(state.position, MEAN + 1.0)
     np.testing.assert_allclose(state.energy, 0.5 * (1.6 + 0.7), rtol=1e-6)
     assert {name: a.shape for name, a in info.items()} == {
@@ -72,11 +70,10 @@ def test_no_steps_leave_the_position_and_empty_traces():
 
 
 def test_traces_are_what_was_asked_for():
-    assert list(jebm.sample(KEY, kernel(), jnp.zeros(2), 2)[1]) == ["energy"]
-    assert jebm.sample(KEY, kernel(), jnp.zeros(2), 2, trace=())[1] == {}
-    info = jebm.sample_chains(
-        KEY, kernel(), jnp.zeros((3, 2)), 2, trace=("displacement",), positions_every=2
-    )[1]
+    recorded = kernel(noise=NOISE)
+    assert list(jebm.sample(KEY, recorded, jnp.zeros(2), 2)[1]) == ["energy"]
+    assert jebm.sample(KEY, recorded, jnp.zeros(2), 2, trace=())[1] == {}
+    info = jebm.sample_chains(KEY, recorded, jnp.zeros((3, 2)), 2, trace=("displacement",), positions_every=2)[1]
     assert {name: a.shape for name, a in info.items()} == {"displacement": (3, 2), "position": (3, 1, 2)}
 
 
@@ -134,12 +131,8 @@ def test_new_parameters_step_sizes_and_temperatures_retrace_nothing():
     kernels = [
         (jebm.langevin(bound([1.0, 2.0]), 0.1, 1.0), jebm.langevin(bound([3.0, 0.5]), 0.2, 0.6)),
         (
-            jebm.langevin(
-                bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_displacement=0.1, box=(-1.0, 2.0)
-            ),
-            jebm.langevin(
-                bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_displacement=0.2, box=(-2.0, 3.0)
-            ),
+            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_displacement=0.1, box=(-1.0, 2.0)),
+            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_displacement=0.2, box=(-2.0, 3.0)),
         ),
         (jebm.mala(bound([1.0, 2.0]), 0.1), jebm.mala(bound([3.0, 0.5]), 0.2, 0.6)),
     ]
