@@ -200,7 +200,7 @@ def _score(run: "Run", metrics: tuple[str, ...] | None, seed: int | None) -> "li
 
     def keep(records: "list[Record]") -> None:
         for record in records:
-            evaluation.write(run.directory.evaluation, record)
+            evaluation.write_record(run.directory.evaluation, record)
             print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
 
     print(f"scores of step {run.step} (each record says how it was measured):")

@@ -85,7 +85,7 @@ def tolerance(config: CalibrationConfig, dimension: int) -> float:
 
 
 def hinge(config: CalibrationConfig, dimension: int) -> float:
-    """h of the conditional term: as configured, or 1.52 of the noise floor (0.07 at the released constants)."""
+    """H of the conditional term: as configured, or 1.52 of the noise floor (0.07 at the released constants)."""
     return 1.52 * noise_floor(config, dimension) if config.hinge is None else config.hinge
 
 

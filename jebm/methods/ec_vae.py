@@ -34,7 +34,7 @@ from jebm.methods.base import Method, Metrics
 from jebm.methods.calibration import CalibrationConfig
 from jebm.networks import spectral_norm
 from jebm.networks.ec_vae import Decoder, Encoder
-from jebm.networks.ec_vae_256 import Generator256, Encoder256
+from jebm.networks.ec_vae_256 import Encoder256, Generator256
 from jebm.networks.energy_nets import MSResNet, ResNet
 from jebm.networks.normalization import BatchNorm
 
@@ -336,7 +336,7 @@ def _normalized(params: Tree, spectral: Tree) -> Tree:
 
 
 def _chain_head(config: ECVAEConfig, nets: Networks, params: Tree, spectral: Tree) -> tuple[Energy | Annealed, Tree]:
-    """f for one chain of K evaluations, its weights normalised outside the loop; and the singular vectors after it."""
+    """F for one chain of K evaluations, its weights normalised outside the loop; and the singular vectors after it."""
     apply = lambda params, x: nets.energy.apply({"params": params}, x)  # noqa: E731
     if not spectral or config.power_iterations == "per_update":
         return energies.bind(apply, _normalized(params, spectral)), spectral
@@ -358,7 +358,7 @@ def _chain_head(config: ECVAEConfig, nets: Networks, params: Tree, spectral: Tre
 def _head_values(
     config: ECVAEConfig, nets: Networks, params: Tree, spectral: Tree, images: Array
 ) -> tuple[Array, Tree]:
-    """f of a batch in training mode: the gradient flows through the spectral norms."""
+    """F of a batch in training mode: the gradient flows through the spectral norms."""
     if spectral and config.power_iterations == "per_evaluation":
         spectral = spectral_norm.iterate(params, spectral)
     return nets.energy.apply({"params": _normalized(params, spectral)}, images), spectral  # type: ignore[return-value]
