@@ -208,6 +208,7 @@ def _leaves(node: Any) -> list[str]:
 def _parse(text: str, kind: Any, key: str) -> Any:
     if kind is str:
         return text
+    raw: Any
     if text.strip().lower() in ("true", "false", "none", "null"):
         raw = {"true": True, "false": False}.get(text.strip().lower())
     else:

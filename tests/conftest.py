@@ -1,8 +1,10 @@
-"""Two simulated devices, warnings as errors, no silent broadcasting of ranks."""
+"""Two simulated devices; programs compiled fast rather than to run fast, since each runs once or twice."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pathlib

@@ -343,7 +343,8 @@ def test_two_whole_iterations(golden):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), state.batch_stats[name], expected
         )
-    for ours, prefix in [(state.vae_spectral["decoder"], "out/sn2/vae/decoder"), (state.energy_spectral, "out/sn2/ebm")]:
+    vectors = {"out/sn2/vae/decoder": state.vae_spectral["decoder"], "out/sn2/ebm": state.energy_spectral}
+    for prefix, ours in vectors.items():
         expected = vectors_like(ours, case, prefix)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-3), ours, expected)
 
@@ -355,6 +356,7 @@ def assert_trees(actual, case, prefix, fraction):
 
 def assert_parameters(actual, case, prefix, learning_rate):
     expected = from_flat(group(case, prefix), {"params": actual})["params"]
-    moved = np.concatenate([np.abs(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True)])
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    moved = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
     assert np.quantile(moved, 0.999) <= 0.02 * learning_rate
     assert moved.max() <= 2 * learning_rate

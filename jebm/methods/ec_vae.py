@@ -17,7 +17,7 @@ latents alone [ours], as "standing statistics" (Brock et al., arXiv 1809.11096).
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -95,7 +95,8 @@ class ECVAEConfig:
 
     def __post_init__(self) -> None:
         check(
-            self, channels=">=1", latent_size=">=1", encoder_width=">=1", decoder_width=">=1", energy_head_width=">=1", kl_weight=">=0",
+            self, channels=">=1", latent_size=">=1", encoder_width=">=1", decoder_width=">=1", energy_head_width=">=1",
+            kl_weight=">=0",
             vae_learning_rate=">0", energy_learning_rate=">0", b1="in [0, 1)", b2="in [0, 1)",
             average_decay="in [0, 1)",
         )  # fmt: skip
@@ -202,7 +203,10 @@ def initialize(config: ECVAEConfig, key: Array, batch: Array) -> ECVAEState:
     energy = nets.energy.init(next(keys), image)["params"]
     vae = {"encoder": encoder["params"], "decoder": decoder["params"]}
     vae_spectral = {
-        "encoder": spectral_norm.init(next(keys), vae["encoder"]) if config.image_size == 256 else {},
+        # the released 256 px encoder normalises all but its two heads, the 32 px one nothing
+        "encoder": spectral_norm.init(next(keys), vae["encoder"], exclude=("mu", "logvar"))
+        if config.image_size == 256
+        else {},
         "decoder": spectral_norm.init(next(keys), vae["decoder"]),
     }
     energy_spectral = spectral_norm.init(next(keys), energy) if config.spectral_norm else {}
@@ -361,7 +365,7 @@ def _head_values(
     """F of a batch in training mode: the gradient flows through the spectral norms."""
     if spectral and config.power_iterations == "per_evaluation":
         spectral = spectral_norm.iterate(params, spectral)
-    return nets.energy.apply({"params": _normalized(params, spectral)}, images), spectral  # type: ignore[return-value]
+    return cast(Array, nets.energy.apply({"params": _normalized(params, spectral)}, images)), spectral
 
 
 def standing_decoder(config: ECVAEConfig, state: ECVAEState) -> energies.Generator:
@@ -377,7 +381,7 @@ def standing_decoder(config: ECVAEConfig, state: ECVAEState) -> energies.Generat
     _, updated = nets.decoder.apply({"params": params, "batch_stats": empty}, z, train=True, mutable=["batch_stats"])
     # the running average of zeros and one batch is the batch's share of it
     stats = jax.tree.map(lambda a: a / (1.0 - BatchNorm.decay), updated["batch_stats"])
-    return lambda z: nets.decoder.apply({"params": params, "batch_stats": stats}, z, train=False)  # type: ignore[return-value]
+    return lambda z: cast(Array, nets.decoder.apply({"params": params, "batch_stats": stats}, z, train=False))
 
 
 def generate(config: ECVAEConfig, key: Array, state: ECVAEState, n: int) -> Array:
@@ -397,7 +401,7 @@ def energy(config: ECVAEConfig, state: ECVAEState, images: Array) -> Array:
     """``E(x) = f(x)/τ`` of each image [n], float32."""
     nets = networks(config)
     params = _normalized(state.energy, state.energy_spectral)
-    return nets.energy.apply({"params": params}, images) / config.calibration.temperature  # type: ignore[operator]
+    return cast(Array, nets.energy.apply({"params": params}, images)) / config.calibration.temperature
 
 
 def scores(config: ECVAEConfig, key: Array, state: ECVAEState, images: Array) -> Metrics:
