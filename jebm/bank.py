@@ -1,0 +1,126 @@
+"""Sample banks: entries kept on the devices between training steps.
+
+A bank is a pytree in the method's state: it lies in the checkpoint, and a resumed run goes on with the same bits. Its
+functions are pure. It serves generator targets (Hat EBM, arXiv 2210.16486: rows are drawn, used once, and
+overwritten) and persistent chains:
+
+    indices, entries = bank.draw(draw_key, state, n)
+    starts, ages = bank.rejuvenate(key, entries, state.ages[indices], fresh, probability=0.05)
+    ...                                                             # chains go from starts to ends
+    state = bank.replace(state, indices, ends, ages)
+
+Draws do not depend on the devices over which the rows are spread: they are over the whole bank. (The released Hat EBM
+code lets each device draw from its own slice.)
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jebm.energy import PyTree
+
+__all__ = ["Bank", "draw", "init", "placement", "read", "rejuvenate", "replace", "rounded_size"]
+
+
+class Bank(NamedTuple):
+    """N entries and their ages.
+
+    Attributes:
+        entries: a pytree of arrays [N, ...] whose rows belong together, as ``{"z": ..., "image": ...}``.
+        ages: int32 [N], calls of `replace` since an entry was written, or since its chain was started.
+    """
+
+    entries: PyTree
+    ages: Array
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.ages.shape[0]
+
+
+def init(entries: PyTree) -> Bank:
+    """A bank of these entries, all of age 0.
+
+    Raises:
+        ValueError: leaves without one leading axis common to all.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(entries)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(f"entries of a bank need one leading axis common to all leaves, got {sorted(sizes)}")
+    (size,) = sizes.pop()
+    return Bank(jax.tree.map(jnp.asarray, entries), jnp.zeros(size, jnp.int32))
+
+
+def rounded_size(size: int, batch_size: int) -> int:
+    """``size`` rounded down to a multiple of ``batch_size``, at least one batch: 10,000 and 128 give 9,984."""
+    return max(size // batch_size, 1) * batch_size
+
+
+def draw(key: Array, bank: Bank, n: int) -> tuple[Array, PyTree]:
+    """``n`` distinct rows, uniformly at random.
+
+    Returns:
+        Their indices, int32 [n], and their entries.
+
+    Raises:
+        ValueError: more rows than the bank has.
+    """
+    if n > bank.size:
+        raise ValueError(f"{n} distinct rows cannot be drawn from a bank of {bank.size}: enlarge the bank")
+    indices = jax.random.choice(key, bank.size, (n,), replace=False).astype(jnp.int32)
+    return indices, read(bank, indices)
+
+
+def read(bank: Bank, indices: Array) -> PyTree:
+    """The entries at these rows."""
+    return jax.tree.map(lambda a: a[indices], bank.entries)
+
+
+def replace(bank: Bank, indices: Array, entries: PyTree, ages: Array | None = None) -> Bank:
+    """``entries`` written at distinct ``indices``; all other rows grow older by one.
+
+    Args:
+        bank: the bank.
+        indices: distinct rows, as `draw` gives them.
+        entries: their new content.
+        ages: int32 [n], of the new entries: 0 by default, those of `rejuvenate` for chains that were continued.
+    """
+    written = jax.tree.map(lambda a, new: a.at[indices].set(new, unique_indices=True), bank.entries, entries)
+    ages = jnp.zeros(indices.shape, jnp.int32) if ages is None else ages
+    return Bank(written, (bank.ages + 1).at[indices].set(ages, unique_indices=True))
+
+
+def rejuvenate(
+    key: Array, entries: PyTree, ages: Array, fresh: PyTree, probability: Array | float
+) -> tuple[PyTree, Array]:
+    """Each drawn entry is exchanged for a fresh start with this probability.
+
+    Args:
+        key: a typed key.
+        entries: drawn entries, leaves [n, ...].
+        ages: theirs, int32 [n].
+        fresh: starts to take instead, as ``entries``.
+        probability: in [0, 1], of an exchange.
+
+    Returns:
+        The starts, and their ages after the coming `replace`: 0 where fresh, else one more than before.
+    """
+    exchange = jax.random.bernoulli(key, probability, ages.shape)
+    select = lambda new, old: jnp.where(exchange.reshape(-1, *(1,) * (old.ndim - 1)), new, old)  # noqa: E731
+    return jax.tree.map(select, fresh, entries), jnp.where(exchange, 0, ages + 1)
+
+
+def placement(state: PyTree, spread: Any, copied: Any) -> PyTree:
+    """Where the leaves of a state belong: ``spread`` (a sharding of the leading axis) for a bank's, else ``copied``.
+
+    A bank whose rows do not divide over the devices of ``spread`` is copied, too.
+    """
+
+    def place(node: Any) -> Any:
+        divides = isinstance(node, Bank) and node.size % spread.num_devices == 0
+        return jax.tree.map(lambda _: spread if divides else copied, node)
+
+    return jax.tree.map(place, state, is_leaf=lambda node: isinstance(node, Bank))
