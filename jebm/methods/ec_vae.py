@@ -53,7 +53,7 @@ class ECVAEConfig:
             pair, never wired into a VAE there).
         channels: of the images.
         latent_size: of z.
-        encoder_width: channels of the first stage of the encoder.
+        encoder_width: channels of the first stage of the encoder; at 256 px its base width, 64 in the released code.
         decoder_width: the base that the ladder's multipliers multiply.
         energy_layers: (channels, blocks) of each resolution of the energy network.
         energy_head_width: hidden units of its head.
@@ -68,7 +68,7 @@ class ECVAEConfig:
         b1: Adam's first moment decay, both.
         b2: Adam's second moment decay, both.
         average_decay: of the exponential moving average of encoder and decoder that generates [ours; the released
-            code has the class and does not use it].
+            code has the class and does not use it]; at step t at most (1 + t)/(10 + t).
         calibration: the chain and the constraint.
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
     """
@@ -102,8 +102,19 @@ class ECVAEConfig:
         )  # fmt: skip
         if self.image_size not in (8, 16, 32, 64, 256):
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be 8, 16, 32, 64 or 256")
+        if self.image_size == 256:  # what the FastGAN-style pair can halve
+            for name, divisor in (("encoder_width", 4), ("decoder_width", 2), ("latent_size", 2)):
+                if getattr(self, name) % divisor:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)} is out of range: at 256 px it must be a multiple of {divisor}"
+                    )
+        if not self.energy_layers or any(number < 1 for layer in self.energy_layers for number in layer):
+            raise ConfigError(
+                f"energy_layers={self.energy_layers} is out of range: it must be one pair (channels, blocks) or more, "
+                "all numbers >=1"
+            )
         smallest = self.image_size >> (len(self.energy_layers) - 1 + (2 if self.energy_scales == 3 else 0))
-        if not self.energy_layers or smallest < 1:
+        if smallest < 1:
             raise ConfigError(
                 f"energy_layers={self.energy_layers} halves the smallest of {self.energy_scales} scales of "
                 f"{self.image_size} px images below 1 px: use fewer layers, or energy_scales=1"
@@ -170,8 +181,10 @@ def networks(config: ECVAEConfig) -> Networks:
     dtype = jnp.dtype(config.dtype)
     c = config
     if c.image_size == 256:
-        encoder: nn.Module = Encoder256(latent_size=c.latent_size, dtype=dtype)
-        decoder: nn.Module = Generator256(latent_size=c.latent_size, channels=c.channels, dtype=dtype)
+        encoder: nn.Module = Encoder256(width=c.encoder_width, latent_size=c.latent_size, dtype=dtype)
+        decoder: nn.Module = Generator256(
+            width=c.decoder_width, latent_size=c.latent_size, channels=c.channels, dtype=dtype
+        )
     else:
         small = c.image_size < 32  # keep the last map at 2 px
         encoder = Encoder(
@@ -293,7 +306,7 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         vae=vae,
         batch_stats=stats,
         vae_spectral=spectral,
-        vae_average=optax.incremental_update(vae, state.vae_average, 1.0 - config.average_decay),
+        vae_average=optax.incremental_update(vae, state.vae_average, 1.0 - _decay(config, state)),
         vae_optimizer=vae_optimizer_state,
         energy=optax.apply_updates(state.energy, updates),
         energy_spectral=energy_spectral,
@@ -308,6 +321,12 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         "energy_gradient_norm": tau * optax.tree.norm(energy_gradients),
     }
     return new_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
+
+
+def _decay(config: ECVAEConfig, state: ECVAEState) -> Array:
+    """The average's decay, rising to the configured one so that the first weights are soon forgotten."""
+    count = optax.tree.get(state.vae_optimizer, "count")
+    return jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
 
 
 def kl_divergence(mu: Array, logvar: Array) -> Array:
