@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, NoCheckpoint, _UserError) as error:
         print(f"jebm: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone
+        return 0
     except OSError as error:
         print(f"jebm: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
 
 
@@ -137,8 +137,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    if options.num < 1 or options.batch_size < 1 or options.seed < 0:
-        raise _UserError("--num and --batch-size must be at least 1, --seed at least 0")
+    for name, value in (("num", options.num), ("batch-size", options.batch_size)):
+        if value < 1:
+            raise _UserError(f"--{name} {value}: it must be at least 1")
+    _check_seed(options.seed)
     kind = options.out.suffix.lower()
     if kind not in (".png", ".npz", ""):
         raise _UserError(f"--out {options.out}: give a .png, an .npz, or a folder (a name without a suffix)")
@@ -170,6 +172,11 @@ def _sample(options: argparse.Namespace) -> None:
     print(f"{options.num} samples of step {run.step}: {options.out}")
 
 
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise _UserError(f"--seed {seed}: it must lie in [0, 2**63)")
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from jebm.evaluation import METRICS
 
@@ -177,6 +184,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name in metrics or ():
         if name not in METRICS:
             raise _UserError(f"--metrics {name!r}: there are {', '.join(METRICS)}")
+    _check_seed(options.seed)
     run = _load(options.dir, options.step)
     _score(run, metrics, options.seed)
     _write_report(run.directory)
@@ -208,6 +216,7 @@ def _score(run: "Run", metrics: tuple[str, ...] | None, seed: int | None) -> "li
         return evaluation.evaluate(
             run.method, run.state, source, jax.random.key(seed), n=settings.num_samples, protocol=protocol,
             metrics=metrics or evaluation.METRICS, batch_size=settings.batch_size, on_records=keep,
+            evaluations_per_image=run.method.evaluations_per_image,
         )  # fmt: skip
     except ValueError as error:
         raise _UserError(str(error)) from error

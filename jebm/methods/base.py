@@ -25,6 +25,7 @@ class Method(NamedTuple):
         reconstruct: ``(key, state, images) -> images``, or None where the family has no encoder.
         scores: ``(key, state, batch) -> dict`` of the family's own held-out scores, float32 scalars that average
             over batches (reconstruction error, calibration gap, ...).
+        evaluations_per_image: network evaluations that one generated image costs (a gradient counts as one).
         parameters: ``state -> {network name: parameter tree}``, for counting and looking.
     """
 
@@ -35,3 +36,4 @@ class Method(NamedTuple):
     reconstruct: Callable[[Array, State, Array], Array] | None
     scores: Callable[[Array, State, Array], Metrics]
     parameters: Callable[[State], dict[str, Any]]
+    evaluations_per_image: int = 1
