@@ -28,13 +28,24 @@ CASES = [  # image, kernel, strides, padding
     ((7, 7), (3, 3), (1, 1), ((-1, 2), (0, -1))),
 ]
 
+WINOGRAD_CASES = [  # 3x3, strides 1, even outputs
+    ((4, 6), (3, 3), (1, 1), "SAME"),
+    ((8, 6), (3, 3), (1, 1), "VALID"),
+    ((7, 6), (3, 3), (1, 1), ((0, 1), (2, 2))),
+    ((7, 5), (3, 3), (1, 1), ((-1, 2), (3, 0))),
+]
+
 
 def plain(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
 
 
-def canonical(x, kernel, strides, padding):
-    return conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, implementation="canonical")
+def ours(x, kernel, strides, padding, implementation="canonical"):
+    return conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, implementation=implementation)
+
+
+canonical = ours
+winograd = functools.partial(ours, implementation="winograd")
 
 
 def operands(image, kernel, *, batch=2, inputs=3, outputs=4):
@@ -42,6 +53,18 @@ def operands(image, kernel, *, batch=2, inputs=3, outputs=4):
     generator = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)  # noqa: E731
     return draw(batch, *image, inputs), draw(*kernel, inputs, outputs)
+
+
+def equations(jaxpr):
+    """All equations, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def primitives(function, *arguments):
+    return {equation.primitive.name for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr)}
 
 
 def derivatives(convolve, x, kernel):
@@ -52,24 +75,51 @@ def derivatives(convolve, x, kernel):
     return jax.jit(lambda x, k: (convolve(x, k), both(loss)(x, k), both(penalty)(x, k)))(x, kernel)
 
 
-def assert_same(one, other):
+def assert_same(one, other, tolerance=2e-6):
     # the same sums in another order: a few units of float32's last place, of the largest entry
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1.0, float(jnp.max(jnp.abs(b)))))
-
-
-def assert_canonical_equals_xla(case):
-    image, size, strides, padding = case
-    x, kernel = operands(image, size)
-    assert_same(
-        derivatives(lambda x, k: canonical(x, k, strides, padding), x, kernel),
-        derivatives(lambda x, k: plain(x, k, strides, padding), x, kernel),
-    )
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max()))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_derivatives_equal_those_of_xla(case):
-    assert_canonical_equals_xla(case)
+    image, size, strides, padding = case
+    x, kernel = operands(image, size)
+    expected = derivatives(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    assert_same(derivatives(lambda x, k: canonical(x, k, strides, padding), x, kernel), expected)
+
+
+@pytest.mark.parametrize("case", [CASES[0], *WINOGRAD_CASES], ids=str)
+def test_winograd_equals_the_direct_sum(case):
+    image, size, strides, padding = case
+    x, kernel = operands(image, size)
+    assert not primitives(lambda x: winograd(x, kernel, strides, padding), x) & {"conv_general_dilated"}
+    expected = derivatives(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    assert_same(derivatives(lambda x, k: winograd(x, k, strides, padding), x, kernel), expected, 1e-5)
+
+
+def test_winograd_rounds_little_over_many_channels():
+    x, kernel = operands((8, 8), (3, 3), inputs=256, outputs=16)
+    with jax.enable_x64():
+        exact = np.asarray(plain(x.astype("float64"), kernel.astype("float64"), (1, 1), "SAME"))
+    error = np.abs(winograd(x, kernel, (1, 1), "SAME") - exact)
+    assert np.sqrt(np.mean(error**2)) < 1e-6 * np.sqrt(np.mean(exact**2))
+
+
+def test_auto_takes_winograd_where_it_pays():
+    def taken(size, inputs, outputs, dtype=jnp.float32, kernel=(3, 3), strides=(1, 1)):
+        x, weights = operands((size, size), kernel, inputs=inputs, outputs=outputs)
+        convolve = lambda x: ours(x, weights.astype(dtype), strides, "SAME", "auto")  # noqa: E731
+        return "conv_general_dilated" not in primitives(convolve, x.astype(dtype))
+
+    assert taken(4, 64, 96)
+    assert not taken(4, 63, 96)
+    assert not taken(4, 64, 3)
+    assert not taken(2, 64, 64)
+    assert not taken(7, 64, 64)
+    assert not taken(4, 64, 64, jnp.bfloat16)
+    assert not taken(4, 64, 64, kernel=(1, 1))
+    assert not taken(4, 64, 64, strides=(2, 2))
 
 
 @pytest.mark.parametrize("case", CASES[1:3], ids=str)
@@ -125,7 +175,8 @@ def test_one_example_without_a_batch_axis_through_flax():
     assert_same(jax.jit(gradient(layer))(params, x[0]), expected[0])
 
 
-def test_inside_a_loop():
+@pytest.mark.parametrize(("convolve", "tolerance"), [(canonical, 2e-6), (winograd, 1e-5)])
+def test_inside_a_loop(convolve, tolerance):
     x, kernel = operands((8, 8), (3, 3), outputs=3)
 
     def descend(convolve):
@@ -133,7 +184,7 @@ def test_inside_a_loop():
         step = lambda x, _: (x - 0.01 * jax.grad(loss)(x), loss(x))  # noqa: E731
         return jax.jit(lambda x: lax.scan(step, x, length=8))(x)
 
-    assert_same(descend(canonical), descend(plain))
+    assert_same(descend(convolve), descend(plain), tolerance)
 
 
 def test_the_loop_differentiated():
@@ -155,8 +206,7 @@ def test_the_gradient_convolution_takes_a_kernel_written_out():
 
     def kernel_layouts(convolve):
         gradient = jax.grad(lambda x: jnp.sum(jnp.square(convolve(x, kernel, (1, 1), "SAME"))))
-        equations = jax.make_jaxpr(gradient)(x).jaxpr
-        return [specification for specification in _kernel_specifications(equations)]
+        return _kernel_specifications(jax.make_jaxpr(gradient)(x).jaxpr)
 
     assert (3, 2, 0, 1) in kernel_layouts(canonical)  # HWIO as (O, I, H, W) positions
     assert (2, 3, 0, 1) in kernel_layouts(plain)
@@ -164,11 +214,7 @@ def test_the_gradient_convolution_takes_a_kernel_written_out():
 
 
 def _kernel_specifications(jaxpr):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            yield tuple(equation.params["dimension_numbers"].rhs_spec)
-        for inner in jaxprs_in_params(equation.params):
-            yield from _kernel_specifications(inner)
+    return [tuple(e.params["dimension_numbers"].rhs_spec) for e in equations(jaxpr) if "conv_" in e.primitive.name]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +232,7 @@ def test_what_it_does_not_cover_falls_back_to_lax(options):
     kernel = kernel[:, :, : 3 // options.get("feature_group_count", 1)]
     padding = ((1, 1), (1, 1))
 
-    def ours(x, k):
+    def fallback(x, k):
         return conv_general_dilated(
             x, k, (1, 1), padding, dimension_numbers=LAYOUT, implementation="canonical", **options
         )
@@ -195,10 +241,10 @@ def test_what_it_does_not_cover_falls_back_to_lax(options):
         return lax.conv_general_dilated(x, k, (1, 1), padding, dimension_numbers=LAYOUT, **options)
 
     for one, other in zip(
-        jax.tree.leaves(derivatives(ours, x, kernel)),
+        jax.tree.leaves(derivatives(fallback, x, kernel)),
         jax.tree.leaves(derivatives(theirs, x, kernel)),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
     tangent = lambda f: jax.jvp(lambda x: f(x, kernel), (x,), (x,))[1]  # noqa: E731
-    np.testing.assert_array_equal(tangent(ours), tangent(theirs))  # forward mode: only lax has it
+    np.testing.assert_array_equal(tangent(fallback), tangent(theirs))  # forward mode: only lax has it
