@@ -3,10 +3,17 @@
 from typing import Any, NamedTuple
 
 from jebm.methods import ec_vae as _ec_vae
+from jebm.methods import hat_autoencoder as _hat_autoencoder
+from jebm.methods import hat_ebm as _hat_ebm
 from jebm.methods.base import Method as Method
 from jebm.methods.ec_vae import ECVAEConfig as ECVAEConfig
+from jebm.methods.hat_autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
+from jebm.methods.hat_chains import ChainConfig as ChainConfig
+from jebm.methods.hat_ebm import HatEBMConfig as HatEBMConfig
 
 ec_vae = _ec_vae.build
+hat_autoencoder = _hat_autoencoder.build
+hat_ebm = _hat_ebm.build
 
 
 class Family(NamedTuple):
@@ -16,7 +23,11 @@ class Family(NamedTuple):
     build: Any
 
 
-FAMILIES: dict[str, Family] = {"ec_vae": Family(ECVAEConfig, ec_vae)}
+FAMILIES: dict[str, Family] = {
+    "ec_vae": Family(ECVAEConfig, ec_vae),
+    "hat_autoencoder": Family(HatAutoencoderConfig, hat_autoencoder),
+    "hat_ebm": Family(HatEBMConfig, hat_ebm),
+}
 
 
 def family_of(config: Any) -> str:
