@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import pathlib
 import types
 import typing
@@ -33,7 +34,7 @@ def check(config: Any, **rules: str) -> None:
     """
     for name, rule in rules.items():
         value = getattr(config, name)
-        if value is not None and not _RULES[rule](value):
+        if value is not None and not (math.isfinite(value) and _RULES[rule](value)):
             raise ConfigError(f"{name}={value!r} is out of range: it must be {rule}")
 
 
@@ -44,6 +45,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     ">=2": lambda v: v >= 2,
     "in [0, 1)": lambda v: 0 <= v < 1,
     "in (0, 1]": lambda v: 0 < v <= 1,
+    "in [0, 2**63)": lambda v: 0 <= v < 2**63,
 }
 
 
@@ -94,7 +96,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check(
             self, num_steps=">=1", log_every=">=1", sample_every=">=0", checkpoint_every=">=1",
-            keep_checkpoints=">=1", num_samples=">=1", seed=">=0",
+            keep_checkpoints=">=1", num_samples=">=1", seed="in [0, 2**63)",
         )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self, num_samples=">=2", batch_size=">=1", seed=">=0")
+        check(self, num_samples=">=2", batch_size=">=1", seed="in [0, 2**63)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +148,11 @@ def load_file(path: str | pathlib.Path) -> Config:
     namespace: dict[str, Any] = {"__name__": "jebm_config", "__file__": str(path)}
     try:
         exec(compile(path.read_text(), str(path), "exec"), namespace)  # noqa: S102
+        if not callable(namespace.get("get_config")):
+            raise ConfigError("it has no function get_config(), so it is no configuration file")
         config = namespace["get_config"]()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except KeyError:
-        raise ConfigError(f"{path} has no function get_config(): it is no configuration file") from None
     except Exception as error:
         raise ConfigError(f"{path} does not run: {type(error).__name__}: {_one_line(error)}") from error
     if not isinstance(config, Config):
@@ -170,8 +172,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             raise ConfigError(f"--set {assignment!r}: write key.path=value")
         try:
             config = _replace(config, key.split("."), text, key)
-        except ConfigError as error:
-            message = str(error)
+        except ValueError as error:  # also what a method's own checks raise
+            message = _one_line(error)
             raise ConfigError(message if key in message else f"{key}={text}: {message}") from None
     return config
 
@@ -234,7 +236,7 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
                     continue
         raise wrong
     if origin is Literal:
-        if raw not in arguments:
+        if (type(raw), raw) not in [(type(a), a) for a in arguments]:  # True == 1 == 1.0
             raise ConfigError(f"{key}={raw!r}: expected {_describe(kind)}{nearest(str(raw), map(str, arguments))}")
         return raw
     if origin is tuple:
@@ -243,7 +245,10 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
         kinds = [arguments[0]] * len(raw) if arguments[1:] == (Ellipsis,) else list(arguments)
         if len(kinds) != len(raw):
             raise wrong
-        return tuple(_coerce(value, k, key) for value, k in zip(raw, kinds, strict=True))
+        try:
+            return tuple(_coerce(value, k, key) for value, k in zip(raw, kinds, strict=True))
+        except ConfigError:
+            raise wrong from None  # the whole list is what the user knows
     if kind is bool and isinstance(raw, bool):
         return raw
     if kind is int and not isinstance(raw, bool) and isinstance(raw, int | float) and float(raw).is_integer():

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from jax import Array
 
-__all__ = ["grid", "save_png", "to_uint8"]
+__all__ = ["from_uint8", "grid", "save_png", "to_uint8"]
 
 
 def to_uint8(images: Array | np.ndarray) -> np.ndarray:
