@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shutil
 import warnings
 from typing import Any
 
@@ -79,9 +80,16 @@ class Checkpoints:
         return state, restored.meta
 
     def discard_after(self, step: int) -> None:
-        """Removes checkpoints newer than ``step``: torn ones that a resumed run will write again."""
+        """Sets checkpoints newer than ``step`` aside, in ``<directory>_damaged``: a resumed run writes them again.
+
+        They are not deleted: what this version cannot read another one may.
+        """
+        aside = self._directory.with_name(self._directory.name + "_damaged")
         for newer in [s for s in self.steps() if s > step]:
-            self._manager.delete(newer)
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(newer), ignore_errors=True)
+            (self._directory / str(newer)).rename(aside / str(newer))
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for what was started and lets go of the directory."""

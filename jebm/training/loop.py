@@ -32,10 +32,13 @@ def load_source(config: Config) -> data.Source:
     """The images of a configuration, brought to the method's size.
 
     Raises:
-        ConfigError: images of another number of channels than the method's.
-        DataError: a source that cannot be read.
+        ConfigError: a source that is not there or cannot be read, images that cannot be brought to the method's size,
+            or of another number of channels.
     """
-    source = data.resize_source(data.load(config.data.source), config.method.image_size)
+    try:
+        source = data.resize_source(data.load(config.data.source), config.method.image_size)
+    except data.DataError as error:
+        raise ConfigError(f"data.source={config.data.source}: {error}") from error
     if source.image_shape[-1] != config.method.channels:
         raise ConfigError(
             f"data.source={config.data.source} has {source.image_shape[-1]} channels, method.channels is "
@@ -85,11 +88,14 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
     except ValueError as error:
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
     _check_same_run(config, directory)
-    directory.write_config(config)
     method = methods.build(config)
     checkpoints = Checkpoints(directory.checkpoints, config.training.keep_checkpoints)
     state = _start(config, method, checkpoints, mesh, say)
     start = int(state.step)
+    if start > config.training.num_steps:
+        checkpoints.close()
+        raise ConfigError(f"training.num_steps={config.training.num_steps}: {directory.path} is at step {start} already")
+    directory.write_config(config)
     metrics_file = MetricsFile(directory.metrics, start)
     meta = {"config_hash": config_hash(config), "data_fingerprint": source.fingerprint, "versions": _versions()}
     place = lambda batch: sharding.shard_batch(batch, mesh)  # noqa: E731
@@ -97,33 +103,36 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
     every = config.training
     draw_grid = jax.jit(lambda key, state: method.generate(key, state, every.num_samples))
     pending: tuple[int, Metrics, float] | None = None
-    stop = _StopSignal()
+    stop, stopping = _StopSignal(), False
     try:
         with stop.listening(), _progress(config, start) as bar:
             begun = time.perf_counter()
-            for batch in loader.batches(start, every.num_steps - start, place):
+            for done, batch in enumerate(loader.batches(start, every.num_steps - start, place), start + 1):
                 state, metrics = step(state, batch)
                 bar.update()
-                done = bar.n
                 # read a logged step's metrics when the next one is due: the device is never waited for
                 if done % every.log_every == 0 or done == every.num_steps:
                     _write(metrics_file, pending, bar)
                     pending = (done, metrics, (done - start) / (time.perf_counter() - begun))
                 if every.sample_every and (done % every.sample_every == 0 or done == every.num_steps):
-                    picture = images.grid(draw_grid(jax.random.fold_in(state.key, 0), state.method))
-                    images.save_png(directory.samples / f"step_{done:07d}.png", picture)
-                if done % every.checkpoint_every == 0 or done == every.num_steps or stop.received:
                     _write(metrics_file, pending, bar)
                     pending = None
-                    _require_finite(done, {name: float(value) for name, value in metrics.items()})
+                    drawn = draw_grid(jax.random.fold_in(state.key, 0), state.method)
+                    _require_finite(done, {"a sample": float(jnp.sum(drawn))})
+                    images.save_png(directory.samples / f"step_{done:07d}.png", images.grid(drawn))
+                stopping = stop.received  # read once: a signal that comes after this waits for the next step
+                if done % every.checkpoint_every == 0 or done == every.num_steps or stopping:
+                    _write(metrics_file, pending, bar)
+                    pending = None
+                    _require_finite(done, _floats(metrics) | {"the state": float(_sum_of_magnitudes(state.method))})
                     checkpoints.save(state, meta)
-                if stop.received:
+                if stopping:
                     break
-        checkpoints.wait()
+            checkpoints.wait()
     finally:
         metrics_file.close()
         checkpoints.close()
-    if stop.received:
+    if stopping:
         say(f"stopped by signal after step {int(state.step)}; saved, and the same command goes on from there")
         sys.exit(0)
     return state
@@ -140,13 +149,15 @@ def _start(
             say(f"going on from step {int(state.step)}")
             return state
         except NoCheckpoint:
-            say("no checkpoint is whole: starting again from step 0")
+            say("no checkpoint is whole: starting again from step 0; the old ones lie in checkpoints_damaged")
             checkpoints.discard_after(-1)
     size, channels = config.method.image_size, config.method.channels
     shape = (config.data.batch_size, size, size, channels)
     make = jax.jit(
         lambda: initial_state(method, config.training.seed, jnp.zeros(shape)),
         out_shardings=sharding.replicated(mesh),
+        # it runs once: on a CPU most of its time would go into optimising the random draws
+        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
     return make()
 
@@ -183,10 +194,21 @@ def _write(file: MetricsFile, pending: tuple[int, Metrics, float] | None, bar: A
     if pending is None:
         return
     step, metrics, rate = pending
-    values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+    values = _floats(metrics)
     file.write({"step": step, **values, "steps_per_second": round(rate, 3), "time": round(time.time(), 3)})
     bar.set_postfix({name: f"{value:.4g}" for name, value in values.items() if "norm" not in name}, refresh=False)
     _require_finite(step, values)
+
+
+def _floats(metrics: Metrics) -> dict[str, float]:
+    return {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+
+
+@jax.jit
+def _sum_of_magnitudes(tree: Any) -> Array:
+    """Not finite if an entry of ``tree`` is not."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.sum(jnp.stack([jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in leaves]))
 
 
 def _require_finite(step: int, values: dict[str, float]) -> None:
