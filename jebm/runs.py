@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from jebm import methods
 from jebm.config import Config, ConfigError, from_dict, to_dict
+from jebm.energy import Generator
 from jebm.methods.base import Method
 
-__all__ = ["Run", "RunDirectory", "abstract_state", "load"]
+__all__ = ["Run", "RunDirectory", "abstract_state", "build", "generator_of", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +94,42 @@ class Run:
     meta: dict[str, Any]
 
 
+def build(config: Config) -> Method:
+    """The method of a configuration, over the generator of another run where it names one (``method.generator``).
+
+    The other run gives the architecture each time; its weights, as they are when training starts, go into the new
+    run's own state and checkpoints.
+
+    Raises:
+        ConfigError, NoCheckpoint: no such run, or one without a generator.
+    """
+    path = getattr(config.method, "generator", "")
+    if path in ("", "network"):
+        return methods.build(config)
+    try:
+        generator = generator_of(load(path))
+    except ConfigError as error:
+        raise ConfigError(f"method.generator={path}: {error}") from None
+    return methods.hat_ebm(config.method, generator)
+
+
+def generator_of(run: Run) -> Generator:
+    """The generator of a trained model: a pure function from one latent to one image [H, W, C], weights as leaves.
+
+    Raises:
+        ConfigError: a family without a generator.
+    """
+    family = methods.FAMILIES[methods.family_of(run.config.method)]
+    if family.generator is None:
+        raise ConfigError(f"{run.directory.path} holds a model without a generator of its own")
+    return family.generator(run.config.method, run.state)
+
+
 def abstract_state(config: Config) -> Any:
     """The shapes and dtypes of a run's whole state; no memory is used."""
     from jebm.training.state import initial_state
 
-    method = methods.build(config)
+    method = build(config)
     size, channels = config.method.image_size, config.method.channels
     batch = jax.ShapeDtypeStruct((config.data.batch_size, size, size, channels), jnp.float32)
     return jax.eval_shape(lambda b: initial_state(method, config.training.seed, b), batch)
@@ -118,11 +150,9 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
     checkpoints = Checkpoints(directory.checkpoints)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract_state(config)
-    )
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract_state(config))
     try:
         state, meta = checkpoints.restore(like, step)
     finally:
         checkpoints.close()
-    return Run(directory, config, methods.build(config), state.method, int(state.step), meta)
+    return Run(directory, config, build(config), state.method, int(state.step), meta)

@@ -12,7 +12,7 @@ import optax
 import pytest
 from test_golden_ec_networks import close_to_max, group, load
 
-from jebm import bank
+from jebm import bank, mcmc
 from jebm.energy import bind
 from jebm.interop import from_flat
 from jebm.methods import ChainConfig, HatAutoencoderConfig, HatEBMConfig, hat_chains, keras_optimizers
@@ -77,38 +77,47 @@ def test_chain(golden, name):
     generator, variables = generator_of(case, "w/gen", z0[0], size, number(case, "out_factor"))
     hat, generator = bind(hat.apply, {"params": params}), bind(generator.apply, variables)
     joint, temperature = bool(case["cfg/update_latents"]), number(case, "mcmc_temp")
-    noise = {
-        name: np.zeros((len(z0), num_steps, *start.shape[1:]), np.float32) for name, start in (("z", z0), ("y", y0))
-    }
+    noise = {part: np.zeros((len(a), num_steps, *a.shape[1:]), np.float32) for part, a in (("z", z0), ("y", y0))}
     if case["cfg/noise"]:
-        noise = {name: np.moveaxis(case[f"in/noise_{name}"].astype(np.float32), 0, 1) for name in noise}
+        noise = {part: np.moveaxis(case[f"in/noise_{part}"].astype(np.float32), 0, 1) for part in noise}
+    config = ChainConfig(
+        num_steps=num_steps, noise_scale=number(case, "epsilon"),
+        latent_noise_scale=number(case, "epsilon_latent") if joint else 0.0,
+        residual_precision=number(case, "tau_res"),
+        max_displacement=number(case, "max_norm") if case["cfg/clip"] else None,
+    )  # fmt: skip
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def after(k, hat, generator):
-        config = ChainConfig(
-            num_steps=k, noise_scale=number(case, "epsilon"),
-            latent_noise_scale=number(case, "epsilon_latent") if joint else 0.0,
-            residual_precision=number(case, "tau_res"),
-            max_displacement=number(case, "max_norm") if case["cfg/clip"] else None,
-        )  # fmt: skip
-        key, recorded = jax.random.key(0), jax.tree.map(lambda a: a[:, :k], noise)
-        return hat_chains.run_chains(key, hat, generator, z0, y0, config, temperature, recorded)
+    @jax.jit
+    @jax.vmap
+    def chain(z, y, noise):
+        key = jax.random.key(0)
+        if joint:
+            kernel = hat_chains.joint_kernel(hat, generator, config, temperature, noise)
+            names = ("residual_drift", "latent_drift")
+            _, info = mcmc.sample(key, kernel, {"z": z, "y": y}, num_steps, trace=names, positions_every=1)
+            return info["position"], info
+        kernel = hat_chains.conditional_kernel(hat, generator(z), config, temperature, noise["y"])
+        _, info = mcmc.sample(key, kernel, y, num_steps, trace=("gradient_norm",), positions_every=1)
+        drift = hat_chains.conditional_drift(info["gradient_norm"], config, temperature)
+        still = {"residual_drift": drift, "latent_drift": jnp.zeros_like(drift)}
+        return {"z": jnp.broadcast_to(z, (num_steps, *z.shape)), "y": info["position"]}, still
 
-    start = jax.vmap(generator)(z0) + y0
-    np.testing.assert_allclose(start, case["out/x_init"], rtol=0, atol=1e-5)
+    image = jax.jit(jax.vmap(generator))
+    positions, info = chain(z0, y0, noise)
+    np.testing.assert_allclose(image(z0) + y0, case["out/x_init"], rtol=0, atol=1e-5)
     for k in range(1, num_steps + 1):
-        samples = after(k, hat, generator)
-
-        def close(actual, expected, start, k=k):
-            bound = 2e-6 + 2e-5 * k * np.abs(expected - start).max()
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
-
-        close(samples.z, case["out/z"][k - 1], z0)
-        close(samples.y, case["out/y"][k - 1], y0)
+        z, y = (np.asarray(positions[part][:, k - 1]) for part in ("z", "y"))
+        assert_moved(z, case["out/z"][k - 1], z0, k)
+        assert_moved(y, case["out/y"][k - 1], y0, k)
         if len(case["out/x"]) == num_steps or k == num_steps:
-            close(samples.image, case["out/x"][k - 1 if len(case["out/x"]) == num_steps else 0], case["out/x_init"])
-        np.testing.assert_allclose(samples.residual_drift, case["out/mean_disp_res"][k - 1], rtol=1e-5)
-        np.testing.assert_allclose(samples.latent_drift, case["out/mean_disp_latent"][k - 1], rtol=1e-5)
+            assert_moved(image(z) + y, case["out/x"][k - 1 if len(case["out/x"]) > 1 else 0], case["out/x_init"], k)
+        np.testing.assert_allclose(info["residual_drift"][:, :k].mean(), case["out/mean_disp_res"][k - 1], rtol=1e-5)
+        np.testing.assert_allclose(info["latent_drift"][:, :k].mean(), case["out/mean_disp_latent"][k - 1], rtol=1e-5)
+
+
+def assert_moved(actual, expected, start, num_steps):
+    bound = 2e-6 + 2e-5 * num_steps * np.abs(expected - start).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
 
 
 def assert_tree(actual, case, prefix, fraction):
@@ -267,7 +276,18 @@ def whole_step_case(case, application):
 
 def run_two_steps(case, config, state):
     base = base_generator(config)
-    step = jax.jit(lambda draws, state, images: iterate(config, base, draws, state, images))
+    hat = HatEnergy(config.image_size, config.energy_width)
+
+    @jax.jit
+    def step(draws, state, images):
+        y0 = config.chain.residual_start_scale * draws.residual
+        start = jax.vmap(functools.partial(base.apply, state.generator))(draws.latent) + y0
+        samples = hat_chains.run_chains(
+            draws.chain_key, bind(hat.apply, {"params": state.energy}), bind(base.apply, state.generator),
+            draws.latent, y0, config.chain, config.temperature, draws.chain_noise,
+        )  # fmt: skip
+        return start, samples.image, *iterate(config, base, draws, state, images)
+
     for i in range(2):
         noise = {
             name: np.moveaxis(case[f"in/n_{name}"][i].astype(np.float32), 0, 1)
@@ -283,16 +303,9 @@ def run_two_steps(case, config, state):
             indices=case["in/perm"][i, :batch] if "in/perm" in case else None,
             chain_noise=noise,
         )
-        start = jax.vmap(functools.partial(base.apply, state.generator))(draws.latent)
-        start += config.chain.residual_start_scale * draws.residual
-        samples = hat_chains.run_chains(
-            draws.chain_key, bind(HatEnergy(config.image_size, config.energy_width).apply, {"params": state.energy}),
-            bind(base.apply, state.generator), draws.latent, config.chain.residual_start_scale * draws.residual,
-            config.chain, config.temperature, noise,
-        )  # fmt: skip
+        start, samples, state, metrics = step(draws, state, case["in/images_data"][i])
         expected = case["out/images_samp"][i]
-        np.testing.assert_allclose(samples.image, expected, rtol=0, atol=1e-4 * np.abs(expected - start).max())
-        state, metrics = step(draws, state, case["in/images_data"][i])
+        np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-4 * np.abs(expected - start).max())
         np.testing.assert_allclose(metrics["energy_loss"], case["out/ebm_loss"][i], rtol=1e-4)
         np.testing.assert_allclose(metrics["residual_drift"], case["out/mean_disp_res"][i], rtol=1e-4)
         if "out/gen_loss" in case:

@@ -2,31 +2,42 @@
 
 from typing import Any, NamedTuple
 
+from jebm.methods import denoising_ebm as _denoising_ebm
 from jebm.methods import ec_vae as _ec_vae
 from jebm.methods import hat_autoencoder as _hat_autoencoder
 from jebm.methods import hat_ebm as _hat_ebm
 from jebm.methods.base import Method as Method
+from jebm.methods.denoising_ebm import DenoisingEBMConfig as DenoisingEBMConfig
 from jebm.methods.ec_vae import ECVAEConfig as ECVAEConfig
 from jebm.methods.hat_autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
 from jebm.methods.hat_chains import ChainConfig as ChainConfig
 from jebm.methods.hat_ebm import HatEBMConfig as HatEBMConfig
 
+denoising_ebm = _denoising_ebm.build
 ec_vae = _ec_vae.build
 hat_autoencoder = _hat_autoencoder.build
 hat_ebm = _hat_ebm.build
 
 
 class Family(NamedTuple):
-    """A registered family: its configuration class, and the function from a configuration to a `Method`."""
+    """A registered family.
+
+    Attributes:
+        config_class: its configuration class.
+        build: from a configuration to a `Method`.
+        generator: ``(config, state) -> generator`` of one latent, for a hat over it; None without.
+    """
 
     config_class: type
     build: Any
+    generator: Any = None
 
 
 FAMILIES: dict[str, Family] = {
-    "ec_vae": Family(ECVAEConfig, ec_vae),
-    "hat_autoencoder": Family(HatAutoencoderConfig, hat_autoencoder),
-    "hat_ebm": Family(HatEBMConfig, hat_ebm),
+    "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm),
+    "ec_vae": Family(ECVAEConfig, ec_vae, _ec_vae.standing_decoder),
+    "hat_autoencoder": Family(HatAutoencoderConfig, hat_autoencoder, _hat_autoencoder.decoder),
+    "hat_ebm": Family(HatEBMConfig, hat_ebm, _hat_ebm.generator_of),
 }
 
 

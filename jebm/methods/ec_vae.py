@@ -391,7 +391,7 @@ def standing_decoder(config: ECVAEConfig, state: ECVAEState) -> energies.Generat
     """The decoder that generates: averaged weights, batch statistics of a fixed set of prior latents.
 
     Returns:
-        A function from latents [n, latent_size] to images [n, H, W, C] in (-1, 1).
+        A function from latents [..., latent_size] to images [..., H, W, C] in (-1, 1); its weights are pytree leaves.
     """
     nets = networks(config)
     params = _normalized(state.vae_average["decoder"], state.vae_spectral["decoder"])
@@ -400,7 +400,7 @@ def standing_decoder(config: ECVAEConfig, state: ECVAEState) -> energies.Generat
     _, updated = nets.decoder.apply({"params": params, "batch_stats": empty}, z, train=True, mutable=["batch_stats"])
     # the running average of zeros and one batch is the batch's share of it
     stats = jax.tree.map(lambda a: a / (1.0 - BatchNorm.decay), updated["batch_stats"])
-    return lambda z: cast(Array, nets.decoder.apply({"params": params, "batch_stats": stats}, z, train=False))
+    return energies.bind(nets.decoder.apply, {"params": params, "batch_stats": stats})
 
 
 def generate(config: ECVAEConfig, key: Array, state: ECVAEState, n: int) -> Array:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.tree_util import Partial
 
 from jebm import mcmc
 from jebm.config import check
@@ -84,6 +85,11 @@ class Samples(NamedTuple):
     latent_drift: Array
 
 
+def as_pytree(function: Energy) -> Partial:
+    """``function`` as a pytree; one that `jebm.energy.bind` made stays, its parameters being leaves."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
 def conditional_kernel(
     hat: Energy, image: Array, config: ChainConfig, temperature: float, noise: Array | None = None
 ) -> mcmc.LangevinKernel:
@@ -96,13 +102,19 @@ def conditional_kernel(
         temperature: T.
         noise: standard normals [K, H, W, C] drawn in advance, or None.
     """
-    energy = bind(_conditional_energy, bind(hat), image, temperature * config.residual_precision)
+    energy = bind(_conditional_energy, as_pytree(hat), image, temperature * config.residual_precision)
     step_size = mcmc.from_noise_scale(config.noise_scale, temperature)
     return mcmc.langevin(energy, step_size, temperature, max_displacement=config.max_displacement, noise=noise)
 
 
 def _conditional_energy(hat: Energy, image: Array, weight: Array, y: Array) -> Array:
     return value(hat, image + y) + weight * squared_distance(y, jnp.zeros_like(y))
+
+
+def conditional_drift(gradient_norm: Array, config: ChainConfig, temperature: float) -> Array:
+    """The length of the drift that a gradient of this norm gives y, after the bound."""
+    drift = mcmc.from_noise_scale(config.noise_scale, temperature) * gradient_norm
+    return drift if config.max_displacement is None else jnp.minimum(drift, config.max_displacement)
 
 
 class JointState(NamedTuple):
@@ -198,7 +210,7 @@ def joint_kernel(
     """
     bound = jnp.inf if config.max_displacement is None else config.max_displacement
     return JointKernel(
-        bind(hat), bind(generator), config.noise_scale, config.latent_noise_scale, config.residual_precision,
+        as_pytree(hat), as_pytree(generator), config.noise_scale, config.latent_noise_scale, config.residual_precision,
         float(config.latent_prior), bound, temperature, noise,
     )  # fmt: skip
 
@@ -225,7 +237,7 @@ def run_chains(
         temperature: T.
         noise: ``{"z": [B, K, ...], "y": [B, K, ...]}`` drawn in advance ("y" alone for conditional chains), or None.
     """
-    hat, generator, z, y = jax.lax.stop_gradient((bind(hat), bind(generator), z, y))
+    hat, generator, z, y = jax.lax.stop_gradient((as_pytree(hat), as_pytree(generator), z, y))
     keys = mcmc.chain_keys(key, z.shape[0])
     if config.latent_noise_scale > 0:
         samples = _joint_chains(keys, hat, generator, z, y, config, temperature, noise)
@@ -247,8 +259,7 @@ def _conditional_chains(
     def chain(key: Array, generated: Array, y: Array, noise: Array | None) -> tuple[Array, Array]:
         kernel = conditional_kernel(hat, generated, config, temperature, noise)
         state, info = mcmc.sample(key, kernel, y, config.num_steps, trace=("gradient_norm",))
-        drift = mcmc.from_noise_scale(config.noise_scale, temperature) * info["gradient_norm"]
-        return state.position, drift if config.max_displacement is None else jnp.minimum(drift, config.max_displacement)
+        return state.position, conditional_drift(info["gradient_norm"], config, temperature)
 
     y, drift = jax.vmap(chain)(keys, generated, y, None if noise is None else noise["y"])
     return Samples(z, y, generated + y, _mean(drift), jnp.zeros(()))

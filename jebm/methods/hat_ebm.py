@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import FlaxError
 from jax import Array
 
 from jebm import bank, mcmc
@@ -35,12 +36,12 @@ from jebm.config import ConfigError, check
 from jebm.energy import Generator, PyTree, bind
 from jebm.methods import keras_optimizers
 from jebm.methods.base import Method, Metrics
-from jebm.methods.hat_chains import ChainConfig, Samples, run_chains
+from jebm.methods.hat_chains import ChainConfig, Samples, as_pytree, run_chains
 from jebm.networks.hat_ebm import IMAGE_SIZES, HatDecoder, HatEnergy, HatGenerator, code_shape
 
 __all__ = [
     "Base", "ChainConfig", "Draws", "HatEBMConfig", "HatEBMState", "base_generator", "build", "draw", "energy_loss",
-    "frozen_generator", "generator_loss", "hat_network", "initialize", "iterate", "optimizers", "update_energy",
+    "generator_loss", "generator_of", "hat_network", "initialize", "iterate", "optimizers", "update_energy",
     "update_generator",
 ]  # fmt: skip
 
@@ -195,7 +196,7 @@ def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> 
     """
     if generator is None:
         if config.generator not in ("", "network"):
-            raise ConfigError(f"generator={config.generator!r}: this run is not loaded (jebm.runs.build does it)")
+            raise ConfigError(f"generator={config.generator!r}: take that run itself (jebm.runs.build loads it)")
         c, dtype = config, jnp.dtype(config.dtype)
         module: nn.Module
         if config.application == "retrofit":
@@ -203,7 +204,7 @@ def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> 
         else:
             module = HatGenerator(c.image_size, c.generator_width, c.channels, c.output_scale, dtype)
         return Base(lambda key: module.init(key, jnp.zeros(_latent_shape(config))), module.apply)
-    leaves, structure = jax.tree.flatten(bind(generator))
+    leaves, structure = jax.tree.flatten(as_pytree(generator))
     return Base(
         lambda key: [jnp.array(leaf) for leaf in leaves],
         lambda variables, z: jax.tree.unflatten(structure, variables)(z),
@@ -254,7 +255,7 @@ def _check_generator(config: HatEBMConfig, base: Base, variables: PyTree) -> Non
     expected, latent = _image_shape(config), _latent_shape(config)
     try:
         given = jax.eval_shape(base.apply, variables, jnp.zeros(latent)).shape
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FlaxError) as error:
         raise ConfigError(
             f"the generator does not take latents of shape {latent} ({str(error).splitlines()[0]}): set "
             "method.latent_size to its own"
@@ -371,8 +372,16 @@ def update_generator(
     return state, loss
 
 
-def frozen_generator(config: HatEBMConfig, base: Base, state: HatEBMState) -> Generator:
-    """G of one latent, with the weights that `HatEBMConfig.weights` names."""
+def generator_of(config: HatEBMConfig, state: HatEBMState) -> Generator:
+    """G of one latent, where it is the network of this configuration.
+
+    Raises:
+        ConfigError: the generator is another run's.
+    """
+    return _generator(config, base_generator(config), state)
+
+
+def _generator(config: HatEBMConfig, base: Base, state: HatEBMState) -> Generator:
     variables = state.generator
     if config.weights == "average" and config.application == "synthesis":
         variables = {**variables, "params": state.generator_average}
@@ -397,7 +406,7 @@ def generate(config: HatEBMConfig, base: Base, key: Array, state: HatEBMState, n
     start_key, chain_key = jax.random.split(key)
     z, y = jax.vmap(start)(mcmc.chain_keys(start_key, n))
     return run_chains(
-        chain_key, _hat(config, state), frozen_generator(config, base, state), z,
+        chain_key, _hat(config, state), _generator(config, base, state), z,
         config.test_chain.residual_start_scale * y, config.test_chain, config.temperature,
     ).image  # fmt: skip
 
