@@ -7,48 +7,25 @@ own layout (images NCHW, kernels OIHW); TensorFlow and JAX take NHWC and HWIO.
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from jebm.networks.convolution import Conv
 from jebm.networks.energy_nets import MSResNet
-from jebm.networks.layers import average_pool
+from jebm.networks.hat_ebm import HatEnergy
 
 Tree = Any
 
 
-class HatResNet(nn.Module):
-    """A residual network as the 32 px hat energy: a stem and three blocks, the first two halve the image."""
-
-    channels: int = 256
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., H, W, C] -> [...]."""
-        for i, halve in enumerate((True, True, False, False)):
-            y = x if i == 0 else nn.relu(x)
-            y = Conv(self.channels, (3, 3), name=f"conv_1_{i}")(y)
-            y = Conv(self.channels, (3, 3), name=f"conv_2_{i}")(nn.relu(y))
-            # a 1x1 convolution is a matrix product, and commutes with the mean over 2x2 pixels
-            x = average_pool(x) if halve else x
-            x = nn.Dense(self.channels, name=f"shortcut_{i}")(x) if halve else x
-            x = x + (average_pool(y) if halve else y)
-        features = nn.relu(x).mean((-3, -2))
-        return nn.Dense(1, use_bias=False, name="head")(features)[..., 0]
-
-
-def hat_resnet(ops: Any, params: Tree, x: Any) -> Any:
-    """`HatResNet` on a batch, as its paper's code has it: the shortcut of a later block is convolved, then halved."""
+def hat(ops: Any, params: Tree, x: Any) -> Any:
+    """`jebm.networks.hat_ebm.HatEnergy` for 32 px on a batch."""
     for i, halve in enumerate((True, True, False, False)):
-        y = x if i == 0 else ops.relu(x)
-        y = ops.conv(params[f"conv_1_{i}"], y)
-        y = ops.conv(params[f"conv_2_{i}"], ops.relu(y))
+        block = params["stem" if i == 0 else f"block{i + 1}"]
+        y = ops.conv(block["conv_1"], x if i == 0 else ops.relu(x))
+        y = ops.conv(block["conv_2"], ops.relu(y))
         if halve:
             y = ops.average_pool(y)
-            x = ops.average_pool(x) if i == 0 else x
-            x = ops.conv(params[f"shortcut_{i}"], x)
-            x = ops.average_pool(x) if i > 0 else x
+            shortcut, pool = block["shortcut"], ops.average_pool
+            x = ops.conv(shortcut, pool(x)) if i == 0 else pool(ops.conv(shortcut, x))
         x = x + y
     return ops.dense(params["head"], ops.mean_of_pixels(ops.relu(x)))
 
@@ -96,7 +73,7 @@ class TorchOperations:
             order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
             return self.torch.from_numpy(np.ascontiguousarray(leaf.transpose(order)))
 
-        return jax.tree.map(convert, _kernels_4d(tree))
+        return jax.tree.map(convert, tree)
 
     def chain(self, network: Callable, tree: Tree, step_size: float, temperature: float) -> tuple[Callable, Callable]:
         torch, params = self.torch, self.parameters(tree)
@@ -138,7 +115,7 @@ class TensorflowOperations:
         return self.tf.nn.bias_add(x, p["bias"]) if "bias" in p else x
 
     def parameters(self, tree: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: self.tf.Variable(np.array(leaf)), _kernels_4d(tree))
+        return jax.tree.map(lambda leaf: self.tf.Variable(np.array(leaf)), tree)
 
     def chain(self, network: Callable, tree: Tree, step_size: float, temperature: float) -> tuple[Callable, Callable]:
         tf, params = self.tf, self.parameters(tree)
@@ -166,21 +143,26 @@ class TensorflowOperations:
         return check, run
 
 
-def _kernels_4d(tree: Tree) -> Tree:
-    """Shortcuts held as matrices [in, out] become the 1x1 kernels that they are."""
-    if "kernel" in tree:
-        return dict(tree)
-    return {
-        name: {**sub, "kernel": sub["kernel"][None, None]}
-        if name.startswith("shortcut") and sub["kernel"].ndim == 2
-        else _kernels_4d(sub)
-        for name, sub in tree.items()
-    }
+class CountingOperations:
+    """Computes nothing; counts the multiply-adds of convolutions and linear layers, summed directly."""
+
+    def __init__(self) -> None:
+        self.multiply_adds = 0
+        self.relu = self.leaky_relu = lambda x: x
+        self.average_pool = lambda x: x[:, ::2, ::2]
+        self.mean_of_pixels = lambda x: x[:, 0, 0]
+        self.concatenate = lambda xs: np.concatenate(xs, -1)
+        self.conv = self.dense = self._count
+
+    def _count(self, p: Tree, x: np.ndarray) -> np.ndarray:
+        *positions, channels = x.shape
+        self.multiply_adds += p["kernel"].size * x.size // channels
+        return np.zeros((*positions, p["kernel"].shape[-1]), np.float32)
 
 
 NETWORKS = {
     "msresnet-small": (MSResNet(layers=((32, 2), (64, 2))), ms_resnet),
     "msresnet-demo": (MSResNet(), ms_resnet),
-    "hat32": (HatResNet(), hat_resnet),
+    "hat32": (HatEnergy(), hat),
 }
 """Name -> Flax module, and the same network over the operations of a peer."""
