@@ -33,3 +33,50 @@ def golden():
             return {name: file[name] for name in file.files}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tmp_path_factory) -> pathlib.Path:
+    """A configuration file whose training takes seconds; programs compiled for it are shared by all workers."""
+    import jax.experimental.compilation_cache.compilation_cache as cache
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "xla")  # for `jebm` here and in processes of its own
+    jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
+    cache.reset_cache()
+    path = tmp_path_factory.mktemp("experiment") / "tiny.py"
+    path.write_text(TINY_EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_experiment, tmp_path_factory) -> pathlib.Path:
+    """The directory of that experiment, trained without a break. To be copied, not changed."""
+    from jebm import cli
+
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    assert cli.main(["train", str(tiny_experiment), "--workdir", str(directory)]) == 0
+    return directory
+
+
+TINY_EXPERIMENT = '''
+"""A tiny experiment."""
+
+from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
+from jebm.methods import ECVAEConfig
+from jebm.methods.calibration import CalibrationConfig
+
+
+def get_config():
+    return Config(
+        method=ECVAEConfig(
+            image_size=8, channels=1, latent_size=4, encoder_width=2, decoder_width=2,
+            energy_layers=((4, 1), (4, 1)), energy_head_width=8, energy_scales=1,
+            calibration=CalibrationConfig(num_steps=2),
+        ),
+        data=DataConfig(source="digits", batch_size=8, flip=True),
+        training=TrainingConfig(num_steps=12, log_every=2, sample_every=6, checkpoint_every=3, num_samples=5),
+        evaluation=EvaluationConfig(num_samples=32, batch_size=16),
+    )
+'''

@@ -94,7 +94,9 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
     start = int(state.step)
     if start > config.training.num_steps:
         checkpoints.close()
-        raise ConfigError(f"training.num_steps={config.training.num_steps}: {directory.path} is at step {start} already")
+        raise ConfigError(
+            f"training.num_steps={config.training.num_steps}: the run in {directory.path} is at step {start} already"
+        )
     directory.write_config(config)
     metrics_file = MetricsFile(directory.metrics, start)
     meta = {"config_hash": config_hash(config), "data_fingerprint": source.fingerprint, "versions": _versions()}

@@ -1,0 +1,312 @@
+"""The training loop: stopped in any way and gone on, a run gives the bits of one that never stopped."""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+import jebm
+from jebm import cli, sharding
+from jebm.config import ConfigError, load_file, override
+from jebm.methods import ec_vae
+from jebm.runs import RunDirectory
+from jebm.training import NoCheckpoint, train
+from jebm.training.records import MetricsFile, read_metrics
+from jebm.training.state import fingerprint
+
+
+def command(experiment, directory, *assignments):
+    sets = [word for assignment in assignments for word in ("--set", assignment)]
+    return ["train", str(experiment), "--workdir", str(directory), *sets]
+
+
+def metrics_of(directory):
+    """The lines of metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "time" not in k and "per_second" not in k} for line in lines]
+
+
+def bits(tree):
+    leaves = [jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+              for a in jax.tree.leaves(tree)]  # fmt: skip
+    return [(np.asarray(a).shape, np.asarray(a).tobytes()) for a in leaves]
+
+
+def assert_same_run(one, other):
+    assert metrics_of(one) == metrics_of(other)
+    first, second = jebm.load(one), jebm.load(other)
+    assert first.step == second.step
+    assert bits(first.state) == bits(second.state)
+    pictures = sorted(path.name for path in (one / "samples").iterdir())
+    assert pictures == sorted(path.name for path in (other / "samples").iterdir())
+    for name in pictures:
+        assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes()
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def checkpoint_steps(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+
+
+# --- an uninterrupted run --------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves_behind(finished_run):
+    assert [line["step"] for line in metrics_of(finished_run)] == [2, 4, 6, 8, 10, 12]
+    for line in read_metrics(finished_run / "metrics.jsonl"):
+        assert {"reconstruction", "kl", "calibration", "dual", "time", "steps_per_second"} <= set(line)
+        assert all(isinstance(value, int | float) for value in line.values())
+    assert checkpoint_steps(finished_run) == [6, 9, 12]  # the newest three
+    assert sorted(path.name for path in (finished_run / "samples").iterdir()) == [
+        "step_0000006.png", "step_0000012.png",
+    ]  # fmt: skip
+    run = jebm.load(finished_run)
+    assert (run.step, run.config.training.num_steps) == (12, 12)
+    assert {"config_hash", "data_fingerprint", "versions", "fingerprint"} <= set(run.meta)
+    assert jebm.load(finished_run, step=9).step == 9
+    assert bits(jebm.load(finished_run, step=9).state) != bits(run.state)
+
+
+# --- stopped from outside: real processes ------------------------------------------------------------------------
+
+INTERRUPTED = textwrap.dedent(
+    """
+    import os, pathlib, sys, time
+    from jebm import cli
+    from jebm.data import Loader
+
+    at, number, checkpoint = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+    batch = Loader.batch
+
+    def interrupted(self, step):
+        if step == at:
+            while not checkpoint.exists():  # written behind the loop's back
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+        return batch(self, step)
+
+    Loader.batch = interrupted
+    sys.exit(cli.main(sys.argv[4:]))
+    """
+)
+
+
+def interrupted(experiment, directory, number):
+    """A process that gets a signal when it fetches its eighth batch, which it does before its seventh step."""
+    arguments = ["7", str(int(number)), str(directory / "checkpoints/3"), *command(experiment, directory)]
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments],
+        capture_output=True, text=True, env=os.environ, timeout=300,
+    )  # fmt: skip
+
+
+def test_killed_and_started_again(tiny_experiment, finished_run, tmp_path, capsys):
+    directory = tmp_path / "run"
+    result = interrupted(tiny_experiment, directory, signal.SIGKILL)
+    assert result.returncode == -signal.SIGKILL
+    assert checkpoint_steps(directory) in ([3], [3, 6])
+    assert len(metrics_of(directory)) < 6
+    assert cli.main(command(tiny_experiment, directory)) == 0
+    assert "going on from step" in capsys.readouterr().out
+    assert_same_run(finished_run, directory)
+
+
+def test_terminated_and_started_again(tiny_experiment, finished_run, tmp_path, capsys):
+    directory = tmp_path / "run"
+    result = interrupted(tiny_experiment, directory, signal.SIGTERM)
+    assert result.returncode == 0, result.stderr
+    assert "stopped by signal after step 7; saved" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert checkpoint_steps(directory)[-1] == 7
+    assert [line["step"] for line in metrics_of(directory)] == [2, 4, 6]
+    assert cli.main(command(tiny_experiment, directory)) == 0
+    assert "going on from step 7" in capsys.readouterr().out
+    assert_same_run(finished_run, directory)
+
+
+# --- damaged checkpoints -----------------------------------------------------------------------------------------
+
+
+def data_files(directory, step):
+    files = [path for path in (directory / f"checkpoints/{step}/state").rglob("d/*") if path.is_file()]
+    assert files
+    return files
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bytes(file):
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(255 - b for b in content[middle : middle + 4])
+    file.write_bytes(content)
+
+
+DAMAGES = {"truncated": truncate, "deleted": pathlib.Path.unlink, "flipped": flip_bytes}
+
+
+def largest(files):
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(kind, run_copy):
+    DAMAGES[kind](largest(data_files(run_copy, 12)))
+    with pytest.warns(UserWarning, match="the checkpoint of step 12 in .* is not whole .*: passed over"):
+        run = jebm.load(run_copy)
+    assert run.step == 9
+    with pytest.raises(NoCheckpoint, match="the checkpoint of step 12 in .* is not whole"):
+        jebm.load(run_copy, step=12)
+
+
+def test_a_checkpoint_without_its_description_is_passed_over(run_copy):
+    shutil.rmtree(run_copy / "checkpoints/12/meta")
+    with pytest.warns(UserWarning, match="step 12 in .* is not whole"):
+        assert jebm.load(run_copy).step == 9
+
+
+def test_training_goes_on_before_a_damaged_checkpoint(tiny_experiment, finished_run, run_copy, capsys):
+    flip_bytes(largest(data_files(run_copy, 12)))
+    assert cli.main(command(tiny_experiment, run_copy)) == 0
+    out, err = capsys.readouterr()
+    assert "going on from step 9" in out
+    assert "jebm: warning: the checkpoint of step 12" in err
+    assert_same_run(finished_run, run_copy)
+    assert (run_copy / "checkpoints_damaged/12").is_dir()
+
+
+def test_training_starts_again_when_every_checkpoint_is_damaged(tiny_experiment, finished_run, run_copy, capsys):
+    for step in (6, 9, 12):
+        truncate(largest(data_files(run_copy, step)))
+    passed_over = pytest.warns(UserWarning, match="step 6 in .* is not whole")
+    with passed_over, pytest.raises(NoCheckpoint, match="no whole checkpoint"):
+        jebm.load(run_copy)
+    assert cli.main(command(tiny_experiment, run_copy)) == 0
+    assert "no checkpoint is whole: starting again from step 0" in capsys.readouterr().out
+    assert_same_run(finished_run, run_copy)
+
+
+def test_a_line_of_metrics_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "a": 1.0}\n{"step": 4, "a": 2.0}\n{"step": 6, "a"')
+    assert [line["step"] for line in read_metrics(path)] == [2, 4]
+    file = MetricsFile(path, start_step=2)
+    file.write({"step": 4, "a": float("nan")})
+    file.close()
+    assert path.read_text() == '{"step": 2, "a": 1.0}\n{"step": 4, "a": null}\n'
+
+
+def test_the_fingerprint_sees_every_bit():
+    state = {"a": np.arange(6, dtype=np.float32), "b": np.zeros((), np.int32), "key": jax.random.key(3)}
+    before = fingerprint(state).tolist()
+    assert len(before) == 3
+    swapped = {**state, "a": state["a"][[0, 1, 3, 2, 4, 5]]}
+    negative_zero = {**state, "a": np.where(state["a"] == 0, np.float32(-0.0), state["a"])}
+    other_key = {**state, "key": jax.random.key(4)}
+    for changed, place in ((swapped, 0), (negative_zero, 0), (other_key, 2)):
+        after = fingerprint(changed).tolist()
+        assert [i for i in range(3) if after[i] != before[i]] == [place]
+
+
+# --- going on with another configuration --------------------------------------------------------------------------
+
+
+def test_another_configuration_in_the_same_directory_is_refused(tiny_experiment, run_copy, capsys):
+    before = (run_copy / "config.json").read_text()
+    for assignment in ("method.kl_weight=0.2", "training.seed=1", "data.flip=false"):
+        assert cli.main(command(tiny_experiment, run_copy, assignment)) == 2
+        err = capsys.readouterr().err
+        assert "another configuration" in err
+        assert assignment.partition("=")[0] in err
+        assert err.count("\n") == 1
+    assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=11")) == 2
+    assert "training.num_steps=11" in capsys.readouterr().err
+    assert (run_copy / "config.json").read_text() == before
+
+
+def test_more_steps_go_on(tiny_experiment, finished_run, run_copy, capsys):
+    assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=14", "training.log_every=1")) == 0
+    assert "going on from step 12" in capsys.readouterr().out
+    lines = metrics_of(run_copy)
+    assert lines[:6] == metrics_of(finished_run)
+    assert [line["step"] for line in lines[6:]] == [13, 14]
+    assert jebm.load(run_copy).step == 14
+
+
+# --- divergence ------------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_that_is_not_finite_stops_the_run(tiny_experiment, tmp_path, capsys):
+    directory = tmp_path / "run"
+    # the first step's metrics come before its update: the second step meets weights of 1e30
+    assignments = ("method.energy_learning_rate=1e30", "training.checkpoint_every=1", "training.log_every=1")
+    assert cli.main(command(tiny_experiment, directory, *assignments)) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("jebm: step 2: ")
+    assert "is not finite" in err
+    assert "Lower the learning rates" in err
+    lines = metrics_of(directory)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert None in lines[1].values()
+    assert None not in lines[0].values()
+    assert "NaN" not in (directory / "metrics.jsonl").read_text()
+    assert "Infinity" not in (directory / "metrics.jsonl").read_text()
+    run = jebm.load(directory)  # the newest checkpoint, whole, and from before
+    assert run.step == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state))
+
+
+# --- one program, whatever the devices --------------------------------------------------------------------------------
+
+
+def test_one_program_on_one_and_on_two_devices(tiny_experiment, tmp_path, monkeypatch, caplog):
+    assert jax.device_count() == 2
+    traces = []
+    iterate = ec_vae.iterate
+    monkeypatch.setattr(ec_vae, "iterate", lambda *arguments: traces.append(1) or iterate(*arguments))
+    config = override(load_file(tiny_experiment), ["training.num_steps=4", "training.sample_every=0"])
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    for number in (1, 2):
+        monkeypatch.setattr(sharding, "make_mesh", functools.partial(MAKE_MESH, number))
+        caplog.clear()
+        traces.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING, logger.name):
+            logger.disabled = False
+            logging.getLogger("jax").setLevel(logging.WARNING)
+            state = train(config, RunDirectory(tmp_path / f"on{number}"), say=lambda line: None)
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {number}
+        assert len(traces) == 1
+        assert len([r for r in caplog.records if "Compiling jit(step)" in r.getMessage()]) == 1
+    one, two = (metrics_of(tmp_path / f"on{number}") for number in (1, 2))
+    assert [line["step"] for line in one] == [2, 4] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose([a[name] for name in a], [b[name] for name in a], rtol=1e-3, atol=1e-5)
+    # a checkpoint of two devices, read onto one
+    restored = jebm.load(tmp_path / "on2").state
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(restored)} == {1}
+    assert bits(restored) == bits(state.method)
+
+
+MAKE_MESH = sharding.make_mesh
+
+
+def test_a_batch_that_the_devices_do_not_divide(tiny_experiment, tmp_path):
+    config = override(load_file(tiny_experiment), ["data.batch_size=7"])
+    with pytest.raises(ConfigError, match="data.batch_size=7 does not divide over 2 devices"):
+        train(config, RunDirectory(tmp_path))
