@@ -100,6 +100,20 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     report.add_argument("dir", metavar="DIR", help="a run directory")
 
+    convert = add(
+        "convert", _convert, "Make a run directory from weights that a paper's authors released.",
+        "jebm convert hat-ebm --checkpoint saved/checkpoints --out runs/official",
+    )  # fmt: skip
+    convert.add_argument("kind", choices=["hat-ebm"], help="whose: hat-ebm reads TensorFlow checkpoints")
+    convert.add_argument(
+        "--checkpoint", metavar="PATH", required=True, type=pathlib.Path,
+        help="the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two",
+    )  # fmt: skip
+    convert.add_argument("--out", metavar="DIR", required=True, type=pathlib.Path, help="the run directory to make")
+    convert.add_argument(
+        "--config", metavar="CONFIG", help="the experiment they are weights of (default: read off the weights)"
+    )
+
     configs = add("configs", _configs, "List the experiments, a line each.", "jebm configs --parameters")
     configs.add_argument("--parameters", action="store_true", help="with parameter counts per network, by shape only")
     configs.add_argument(
@@ -237,6 +251,18 @@ def _write_report(directory: Any) -> None:
     report.write(directory)
 
 
+def _convert(options: argparse.Namespace) -> None:
+    from jebm import convert
+
+    config = load_file(options.config) if options.config else None
+    convert.hat_ebm(options.checkpoint, options.out, config)
+    run = _load(options.out)
+    counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(run.config).items())
+    method = run.config.method
+    print(f"{options.out}: {method.application} at {method.image_size} px, step {run.step}; {counts}")
+    print(f"next:\n  jebm sample {options.out} --num 16 --out samples.png")
+
+
 def _configs(options: argparse.Namespace) -> None:
     files = sorted(options.dir.rglob("*.py"))
     if not files:
@@ -253,10 +279,9 @@ def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters per network, and their total; by shape only, no memory is used."""
     import jax
 
-    from jebm import methods
-    from jebm.runs import abstract_state
+    from jebm.runs import abstract_state, build
 
-    networks = methods.build(config).parameters(abstract_state(config).method)
+    networks = build(config).parameters(abstract_state(config).method)
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in networks.items()}
     return {**counts, "total": sum(counts.values())}
 
