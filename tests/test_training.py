@@ -18,7 +18,7 @@ import pytest
 import jebm
 from jebm import cli, sharding
 from jebm.config import ConfigError, load_file, override
-from jebm.methods import ec_vae
+from jebm.methods import _ec_vae as ec_vae
 from jebm.runs import RunDirectory
 from jebm.training import NoCheckpoint, train
 from jebm.training.records import MetricsFile, read_metrics

@@ -116,10 +116,13 @@ def calibration_kernel(
     tau = config.temperature
     weight = tau * config.cond_scale / config.num_steps
     threshold = hinge(config, reference.size)
-    head = head if isinstance(head, Annealed | Partial) else Partial(head)
-    energy = anneal(_conditional_energy, head, reference, weight, threshold, config.num_steps - 1)
+    energy = anneal(_conditional_energy, _as_pytree(head), reference, weight, threshold, config.num_steps - 1)
     step_size = mcmc.from_half_step(config.step_size, tau)
     return mcmc.langevin(energy, step_size, tau, noise=noise)
+
+
+def _as_pytree(head: Energy | Annealed) -> Energy | Annealed:
+    return head if isinstance(head, Annealed | Partial) else Partial(head)
 
 
 def _conditional_energy(
@@ -150,7 +153,7 @@ def calibrate(
         x_c, of the shape and dtype of ``generated``.
     """
     generated = jax.lax.stop_gradient(generated)
-    head = jax.tree.map(jax.lax.stop_gradient, head)
+    head = jax.tree.map(jax.lax.stop_gradient, _as_pytree(head))
     if config.sampler == "normalized_descent":
         return jax.lax.stop_gradient(jax.vmap(lambda x: _normalized_descent(head, x, config))(generated))
 
