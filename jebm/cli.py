@@ -264,6 +264,8 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _configs(options: argparse.Namespace) -> None:
+    from jebm.training import NoCheckpoint
+
     files = sorted(options.dir.rglob("*.py"))
     if not files:
         raise _UserError(f"no configurations in {str(options.dir)!r}: run it in the repository, or give --dir")
@@ -271,7 +273,12 @@ def _configs(options: argparse.Namespace) -> None:
         config = load_file(path)
         print(f"{path}: {_first_line(path)}")
         if options.parameters:
-            for name, count in parameter_counts(config).items():
+            try:
+                counts = parameter_counts(config)
+            except (ConfigError, NoCheckpoint) as error:  # it stands on another run that is not there yet
+                print(f"    not counted: {error}")
+                continue
+            for name, count in counts.items():
                 print(f"    {name:12s} {count:>14,}")
 
 

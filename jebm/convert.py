@@ -31,11 +31,12 @@ def hat_ebm(checkpoint: pathlib.Path, out: pathlib.Path, config: Config | None =
     """Writes a run directory from a hat and its generator.
 
     Args:
-        checkpoint: the folder that holds both (of several, the newest pair is taken), or one of the two.
+        checkpoint: the folder that holds both (of several, the newest pair is taken), or one of the two. A generator
+            alone, with a ``config`` of refinement or retrofit, makes a run at step 0 whose hat `jebm train` trains.
         out: the run directory to make.
         config: the experiment that these are weights of. By default its sizes are read off the weights, and its chains
             are those that the authors score the released networks of that size with; an SN-GAN-layout generator is
-            taken for synthesis, a decoder for a retrofit. Weights of refinement need it.
+            taken for synthesis, a decoder for a retrofit.
 
     Raises:
         ConfigError: files that are missing or damaged, weights that do not fit each other or the configuration, or an
@@ -44,64 +45,84 @@ def hat_ebm(checkpoint: pathlib.Path, out: pathlib.Path, config: Config | None =
     from jebm.training.checkpoints import Checkpoints
     from jebm.training.state import TrainState, initial_state
 
-    hat_prefix, generator_prefix = _find(checkpoint)
-    hat, generator = _named(hat_prefix), _named(generator_prefix)
-    _require_kind(hat_prefix, hat, ("hat",))
+    hat_prefix, generator_prefix = _find(checkpoint, alone=config is not None)
+    generator = _named(generator_prefix)
     _require_kind(generator_prefix, generator, ("generator", "decoder"))
-    pairs = _bank(hat_prefix)
-    config = _infer(hat, generator, pairs) if config is None else _checked(config, pairs)
+    pairs = None
+    if hat_prefix is not None:
+        hat = _named(hat_prefix)
+        _require_kind(hat_prefix, hat, ("hat",))
+        pairs = _bank(hat_prefix)
+    config = _infer(hat, generator, pairs) if config is None else _checked(config, pairs, alone=hat_prefix is None)
     directory = runs.RunDirectory(out)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is in use: give --out a directory that is not there yet")
 
     method, settings = methods.build(config), config.method
     shape = (config.data.batch_size, settings.image_size, settings.image_size, settings.channels)
-    abstract = jax.eval_shape(lambda: initial_state(method, config.training.seed, jnp.zeros(shape)))
-    like = abstract.method
-    energy = _fill(hat_prefix, hat, {"params": like.energy})["params"]
+    start = lambda: initial_state(method, config.training.seed, jnp.zeros(shape))  # noqa: E731
+    like = jax.eval_shape(start).method
     variables = _fill(generator_prefix, generator, like.generator)
+    if hat_prefix is None:
+        whole = start()
+        whole = whole._replace(method=whole.method._replace(generator=variables))
+    else:
+        key = jax.random.split(jax.random.key(config.training.seed))[1]
+        state, count = _trained(hat_prefix, hat, generator_prefix, variables, config, like, pairs)
+        whole = TrainState(jnp.asarray(_step(hat_prefix, count), jnp.int32), key, state)
+    if jax.tree.map(jnp.shape, whole.method) != jax.tree.map(jnp.shape, like):
+        raise ConfigError(f"the bank beside {hat_prefix} does not fit the configuration")
+    directory.write_config(config)
+    checkpoints = Checkpoints(directory.checkpoints, 1)
+    checkpoints.save(whole, {"converted_from": (hat_prefix or generator_prefix).name})
+    checkpoints.close()
+    return directory
+
+
+def _trained(
+    hat_prefix: pathlib.Path, hat: Arrays, generator_prefix: pathlib.Path, variables: Any, config: Config, like: Any,
+    pairs: bank.Bank | None,
+) -> tuple[Any, int]:  # fmt: skip
+    """The method's state, and the hat's updates as far as they are known."""
+    energy = _fill(hat_prefix, hat, {"params": like.energy})["params"]
     count, moments = _optimizer(hat_prefix, energy)
     state = like._replace(
         energy=energy, energy_average=moments["average"],
         energy_optimizer=_adam(like.energy_optimizer, count, moments), generator=variables,
     )  # fmt: skip
-    if settings.application == "synthesis":
+    if config.method.application == "synthesis":
         generator_count, moments = _optimizer(generator_prefix, variables["params"])
         state = state._replace(
             generator_average=moments["average"],
             generator_optimizer=_adam(like.generator_optimizer, generator_count, moments),
             bank=_fresh_bank(config, variables, like.bank) if pairs is None else pairs,
         )
-    step = jnp.asarray(_step(hat_prefix, count), jnp.int32)
-    key = jax.random.split(jax.random.key(config.training.seed))[1]
-    whole = TrainState(step, key, jax.tree.map(jnp.asarray, state))
-    if jax.tree.map(jnp.shape, whole.method) != jax.tree.map(jnp.shape, like):
-        raise ConfigError(f"the bank beside {hat_prefix} does not fit the configuration")
-    directory.write_config(config)
-    checkpoints = Checkpoints(directory.checkpoints, 1)
-    checkpoints.save(whole, {"converted_from": str(hat_prefix.name)})
-    checkpoints.close()
-    return directory
+    return jax.tree.map(jnp.asarray, state), count
 
 
-def _find(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Prefixes of the hat's and of the generator's checkpoint."""
+def _find(path: pathlib.Path, alone: bool) -> tuple[pathlib.Path | None, pathlib.Path]:
+    """Prefixes of the hat's and of the generator's checkpoint; where ``alone``, the hat's may be missing."""
     if path.is_dir():
         found = {}
         for index in path.glob("*.ckpt.index"):
-            if match := re.fullmatch(r"(ebm|gen)(_?)(\d*)\.ckpt", index.stem):
-                found[match[1], match[3]] = path / index.stem
-        numbers = [number for kind, number in found if kind == "ebm" and ("gen", number) in found]
+            if match := re.fullmatch(r"(ebm|gen)_?(\d*)\.ckpt", index.stem):
+                found[match[1], match[2]] = path / index.stem
+        kinds = {kind for kind, _ in found}
+        numbers = [number for kind, number in found if kind == "gen" and ("ebm", number) in found]
+        if alone and kinds == {"gen"}:
+            numbers = [number for _, number in found]
         if not numbers:
             names = ", ".join(sorted(prefix.name for prefix in found.values())) or "none of them"
             raise ConfigError(f"{path} must hold ebm_N.ckpt.index and gen_N.ckpt.index of one N; it has {names}")
         newest = max(numbers, key=lambda number: int(number or 0))
-        return found["ebm", newest], found["gen", newest]
+        return found.get(("ebm", newest)), found["gen", newest]
     prefix = path.with_name(re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.name))
     match = re.fullmatch(r"(ebm|gen)(.*)", prefix.name)
     if match is None:
         raise ConfigError(f"{path}: give the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two")
-    return prefix.with_name("ebm" + match[2]), prefix.with_name("gen" + match[2])
+    hat = prefix.with_name("ebm" + match[2])
+    missing = match[1] == "gen" and not hat.with_name(hat.name + ".index").is_file()
+    return None if alone and missing else hat, prefix.with_name("gen" + match[2])
 
 
 def _named(prefix: pathlib.Path) -> Arrays:
@@ -181,10 +202,12 @@ def _with_bank(config: Config, pairs: bank.Bank | None) -> Config:
     return dataclasses.replace(config, method=dataclasses.replace(config.method, bank_size=rows), data=data)
 
 
-def _checked(config: Config, pairs: bank.Bank | None) -> Config:
+def _checked(config: Config, pairs: bank.Bank | None, alone: bool) -> Config:
     if not isinstance(config.method, HatEBMConfig):
         raise ConfigError(f"the configuration is of {type(config.method).__name__}, not of HatEBMConfig")
     if config.method.application == "synthesis":
+        if alone:
+            raise ConfigError("synthesis needs the hat beside the generator: ebm_N.ckpt.index of the same N")
         return config if pairs is None else _with_bank(config, pairs)
     return dataclasses.replace(config, method=dataclasses.replace(config.method, generator="network"))
 

@@ -12,9 +12,9 @@ from test_golden_hat_ebm import adam_moments
 
 import jebm
 from jebm import cli, convert, tensorflow_checkpoints
-from jebm.config import Config, ConfigError
+from jebm.config import Config, ConfigError, DataConfig
 from jebm.interop import from_flat
-from jebm.methods import ECVAEConfig, HatEBMConfig
+from jebm.methods import ChainConfig, ECVAEConfig, HatEBMConfig
 
 pytestmark = pytest.mark.golden
 
@@ -64,7 +64,7 @@ def test_a_run_from_the_released_format(golden, folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["ebm_20.ckpt", "gen_20.ckpt", "ebm_20.ckpt.index", "gen_20.ckpt.data-00000-of-00001"])
 def test_either_file_names_the_pair(folder, name):
-    found = convert._find(folder / name)
+    found = convert._find(folder / name, alone=True)
     assert [prefix.name for prefix in found] == ["ebm_20.ckpt", "gen_20.ckpt"]
 
 
@@ -132,6 +132,26 @@ def test_without_optimiser_and_bank(folder, tmp_path):
     rows = run.state.bank.entries
     image = jax.vmap(jebm.runs.generator_of(run))(rows["z"][:2])
     close_to_max(np.asarray(rows["image"][:2]), np.asarray(image), 1e-5)
+
+
+def test_a_generator_alone_waits_for_its_hat(golden, folder, tmp_path):
+    case = golden("H6_checkpoint")
+    for suffix in ("index", "data-00000-of-00001"):
+        (folder / f"ebm_20.ckpt.{suffix}").unlink()
+    moving = ChainConfig(num_steps=2, latent_noise_scale=1e-3)
+    settings = HatEBMConfig(
+        application="refinement", generator="network", latent_size=int(case["cfg/nz"]), energy_width=4,
+        generator_width=int(case["cfg/gen_ngf"]), chain=moving, test_chain=moving,
+    )  # fmt: skip
+    assert "of one N; it has gen_20.ckpt" in refused(folder, tmp_path)
+    assert "synthesis needs the hat" in refused(folder, tmp_path, Config(HatEBMConfig()))
+    for path in (folder, folder / "gen_20.ckpt"):
+        out = tmp_path / f"run_{path.name}"
+        convert.hat_ebm(path, out, Config(settings, DataConfig(batch_size=2)))
+        run = jebm.load(out)
+        assert run.step == 0
+        variables = from_flat(group(case, "w/gen"), run.state.generator)
+        jax.tree.map(np.testing.assert_array_equal, run.state.generator, variables)
 
 
 def test_an_occupied_directory(folder, tmp_path):

@@ -1,0 +1,32 @@
+"""Hat EBM refinement on the bundled 8x8 digits: a hat over the decoder of an energy-calibrated VAE stopped early.
+
+Command:   jebm train configs/digits/ec_vae.py --workdir runs/digits_early --set training.num_steps=200
+           jebm train configs/digits/hat_refinement.py --workdir runs/hat_refinement
+(``--set method.generator=DIR method.latent_size=N`` for another generator.)
+"""
+
+from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
+from jebm.methods import ChainConfig, HatEBMConfig
+
+
+def get_config() -> Config:
+    """The experiment."""
+    return Config(
+        method=HatEBMConfig(
+            application="refinement",
+            generator="runs/digits_early",
+            image_size=8,
+            channels=1,
+            latent_size=16,
+            energy_width=32,
+            temperature=1e-4,
+            chain=ChainConfig(num_steps=30, latent_noise_scale=2e-2),
+            test_chain=ChainConfig(
+                num_steps=40, latent_noise_scale=2e-2, residual_precision=8.0, max_displacement=None
+            ),
+            energy_learning_rate=((1e-3, 0),),
+        ),
+        data=DataConfig(source="digits", batch_size=64),
+        training=TrainingConfig(num_steps=1000, log_every=50, sample_every=250, evaluate_at_end=True),
+        evaluation=EvaluationConfig(num_samples=2000),
+    )

@@ -1,0 +1,45 @@
+"""Hat EBM retrofit of a deterministic autoencoder on CIFAR-10, 32x32 (arXiv 2210.16486).
+
+Command:   jebm train configs/hat_ebm/cifar10_autoencoder.py --workdir runs/hat_cifar10_autoencoder
+           jebm train configs/hat_ebm/cifar10_retrofit.py --workdir runs/hat_cifar10_retrofit
+Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Hardware:  one GPU. 309 TFLOP an iteration, from the operation count: about 11 hours at an assumed 200 TFLOP/s.
+Expect:    no score could be found; not measured here.
+
+From the released code: all values; tau = 1/(2 0.1^2) = 50 in training and in sampling, data noise 1e-2. Samples come
+from the raw weights, after 125 steps, without clip. No prior acts on z, nor is it put back on the sphere, so no density
+of (z, y) exists. Ours: images from a file.
+"""
+
+from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
+from jebm.methods import ChainConfig, HatEBMConfig
+
+
+def get_config() -> Config:
+    """The experiment."""
+    return Config(
+        method=HatEBMConfig(
+            application="retrofit",
+            generator="runs/hat_cifar10_autoencoder",
+            image_size=32,
+            energy_width=256,
+            generator_width=256,
+            temperature=1e-3,
+            chain=ChainConfig(
+                num_steps=100, noise_scale=5e-4, latent_noise_scale=1e-3, residual_precision=50.0, max_displacement=2.5
+            ),
+            test_chain=ChainConfig(
+                num_steps=125,
+                noise_scale=5e-4,
+                latent_noise_scale=1e-3,
+                residual_precision=50.0,
+                max_displacement=None,
+                residual_start_scale=0.01,
+            ),
+            energy_learning_rate=((1e-4, 0),),
+            data_noise=1e-2,
+        ),
+        data=DataConfig(source="npz:data/cifar10.npz", batch_size=128),
+        training=TrainingConfig(num_steps=25_000, log_every=50, sample_every=1000, checkpoint_every=1000),
+        evaluation=EvaluationConfig(num_samples=49_920, batch_size=96),
+    )
