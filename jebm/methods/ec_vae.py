@@ -373,7 +373,7 @@ def _chain_head(config: ECVAEConfig, nets: Networks, params: Tree, spectral: Tre
 
     def at_evaluation(params: Tree, table: Tree, step: Array, x: Array) -> Array:
         row = jax.tree.map(lambda sigma: sigma[jnp.minimum(step, sigma.shape[0] - 1)], table)
-        return apply(spectral_norm.divide(params, row), x)
+        return cast(Array, apply(spectral_norm.divide(params, row), x))
 
     return energies.anneal(at_evaluation, params, table), after
 
