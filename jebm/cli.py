@@ -216,8 +216,9 @@ def _score(run: "Run", metrics: tuple[str, ...] | None, seed: int | None) -> "li
     settings = run.config.evaluation
     seed = settings.seed if seed is None else seed
     source = load_source(run.config)
+    raw = getattr(run.config.method, "weights", "average") == "raw"
     protocol = evaluation.run_protocol(
-        source, seed=seed, step=run.step, weights="ema", config_hash=config_hash(run.config)
+        source, seed=seed, step=run.step, weights="raw" if raw else "ema", config_hash=config_hash(run.config)
     )
 
     def keep(records: "list[Record]") -> None:

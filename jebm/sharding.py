@@ -6,7 +6,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jebm.energy import PyTree
 
-__all__ = ["abstract_replicated", "make_mesh", "replicated", "shard_batch"]
+__all__ = ["constrain_batch", "make_mesh", "replicated", "shard_batch", "spread"]
 
 DATA_AXIS = "data"
 
@@ -32,7 +32,7 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     Raises:
         ValueError: a leading axis that the number of devices does not divide.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    sharding = spread(mesh)
 
     def place(leaf: Array) -> Array:
         if leaf.shape[0] % mesh.size:
@@ -42,12 +42,22 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, tree)
 
 
+def constrain_batch(tree: PyTree) -> PyTree:
+    """Inside a compiled program: spreads the leading axis of every leaf over the mesh in force (`jax.set_mesh`).
+
+    What a program draws for itself, such as latents, has no placement of its own; left alone it would be computed in
+    full on every device. Without a mesh nothing changes.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec(DATA_AXIS))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding that keeps a copy on each device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def abstract_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes and dtypes of ``tree`` with that sharding, as a target to restore onto."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+def spread(mesh: Mesh) -> NamedSharding:
+    """The sharding that spreads the leading axis over all devices of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))

@@ -26,7 +26,7 @@ import optax
 from jax import Array
 
 from jebm import energy as energies
-from jebm import losses, mcmc
+from jebm import losses, mcmc, sharding
 from jebm.config import ConfigError, check
 from jebm.energy import Annealed, Energy
 from jebm.methods import calibration
@@ -247,9 +247,8 @@ def draw(config: ECVAEConfig, key: Array, batch_size: int) -> Draws:
     """The randomness of one iteration, from one key."""
     posterior, latent, calibration_key, negative_key = jax.random.split(key, 4)
     shape = (batch_size, config.latent_size)
-    return Draws(
-        jax.random.normal(posterior, shape), jax.random.normal(latent, shape), calibration_key, negative_key
-    )
+    normal = lambda key: sharding.constrain_batch(jax.random.normal(key, shape))  # noqa: E731
+    return Draws(normal(posterior), normal(latent), calibration_key, negative_key)
 
 
 def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array) -> tuple[ECVAEState, Metrics]:

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
 
-from jebm import data, images, methods, sharding
+from jebm import bank, data, images, runs, sharding
 from jebm.config import Config, ConfigError, config_hash, to_dict
 from jebm.methods.base import Method, Metrics
 from jebm.runs import RunDirectory, abstract_state
@@ -47,8 +46,13 @@ def load_source(config: Config) -> data.Source:
     return source
 
 
-def make_step(config: Config, method: Method) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """The compiled training step ``(state, uint8 images) -> (state, metrics)``; the old state is given up."""
+def make_step(
+    config: Config, method: Method, placement: Any = None
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """The compiled training step ``(state, uint8 images) -> (state, metrics)``; the old state is given up.
+
+    ``placement``, a tree of shardings, keeps the new state where the old one lay.
+    """
 
     def step(state: TrainState, batch: Array) -> tuple[TrainState, Metrics]:
         data_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
@@ -58,7 +62,7 @@ def make_step(config: Config, method: Method) -> Callable[[TrainState, Array], t
         method_state, metrics = method.update(update_key, state.method, batch)
         return TrainState(state.step + 1, state.key, method_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=None if placement is None else (placement, None))
 
 
 def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = print) -> TrainState:
@@ -88,9 +92,12 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
     except ValueError as error:
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
     _check_same_run(config, directory)
-    method = methods.build(config)
+    method = runs.build(config)
+    abstract = abstract_state(config)
+    placement = bank.placement(abstract, sharding.spread(mesh), sharding.replicated(mesh))
     checkpoints = Checkpoints(directory.checkpoints, config.training.keep_checkpoints)
-    state = _start(config, method, checkpoints, mesh, say)
+    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placement)
+    state = _start(config, method, checkpoints, like, say)
     start = int(state.step)
     if start > config.training.num_steps:
         checkpoints.close()
@@ -101,13 +108,13 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
     metrics_file = MetricsFile(directory.metrics, start)
     meta = {"config_hash": config_hash(config), "data_fingerprint": source.fingerprint, "versions": _versions()}
     place = lambda batch: sharding.shard_batch(batch, mesh)  # noqa: E731
-    step = make_step(config, method)
+    step = make_step(config, method, placement)
     every = config.training
     draw_grid = jax.jit(lambda key, state: method.generate(key, state, every.num_samples))
     pending: tuple[int, Metrics, float] | None = None
     stop, stopping = _StopSignal(), False
     try:
-        with stop.listening(), _progress(config, start) as bar:
+        with stop.listening(), jax.set_mesh(mesh), _progress(config, start) as bar:
             begun = time.perf_counter()
             for done, batch in enumerate(loader.batches(start, every.num_steps - start, place), start + 1):
                 state, metrics = step(state, batch)
@@ -141,10 +148,9 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
 
 
 def _start(
-    config: Config, method: Method, checkpoints: Checkpoints, mesh: Mesh, say: Callable[[str], None]
+    config: Config, method: Method, checkpoints: Checkpoints, like: TrainState, say: Callable[[str], None]
 ) -> TrainState:
     if checkpoints.steps():
-        like = sharding.abstract_replicated(abstract_state(config), mesh)
         try:
             state, _ = checkpoints.restore(like)
             checkpoints.discard_after(int(state.step))
@@ -157,7 +163,7 @@ def _start(
     shape = (config.data.batch_size, size, size, channels)
     make = jax.jit(
         lambda: initial_state(method, config.training.seed, jnp.zeros(shape)),
-        out_shardings=sharding.replicated(mesh),
+        out_shardings=jax.tree.map(lambda a: a.sharding, like),
         # it runs once: on a CPU most of its time would go into optimising the random draws
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
