@@ -459,4 +459,13 @@ def build(config: HatEBMConfig, generator: Generator | None = None) -> Method:
             "energy": state.energy,
             "generator": state.generator["params"] if isinstance(state.generator, Mapping) else state.generator,
         },
+        evaluations_per_image=_evaluations(config),
     )
+
+
+def _evaluations(config: HatEBMConfig) -> int:
+    """Of the hat and the generator, for one sample; a gradient counts as one."""
+    steps = config.test_chain.num_steps
+    if config.application == "synthesis":
+        return 1 + steps  # G once, then H at each step
+    return 2 + 3 * steps  # at each step H for y, then H and G for the next z
