@@ -77,7 +77,7 @@ def test_an_unknown_key_in_a_stored_configuration_is_refused(config):
     tree["method"]["calibration"]["num_stps"] = 3
     with pytest.raises(ConfigError, match=r"method\.calibration\.num_stps"):
         from_dict(tree)
-    with pytest.raises(ConfigError, match=r"method\.family='nonesuch': expected one of \['ec_vae'"):
+    with pytest.raises(ConfigError, match=r"method\.family='nonesuch': expected one of \[.*'ec_vae'"):
         from_dict({**to_dict(config), "method": {"family": "nonesuch"}})
 
 
