@@ -1,0 +1,239 @@
+"""The restoration sampler against the exact posterior of Gaussian priors, and planted faults that must show."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import Move, accept, exact_law, gaussian_test, reject, stationary_covariance
+
+from jebm import energy as energies
+from jebm import restoration
+from jebm.energy import bind
+from jebm.restoration import Inpainting, Matrix, Prior, RestorationConfig, sampler
+
+RNG = np.random.default_rng(11)
+SHAPE, LATENT = (4, 4, 1), 3
+WEIGHTS, OFFSET = RNG.standard_normal((16, LATENT)), 0.3 * RNG.standard_normal(16)
+PRECISION, MEAN = np.linspace(0.4, 1.6, 16), 0.2 * RNG.standard_normal(16)
+MATRIX = 0.4 * RNG.standard_normal((5, 16))
+OPERATORS = {
+    "pooling": restoration.average_pooling(4, 2),
+    "mask": Inpainting.of(np.arange(16).reshape(4, 4) % 3 == 0),
+    "matrix": Matrix.of(MATRIX, SHAPE),
+}
+
+
+def affine(weights, offset, z):
+    return (weights @ z + offset).reshape(SHAPE)
+
+
+def quadratic(x):
+    return 0.5 * jnp.sum(jnp.asarray(PRECISION, jnp.float32) * (x.reshape(-1) - jnp.asarray(MEAN, jnp.float32)) ** 2)
+
+
+PRIOR = Prior(
+    bind(affine, jnp.asarray(WEIGHTS, jnp.float32), jnp.asarray(OFFSET, jnp.float32)), quadratic, jnp.zeros(LATENT)
+)
+
+
+def matrix_of(function, size=16, shape=SHAPE):
+    columns = [np.asarray(function(jnp.asarray(row.reshape(shape), jnp.float32))).ravel() for row in np.eye(size)]
+    return np.stack(columns, 1).astype(np.float64)
+
+
+@dataclasses.dataclass
+class Case:
+    operator: restoration.Operator
+    y: np.ndarray
+    a: np.ndarray  # A
+    inverse: np.ndarray  # A⁺
+    null: np.ndarray  # I - A⁺A
+
+
+@pytest.fixture(scope="module", params=OPERATORS)
+def case(request):
+    operator = OPERATORS[request.param]
+    y = np.asarray(operator.apply(jnp.asarray(RNG.uniform(-1, 1, SHAPE), jnp.float32)))
+    a = matrix_of(operator.apply)
+    return Case(operator, y, a, np.linalg.pinv(a), np.eye(16) - np.linalg.pinv(a) @ a)
+
+
+CONFIG = RestorationConfig(
+    restarts=4096, descent_steps=0, num_steps=7, step_size=0.02, energy_weight=0.7, noise_std=0.0, likelihood_std=0.6
+)
+
+
+def quadratic_potential(case, config):
+    """Curvature Λ and minimum of U."""
+    seen = case.null @ WEIGHTS
+    target = case.inverse @ case.y.ravel() + case.null @ OFFSET - MEAN
+    curvature = np.eye(LATENT) + config.energy_weight * seen.T @ np.diag(PRECISION) @ seen
+    slope = config.energy_weight * seen.T @ (PRECISION * target)
+    likelihood = case.a @ WEIGHTS / config.deviation
+    curvature += likelihood.T @ likelihood
+    slope += likelihood.T @ (case.a @ OFFSET - case.y.ravel()) / config.deviation
+    return curvature, -np.linalg.solve(curvature, slope)
+
+
+def latent_law(case, config):
+    curvature, mode = quadratic_potential(case, config)
+    move = Move([config.step_size] * LATENT, curvature, mode, config.temperature)
+    return exact_law([move] * config.num_steps, np.zeros(LATENT), np.eye(LATENT))[:2]
+
+
+def run(case, config, key=3):
+    return restoration.restore(jax.random.key(key), PRIOR, case.operator, jnp.asarray(case.y)[None], config)
+
+
+def test_the_latent_chain_has_its_exact_law(case):
+    restored = run(case, CONFIG)
+    accept(gaussian_test(restored.latents[0], *latent_law(case, CONFIG)))
+    # and each image is A⁺y + (I - A⁺A) G(z), with the measurement y
+    z = np.asarray(restored.latents[0], np.float64)
+    expected = case.inverse @ case.y.ravel() + (z @ WEIGHTS.T + OFFSET) @ case.null.T
+    np.testing.assert_allclose(restored.samples[0].reshape(-1, 16), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        restored.samples[0].reshape(-1, 16) @ case.a.T, np.tile(case.y.ravel(), (4096, 1)), atol=1e-5
+    )
+
+
+def test_long_chains_reach_the_inflated_posterior():
+    case = case_of("pooling")
+    curvature, mode = quadratic_potential(case, CONFIG)
+    step = 0.5 / np.linalg.eigvalsh(curvature).max()
+    config = dataclasses.replace(CONFIG, num_steps=60, step_size=float(step))
+    inflated = stationary_covariance(curvature, float(step), 1.0)
+    assert np.max(np.abs(np.linalg.matrix_power(np.eye(LATENT) - step * curvature, 60))) < 1e-2
+    restored = run(case, config)
+    accept(gaussian_test(restored.latents[0], mode, inflated))
+    reject(gaussian_test(restored.latents[0], mode, np.linalg.inv(curvature)))  # the inflation is seen
+
+
+def case_of(name):
+    operator = OPERATORS[name]
+    y = np.asarray(operator.apply(jnp.asarray(np.random.default_rng(4).uniform(-1, 1, SHAPE), jnp.float32)))
+    a = matrix_of(operator.apply)
+    return Case(operator, y, a, np.linalg.pinv(a), np.eye(16) - np.linalg.pinv(a) @ a)
+
+
+MUTANTS = {
+    "no prior on z": lambda prior, operator, y, weight, deviation, z: TRUE(prior, operator, y, weight, deviation, z)
+    - energies.standard_normal(z),
+    "likelihood without the half": lambda prior, operator, y, weight, deviation, z: TRUE(
+        prior, operator, y, weight, deviation / jnp.sqrt(2.0), z
+    ),
+    "energy of G(z) in place of x̂": lambda prior, operator, y, weight, deviation, z: TRUE(
+        prior, operator, y, 0.0, deviation, z
+    )
+    + weight * prior.energy(prior.generator(z)),
+    "the adjoint in place of the inverse": lambda prior, operator, y, weight, deviation, z: TRUE(
+        prior, operator, y, 0.0, deviation, z
+    )
+    + weight * prior.energy(prior.generator(z) + operator.adjoint(y - operator.apply(prior.generator(z)))),
+}  # fmt: skip
+TRUE = sampler._potential
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_law_tells_wrong_potentials(mutant, monkeypatch):
+    case = case_of("pooling")
+    monkeypatch.setattr(sampler, "_potential", MUTANTS[mutant])
+    sampler._restore.clear_cache()
+    restored = run(case, CONFIG)
+    sampler._restore.clear_cache()
+    reject(gaussian_test(restored.latents[0], *latent_law(case, CONFIG)))
+
+
+REFINED = RestorationConfig(restarts=4096, num_steps=0, refinement_steps=9, refinement_step_size=0.3, temperature=0.5)
+
+
+def null_law(case, config):
+    """Coordinates of the null space, and the law of the refinement in them, started at A⁺y."""
+    basis = np.linalg.svd(case.a)[2][np.linalg.matrix_rank(case.a, tol=1e-4) :].T
+    precision = basis.T @ np.diag(PRECISION) @ basis
+    start = case.inverse @ case.y.ravel()
+    mode = np.linalg.solve(precision, basis.T @ (PRECISION * (MEAN - start)))
+    size = basis.shape[1]
+    move = Move([config.refinement_step_size] * size, precision, mode, config.temperature)
+    law = exact_law([move] * config.refinement_steps, np.zeros(size), np.zeros((size, size)))[:2]
+    return basis, start, law
+
+
+def refine(case, config, prior=PRIOR):
+    prior = Prior(None, quadratic, jnp.zeros(SHAPE))
+    restored = restoration.restore(jax.random.key(8), prior, case.operator, jnp.asarray(case.y)[None], config)
+    return np.asarray(restored.samples[0].reshape(-1, 16), np.float64)
+
+
+def test_the_refinement_is_langevin_in_the_null_space(case):
+    x = refine(case, REFINED)
+    basis, start, law = null_law(case, REFINED)
+    accept(gaussian_test((x - start) @ basis, *law))
+    np.testing.assert_allclose(x @ case.a.T, np.tile(case.y.ravel(), (4096, 1)), atol=1e-5)
+    other = dataclasses.replace(REFINED, temperature=0.6)
+    reject(gaussian_test((refine(case, other) - start) @ basis, *law))
+
+
+def test_noisy_measurements_are_refined_under_their_likelihood():
+    case = case_of("matrix")
+    config = dataclasses.replace(REFINED, noise_std=0.8)
+    x = refine(case, config)
+    curvature = np.diag(PRECISION) + case.a.T @ case.a / 0.8**2
+    mode = np.linalg.solve(curvature, PRECISION * MEAN + case.a.T @ case.y.ravel() / 0.8**2)
+    start = case.inverse @ case.y.ravel()
+    moves = [Move([0.3] * 16, curvature, mode, 0.5)] * 9
+    accept(gaussian_test(x, *exact_law(moves, start, np.zeros((16, 16)))[:2]))
+    wrong = np.diag(PRECISION) + case.a.T @ case.a / 0.8
+    moves = [Move([0.3] * 16, wrong, mode, 0.5)] * 9
+    reject(gaussian_test(x, *exact_law(moves, start, np.zeros((16, 16)))[:2]))
+
+
+def test_the_correction_leaves_what_lies_within_the_noise():
+    case = case_of("pooling")
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, SHAPE), jnp.float32)
+    misfit = case.y - np.asarray(case.operator.apply(x))
+    size = float(np.sqrt(np.mean(misfit**2)))
+    np.testing.assert_array_equal(sampler._estimate(case.operator, x, jnp.asarray(case.y), 1.1 * size), x)
+    half = sampler._estimate(case.operator, x, jnp.asarray(case.y), size / np.sqrt(2))
+    np.testing.assert_allclose(half, x + 0.5 * case.operator.pseudo_inverse(jnp.asarray(misfit)), atol=1e-6)
+
+
+def test_the_restart_of_the_lowest_potential_is_kept_and_clipped():
+    case = case_of("mask")
+    config = RestorationConfig(restarts=5, descent_steps=3, num_steps=2)
+    restored = run(case, config)
+    best = int(np.argmin(restored.potential[0]))
+    np.testing.assert_array_equal(restored.images[0], jnp.clip(restored.samples[0, best], -1, 1))
+    z = restored.latents[0, best]
+    expected = restoration.latent_potential(PRIOR, case.operator, jnp.asarray(case.y), config)(z)
+    np.testing.assert_allclose(restored.potential[0, best], expected, rtol=1e-5)
+
+
+def test_descent_alone_finds_the_mode():
+    case = case_of("pooling")
+    config = dataclasses.replace(CONFIG, restarts=2, descent_steps=600, num_steps=0)
+    _, mode = quadratic_potential(case, config)
+    np.testing.assert_allclose(run(case, config).latents[0], np.tile(mode, (2, 1)), atol=2e-3)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    case, config = case_of("mask"), RestorationConfig(restarts=5, descent_steps=3, num_steps=2)
+    y = jnp.stack([case.y, 0.5 * case.y])
+    both = restoration.restore(jax.random.key(3), PRIOR, case.operator, y, config)
+    np.testing.assert_allclose(both.samples[0], run(case, config).samples[0], atol=1e-5)
+    assert float(jnp.abs(both.latents[0, 0] - both.latents[0, 1]).max()) > 0.1  # restarts differ
+
+
+def test_measurements_of_another_shape():
+    with pytest.raises(ValueError, match=r"measurements of \(3, 3, 1\): this operator's are \(2, 2, 1\)"):
+        restoration.restore(jax.random.key(0), PRIOR, OPERATORS["pooling"], jnp.zeros((1, 3, 3, 1)))
+    with pytest.raises(ValueError, match="not one of images of"):
+        restoration.restore(jax.random.key(0), PRIOR, restoration.average_pooling(8, 2), jnp.zeros((1, 4, 4, 1)))
+
+
+@pytest.mark.parametrize("wrong", [{"restarts": 0}, {"likelihood_std": 0.0}, {"noise_std": -1.0}, {"step_size": 0.0}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* is out of range"):
+        RestorationConfig(**wrong)
