@@ -31,10 +31,12 @@ class Features(NamedTuple):
     Attributes:
         function: uint8 images [N, H, W, C] to features [N, d], float32, on the host.
         declaration: what the features are, for the record: JSON values.
+        logits: uint8 images to the scores of classes [N, classes], float32; None without a classifier.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
     declaration: dict[str, Any]
+    logits: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class FeatureNetwork(nn.Module):
@@ -87,7 +89,10 @@ def classifier_features(
             network, num_steps, params, state, source.train[chosen], source.train_labels[chosen]
         )
 
-    logits = map_batches(lambda _, images: _apply(network, params, images)[1], source.test, BATCH_SIZE)
+    def scores(images: np.ndarray) -> np.ndarray:
+        return map_batches(lambda _, batch: _apply(network, params, batch)[1], images, BATCH_SIZE)
+
+    logits = scores(source.test)
     declaration = {
         "feature_space": f"FD-classifier-{source.name}",
         "trained_on": {"source": source.name, "fingerprint": source.fingerprint, "split": "train"},
@@ -96,7 +101,7 @@ def classifier_features(
         "optimizer": "adam, cosine decay from 0.001",
         "test_accuracy": float((logits.argmax(-1) == source.test_labels).mean()),
     }
-    return _features(network, params, source, declaration, seed)
+    return _features(network, params, source, declaration, seed)._replace(logits=scores)
 
 
 def random_features(source: Source, *, seed: int = 0, num_features: int = 64) -> Features:
