@@ -33,7 +33,7 @@ from jax import Array
 from jebm import bank, mcmc
 from jebm.bank import Bank
 from jebm.config import ConfigError, check
-from jebm.energy import Generator, PyTree, bind
+from jebm.energy import Energy, Generator, PyTree, bind
 from jebm.methods import keras_optimizers
 from jebm.methods.base import Method, Metrics
 from jebm.methods.hat_chains import ChainConfig, Samples, as_pytree, run_chains
@@ -41,8 +41,8 @@ from jebm.networks.hat_ebm import IMAGE_SIZES, HatDecoder, HatEnergy, HatGenerat
 
 __all__ = [
     "Base", "ChainConfig", "Draws", "HatEBMConfig", "HatEBMState", "base_generator", "build", "draw", "energy_loss",
-    "generator_loss", "generator_of", "hat_network", "initialize", "iterate", "optimizers", "update_energy",
-    "update_generator",
+    "generator_loss", "generator_of", "hat_network", "initialize", "iterate", "networks_of", "optimizers", "starts",
+    "update_energy", "update_generator",
 ]  # fmt: skip
 
 Tree = Mapping[str, Any]
@@ -378,14 +378,15 @@ def generator_of(config: HatEBMConfig, state: HatEBMState) -> Generator:
     Raises:
         ConfigError: the generator is another run's.
     """
-    return _generator(config, base_generator(config), state)
+    return networks_of(config, base_generator(config), state)[1]
 
 
-def _generator(config: HatEBMConfig, base: Base, state: HatEBMState) -> Generator:
+def networks_of(config: HatEBMConfig, base: Base, state: HatEBMState) -> tuple[Energy, Generator]:
+    """H of one image and G of one latent, with the weights that generate and score."""
     variables = state.generator
     if config.weights == "average" and config.application == "synthesis":
         variables = {**variables, "params": state.generator_average}
-    return bind(base.apply, variables)
+    return _hat(config, state), bind(base.apply, variables)
 
 
 def _hat(config: HatEBMConfig, state: HatEBMState) -> Generator:
@@ -393,22 +394,26 @@ def _hat(config: HatEBMConfig, state: HatEBMState) -> Generator:
     return bind(hat_network(config).apply, {"params": params})
 
 
-def generate(config: HatEBMConfig, base: Base, key: Array, state: HatEBMState, n: int) -> Array:
-    """``n`` samples ``G(z) + y`` at the end of test chains from z ~ N(0, I); with no steps, of the generator alone.
-
-    Sample i does not depend on ``n``. Not clamped.
-    """
+def starts(config: HatEBMConfig, key: Array, n: int) -> tuple[Array, Array]:
+    """Where ``n`` test chains start: z ~ N(0, I) and y, the i-th whatever n is."""
 
     def start(key: Array) -> tuple[Array, Array]:
         latent, residual = jax.random.split(key)
         return jax.random.normal(latent, _latent_shape(config)), jax.random.normal(residual, _image_shape(config))
 
+    z, y = jax.vmap(start)(mcmc.chain_keys(key, n))
+    return z, config.test_chain.residual_start_scale * y
+
+
+def generate(config: HatEBMConfig, base: Base, key: Array, state: HatEBMState, n: int) -> Array:
+    """``n`` samples ``G(z) + y`` at the end of test chains from z ~ N(0, I); with no steps, of the generator alone.
+
+    Sample i does not depend on ``n``. Not clamped.
+    """
     start_key, chain_key = jax.random.split(key)
-    z, y = jax.vmap(start)(mcmc.chain_keys(start_key, n))
-    return run_chains(
-        chain_key, _hat(config, state), _generator(config, base, state), z,
-        config.test_chain.residual_start_scale * y, config.test_chain, config.temperature,
-    ).image  # fmt: skip
+    hat, generator = networks_of(config, base, state)
+    z, y = starts(config, start_key, n)
+    return run_chains(chain_key, hat, generator, z, y, config.test_chain, config.temperature).image
 
 
 def energy(config: HatEBMConfig, state: HatEBMState, images: Array) -> Array:
