@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY.PATH=VALUE")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
-    rows = measure(options.config, options.seeds, options.settings)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    rows = measure(options.config, options.seeds, options.settings)
     about = {
         "command": "python " + " ".join(sys.argv),
         "commit": commit.strip(),

@@ -1,11 +1,18 @@
 """Two simulated devices; programs compiled fast rather than to run fast, since each runs once or twice."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one cache of compiled programs for all workers and for processes of tests
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jebm-xla-")
+    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pathlib
 
@@ -37,14 +44,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def tiny_experiment(tmp_path_factory) -> pathlib.Path:
-    """A configuration file whose training takes seconds; programs compiled for it are shared by all workers."""
-    import jax.experimental.compilation_cache.compilation_cache as cache
-
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "xla")  # for `jebm` here and in processes of its own
-    jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
-    cache.reset_cache()
+    """A configuration file whose training takes seconds."""
     path = tmp_path_factory.mktemp("experiment") / "tiny.py"
     path.write_text(TINY_EXPERIMENT)
     return path
