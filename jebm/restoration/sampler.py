@@ -40,28 +40,28 @@ class RestorationConfig:
         descent_steps: steps of Adam on U before the chain; alone (``num_steps=0``) they give the posterior's mode.
         descent_rate: Adam's learning rate.
         num_steps: T, Langevin steps on the latents.
-        step_size: η of these. The chain is stable where η is below 2 over the largest curvature of U, which is of
-            the order of the squared norm of ``A ∂G/∂z`` over σ².
+        step_size: η of these, stable below 2 over the largest curvature of U; None: 0.5 over the curvature that
+            power iterations find where the chain starts.
         temperature: of the latent chain and of the refinement; 1 samples the posterior, 0 descends.
         energy_weight: ρ.
         likelihood_std: σ; None: ``noise_std`` where it is above 0, else 0.1. Without noise it says how far G(z) may
             be from the image, since the generator does not reach it exactly.
         noise_std: σ_y, the deviation of the measurement's noise, in the units of y; 0 for an exact measurement.
         refinement_steps: K_p, Langevin steps on the pixels.
-        refinement_step_size: η_p.
+        refinement_step_size: η_p; None: as for ``step_size``, of E_p.
     """
 
     restarts: int = 4
     descent_steps: int = 200
     descent_rate: float = 0.05
     num_steps: int = 50
-    step_size: float = 1e-4
+    step_size: float | None = None
     temperature: float = 1.0
     energy_weight: float = 1.0
     likelihood_std: float | None = None
     noise_std: float = 0.0
     refinement_steps: int = 0
-    refinement_step_size: float = 1e-4
+    refinement_step_size: float | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -97,7 +97,7 @@ class Restored(NamedTuple):
     """What `restore` gives.
 
     Attributes:
-        images: [B, H, W, C], the restart of the lowest U, clipped to [-1, 1].
+        images: [B, H, W, C] in [-1, 1]: the restart of the lowest U, clipped, and kept near y as it is clipped.
         consistency: [B], mean of ``|A x̂ - y|`` of that restart before it was clipped.
         potential: U at the end of each latent chain [B, R].
         samples: x̂ of every restart [B, R, H, W, C], not clipped.
@@ -183,7 +183,7 @@ def _restore(key: Array, prior: Prior, operator: Operator, measurements: Array, 
         samples, potential, latents = jax.vmap(lambda key: _chain(key, prior, operator, y, config))(keys)
         best = samples[jnp.argmin(potential)]
         consistency = jnp.mean(jnp.abs(operator.apply(best) - y))
-        return Restored(jnp.clip(best, -1.0, 1.0), consistency, potential, samples, latents)
+        return Restored(_into_range(operator, best, y, config.noise_std), consistency, potential, samples, latents)
 
     return jax.vmap(one)(mcmc.chain_keys(key, measurements.shape[0]), measurements)
 
@@ -200,7 +200,7 @@ def _chain(
     potential = latent_potential(prior, operator, y, config)
     z = jax.random.normal(start_key, prior.latent.shape)
     z = _descend(potential, z, config)
-    kernel = mcmc.langevin(potential, config.step_size, config.temperature)
+    kernel = mcmc.langevin(potential, _step_size(potential, z, config.step_size), config.temperature)
     state, _ = mcmc.sample(chain_key, kernel, z, config.num_steps, trace=())
     x = _estimate(operator, prior.generator(state.position), y, config.noise_std)
     return _refine(refinement_key, prior, operator, y, x, config), state.energy, state.position
@@ -217,6 +217,22 @@ def _descend(potential: Energy, z: Array, config: RestorationConfig) -> Array:
     return jax.lax.fori_loop(0, config.descent_steps, body, (z, optimizer.init(z)))[0]
 
 
+def _step_size(energy: Energy, x: Array, chosen: float | None) -> Array | float:
+    """As chosen, or 0.5 over the largest curvature at ``x`` in absolute value, by ten power iterations."""
+    if chosen is not None:
+        return chosen
+
+    def body(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        direction, _norm = carry
+        product = jax.grad(lambda x: jnp.vdot(jax.grad(energy)(x), direction))(x)
+        norm = jnp.linalg.norm(product)
+        return product / (norm + 1e-12), norm
+
+    start = jax.random.normal(jax.random.key(0), x.shape)
+    curvature = jax.lax.fori_loop(0, 10, body, (start / jnp.linalg.norm(start), jnp.zeros(())))[1]
+    return 0.5 / (curvature + 1e-12)
+
+
 def _estimate(operator: Operator, x: Array, y: Array, noise_std: float) -> Array:
     """Range-null consistency, shrunk by the empirical Wiener factor where the measurement is noisy."""
     if noise_std == 0:
@@ -226,6 +242,16 @@ def _estimate(operator: Operator, x: Array, y: Array, noise_std: float) -> Array
     return x + factor * operator.pseudo_inverse(difference)
 
 
+def _into_range(operator: Operator, x: Array, y: Array, noise_std: float) -> Array:
+    """Clipped to [-1, 1]; without noise by 20 projections in turn on that box and on the images of measurement y.
+
+    Both sets are convex and hold the true image, so that no projection takes x farther from it.
+    """
+    if noise_std == 0:
+        x = jax.lax.fori_loop(0, 20, lambda _, x: operator.consistent(jnp.clip(x, -1.0, 1.0), y), x)
+    return jnp.clip(x, -1.0, 1.0)
+
+
 def _refine(key: Array, prior: Prior, operator: Operator, y: Array, x: Array, config: RestorationConfig) -> Array:
     """Pixel Langevin: in the null space of A, or under the likelihood where the measurement is noisy."""
     if config.refinement_steps == 0:
@@ -233,11 +259,11 @@ def _refine(key: Array, prior: Prior, operator: Operator, y: Array, x: Array, co
     energy = prior.energy if prior.refinement_energy is None else prior.refinement_energy
     if config.noise_std > 0:
         energy = bind(_with_likelihood, energy, operator, y, config.noise_std)
-        kernel = mcmc.langevin(energy, config.refinement_step_size, config.temperature)
+    kernel = mcmc.langevin(energy, _step_size(energy, x, config.refinement_step_size), config.temperature)
+    if config.noise_std > 0:
         return mcmc.sample(key, kernel, x, config.refinement_steps, trace=())[0].position
-    # the step on E_p(A⁺y + (I - A⁺A) x), its drift and noise projected: a chain on the null space alone
-    kernel = mcmc.langevin(energy, config.refinement_step_size, config.temperature)
 
+    # without noise each step is projected: a chain on the null space alone
     def body(step: int, x: Array) -> Array:
         state, _ = kernel.step(jax.random.fold_in(key, step), kernel.init(x))
         return operator.consistent(state.position, y)

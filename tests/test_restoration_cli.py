@@ -1,0 +1,125 @@
+"""`jebm restore`: pictures, folders and arrays; every mistake is one line, status 2, and nothing written."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jebm
+from jebm import cli, images
+from jebm.data.sources import load
+from jebm.restoration import tasks
+
+FAST = ["--restarts", "1"]
+
+
+@pytest.fixture(scope="module")
+def loaded(finished_run):
+    return jebm.load(finished_run)
+
+
+@pytest.fixture
+def restore(loaded, tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder; returns its status and its one line of complaint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_load", lambda path, step: loaded)
+
+    def run(*arguments):
+        status = cli.main(["restore", "run", *FAST, *arguments])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits").test[:3]
+
+
+def picture(path, pixels):
+    Image.fromarray(pixels).save(path)
+
+
+def test_a_folder_of_pictures(restore, digits, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, digit in enumerate(digits):
+        picture(tmp_path / "in" / f"digit{i}.png", digit[..., 0])
+    status, _ = restore("--task", "inpaint", "--degrade", "--input", "in", "--out", "out")
+    assert status == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "digit0.png", "digit1.png", "digit2.png", "restoration.json",
+    ]  # fmt: skip
+    scores = json.loads((tmp_path / "out/restoration.json").read_text())
+    assert scores["images"] == ["digit0.png", "digit1.png", "digit2.png"]
+    restored = np.stack([tasks.read_picture(tmp_path / "out" / name) for name in scores["images"]])
+    known = ~np.pad(np.ones((4, 4), bool), 2)
+    np.testing.assert_array_equal(restored[:, known], digits[:, known])  # known pixels stay to the grey level
+    error = np.mean((images.from_uint8(restored) - images.from_uint8(digits)) ** 2, (1, 2, 3))
+    np.testing.assert_allclose(scores["psnr"], 10 * np.log10(4 / error), atol=0.1)
+
+
+def test_arrays_with_their_originals(restore, digits, tmp_path):
+    np.savez("original.npz", x=digits)
+    small = images.from_uint8(digits).reshape(3, 4, 2, 4, 2, 1).mean((2, 4))
+    np.save("small.npy", small)
+    arguments = ["--task", "superres", "--input", "small.npy", "--out", "deep/out.npz", "--original", "original.npz"]
+    assert restore(*arguments)[0] == 0
+    x = np.load(tmp_path / "deep/out.npz")["x"]
+    assert (x.shape, x.dtype) == ((3, 8, 8, 1), np.uint8)
+    scores = json.loads((tmp_path / "deep/out.json").read_text())
+    assert {"psnr", "ssim", "consistency_error", "psnr_pseudo_inverse"} <= set(scores)
+    assert max(scores["consistency_error"]) < 0.02
+
+
+def test_one_picture_and_a_mask_of_its_own(restore, digits, tmp_path):
+    picture("digit.png", digits[0, ..., 0])
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 3:] = 255
+    picture("mask.png", mask)
+    status, _ = restore("--task", "inpaint", "--mask", "mask.png", "--input", "digit.png", "--out", "out.png")
+    assert status == 0
+    restored = tasks.read_picture(tmp_path / "out.png")
+    np.testing.assert_array_equal(restored[:, 3:], digits[0][:, 3:])
+    assert (restored[:, :3] != digits[0][:, :3]).any()
+
+
+def test_mistakes(restore, digits, tmp_path):
+    picture("digit.png", digits[0, ..., 0])
+    picture("large.png", np.zeros((16, 16), np.uint8))
+    picture("colour.png", np.zeros((8, 8, 3), np.uint8))
+    np.savez("digits.npz", x=digits)
+    np.save("loud.npy", np.full((1, 8, 8, 1), 7.0))
+    np.save("empty.npy", np.full((1, 8, 8, 1), np.nan))
+    np.save("whole.npy", np.zeros((1, 8, 8, 1), np.int64))
+    np.savez("other.npz", pixels=digits)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, complaint in [
+        (["--input", "nowhere.png"], "nowhere.png: no such file or folder"),
+        (["--input", "folder"], "folder: no picture (.png, .jpg, .jpeg, .bmp) in this folder"),
+        (["--input", "broken.png"], "broken.png: not a picture that can be read"),
+        (["--input", "large.png"], "large.png: the measurement must have the shape (8, 8, 1), got 1 of (16, 16, 1)"),
+        (["--input", "colour.png"], "colour.png: the measurement must have the shape (8, 8, 1), got 1 of (8, 8, 3)"),
+        (["--input", "loud.npy"], "loud.npy: the measurement has values that are not in [-1, 1]; scale it, or give"),
+        (["--input", "empty.npy"], "empty.npy: the measurement has values that are not in [-1, 1]"),
+        (["--input", "whole.npy"], "whole.npy: the measurement is int64; give uint8 in 0..255, or floats in [-1, 1]"),
+        (["--input", "other.npz"], "other.npz: holds pixels, but no array 'x'"),
+        (["--input", "digits.npz"], "out.png: one picture cannot hold 3 images; give an .npz or a folder"),
+        (["--input", "digits.npz", "--out", "out.gif"], "out.gif: give a .png (one image), an .npz, or a folder"),
+        (["--input", "digit.png", "--original", "digits.npz"], "digits.npz: 3 originals for 1 measurements"),
+        (["--input", "digit.png", "--mask", "large.png"], "the mask is 16x16 pixels, the images are 8x8"),
+        (["--input", "digit.png", "--mask", "none.png"], "none.png: no such mask; give box, random or a picture"),
+        (["--input", "digit.png", "--task", "superres", "--factor", "3"], "factor 3: it must be at least 2 and divide"),
+        (["--input", "digit.png", "--task", "superres"], "must have the shape (4, 4, 1), got 1 of (8, 8, 1)"),
+        (["--input", "digit.png", "--task", "colorize"], "colorize: this model makes grey images"),
+        (["--input", "digit.png", "--mask", "random", "--fraction", "2"], "fraction 2.0: it must lie between 0 and 1"),
+        (["--input", "digit.png", "--restarts", "0"], "restarts=0 is out of range"),
+        (["--input", "digit.png", "--noise", "-1"], "noise_std=-1.0 is out of range"),
+    ]:  # fmt: skip
+        status, err = restore("--task", "inpaint", "--out", "out.png", *arguments)
+        assert (status, err.count("\n")) == (2, 1), arguments
+        assert err.startswith("jebm: "), arguments
+        assert complaint in err
+        assert sorted(tmp_path.rglob("*")) == before
