@@ -117,6 +117,7 @@ def adjoint_kernel(kernel: Array) -> Array:
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
+@jax.jit  # traced once for each shape
 def _winograd(x: Array, kernel: Array) -> Array:
     """``Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`` summed over input channels, for the 4x4 patches ``d`` of a padded ``x``."""
     n, height, width = x.shape[0], x.shape[1] - 2, x.shape[2] - 2
