@@ -32,7 +32,7 @@ def fresh_run(path, method, seed=0):
     batch = np.zeros((2, 8, 8, 1), np.float32)
     checkpoints = Checkpoints(directory.checkpoints, 1)
     built = runs.build(config)
-    checkpoints.save(jax.jit(lambda b: initial_state(built, seed, b))(batch), {})
+    checkpoints.save(jax.jit(lambda seed, b: initial_state(built, seed, b))(seed, batch), {})
     checkpoints.close()
     return jebm.load(path)
 
