@@ -41,6 +41,11 @@ def method(**functions) -> Method:
     return plain._replace(**functions)
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr("jebm.evaluation.measure.NUM_RESAMPLES", 30)
+
+
 PIXELS = evaluation.Features(
     lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"}
 )
@@ -52,9 +57,18 @@ PIXELS = evaluation.Features(
 def test_generation_at_the_bias_of_real_images(key):
     # d = 6, n against m: d σ² (1/n + 1/m) from the mean, and d (d + 1) / 8 σ² (2/n + 2/m) from the covariance
     n, m, d = 1500, 1001, 6
-    generated, real = evaluation.evaluate_generation(
+    generated, real, limit, kernel, precision, recall = evaluation.evaluate_generation(
         method(), STATE, source(), key, n, features=PIXELS, protocol=PROTOCOL, batch_size=400
     )
+    assert [r.metric for r in (limit, kernel, precision, recall)] == [
+        "frechet_distance_infinity", "kernel_distance", "precision", "recall"
+    ]  # fmt: skip
+    # the law is the data's: what stays is the reference's own bias, half of the whole and less
+    assert abs(limit.value) < generated.value
+    assert abs(kernel.value) < 5 * kernel.protocol["standard_error"]
+    assert (kernel.protocol["num_blocks"], kernel.protocol["block_size"]) == (10, 100)
+    assert min(precision.value, recall.value) > 0.8
+    assert precision.protocol["n_compared"] == 1001
     expected = SIGMA**2 * (d + d * (d + 1) / 4) * (1 / n + 1 / m)
     assert (generated.metric, real.metric) == ("frechet_distance", "frechet_distance_real")
     # a sum of some 27 chi-squares: relative deviation sqrt(2 / 27); five of them up, three quarters down
@@ -71,12 +85,34 @@ def test_generation_at_the_bias_of_real_images(key):
 
 def test_generation_sees_a_shift(key):
     state = {"shift": jnp.array(0.2)}
-    generated, _ = evaluation.evaluate_generation(
+    generated, _, limit, kernel, *_ = evaluation.evaluate_generation(
         method(), state, source(), key, 1500, features=PIXELS, protocol={}, evaluations_per_image=3
     )
+    assert limit.value == pytest.approx(6 * 0.2**2, abs=0.05)
+    assert kernel.value > 10 * kernel.protocol["standard_error"]
     # the mean alone: 6 * 0.2², its estimate deviating by 2 * 0.2 * sqrt(6 σ² (1/n + 1/m)) = 0.006
     assert generated.value == pytest.approx(6 * 0.2**2, abs=0.03)
     assert generated.protocol["network_evaluations_per_image"] == 3
+
+
+def test_only_inceptions_distance_is_called_fid(key, tmp_path, monkeypatch):
+    monkeypatch.setenv("JEBM_CACHE", str(tmp_path))
+    space = PIXELS._replace(declaration={"feature_space": "Inception"}, logits=lambda x: np.eye(3)[x[:, 0, 0, 0] % 3])
+    records = evaluation.evaluate_generation(
+        method(), STATE, source(200, 100), key, 60, features=space, protocol=PROTOCOL, reference="train"
+    )
+    names = ["fid", "fid_real", "fid_infinity", "kid", "precision", "recall", "classifier_score"]
+    assert [record.metric for record in records] == names
+    assert [record.n for record in records[:2]] == [60, 60]  # of 100 test images as many as were generated
+    assert records[0].protocol["split"] == "train"
+    assert records[0].protocol["n_reference"] == 200
+    assert len(records[0].protocol["reference_statistics_sha256"]) == 64
+    assert records[-1].protocol["note"] == "not the Inception score"
+    assert 1 < records[-1].value <= 3
+    assert len(list((tmp_path / "statistics").iterdir())) == 2  # the reference and the other split, not the samples
+    few = evaluation.evaluate_generation(method(), STATE, source(40, 30), key, 20, features=PIXELS, protocol={})
+    # quarters of 5 images in 6 dimensions: there is no line to extrapolate
+    assert [record.metric for record in few][:3] == ["frechet_distance", "frechet_distance_real", "kernel_distance"]
 
 
 def test_generated_images_do_not_depend_on_how_many_are_wanted(key):
@@ -124,13 +160,16 @@ def test_nan_is_never_a_number(key):
 
 
 def test_reconstruction_error(key):
-    record = evaluation.evaluate_reconstruction(method(), STATE, source(50, 40), key, protocol=PROTOCOL)[0]
+    (record,) = evaluation.evaluate_reconstruction(method(), STATE, source(50, 40), key, protocol=PROTOCOL)
     assert (record.metric, record.value, record.n) == ("reconstruction_error", 0.0, 40)
-    state = {"shift": jnp.array(-0.5)}
-    record = evaluation.evaluate_reconstruction(
+    state = {"shift": jnp.array(-0.2)}
+    record, psnr = evaluation.evaluate_reconstruction(
         method(), state, source(50, 40), key, protocol={}, batch_size=17
-    )[0]
-    assert record.value == pytest.approx(0.25, rel=1e-6)
+    )
+    assert record.value == pytest.approx(0.04, rel=1e-5)
+    # 20 dB, but for the rounding of 25.5 levels to 25 or 26 and a pixel near black
+    assert psnr.metric == "reconstruction_psnr"
+    assert psnr.value == pytest.approx(20, abs=0.3)
     assert record.protocol["wall_time_seconds"] > 0
     without = method(reconstruct=None)
     assert evaluation.evaluate_reconstruction(without, STATE, source(50, 40), key, protocol={}) == []
@@ -140,7 +179,7 @@ def test_reconstruction_of_a_part_batch_counts_each_image_once(key):
     # the error of an image is its own first pixel, squared: exact mean over 40 images in batches of 17
     images = source(50, 40)
     first = method(reconstruct=lambda key, state, x: x + x[:, :1, :1])
-    (record,) = evaluation.evaluate_reconstruction(first, STATE, images, key, protocol={}, batch_size=17)
+    record = evaluation.evaluate_reconstruction(first, STATE, images, key, protocol={}, batch_size=17)[0]
     expected = np.square(np.asarray(to_float(images.test[:, 0, 0, 0]), float)).mean()
     assert record.value == pytest.approx(expected, rel=1e-6)
 
@@ -156,24 +195,43 @@ def test_scores_average_over_equal_batches(key):
 # outliers
 
 
-def test_energies_of_outliers(key):
+def test_energies_of_outliers(key, tmp_path):
+    images = source(50, 300)
+    others = {"data:brighter": images.test[:200] // 4 + 191, "larger": np.zeros((60, 4, 4, 3), np.uint8)}
     records = evaluation.evaluate_ood(
-        method(), STATE, source(50, 300), key, protocol=PROTOCOL, batch_size=128
+        method(), STATE, images, key, protocol=PROTOCOL, others=others, batch_size=128, directory=tmp_path
     )
     values = {record.metric: record for record in records}
-    assert list(values) == ["auroc_uniform_noise", "auroc_constant", "auroc_shuffled"]
+    names = ["uniform_noise", "constant", "shuffled", "interpolation", "data_brighter", "larger"]
+    assert list(values) == [f"{measure}_{name}" for name in names for measure in ("auroc", "aupr", "fpr95")]
     # the largest pixel stays the largest however pixels are moved: every outlier ties with its own image
     assert values["auroc_shuffled"].value == 0.5
     # a uniform level above the maximum of six N(0, σ²), whose mean is 1.267 σ: 1/2 (1 - 1.267 σ)
     expected = (1 - 1.267 * SIGMA) / 2
     assert values["auroc_constant"].value == pytest.approx(expected, abs=5 * np.sqrt(0.25 / 300))
     assert values["auroc_uniform_noise"].value > 0.9
-    for record in records:
-        low, high = record.protocol["bootstrap_interval_95"]
-        assert low <= record.value <= high
-        assert record.n == record.protocol["n_outliers"] == 300
-        assert record.protocol["images_through_method"] == 600
+    assert values["auroc_data_brighter"].value == 1.0
+    assert (values["fpr95_data_brighter"].value, values["fpr95_larger"].value) == (0.0, 1.0)
+    assert values["auroc_larger"].value == 0.0
+    for name in names:
+        for measure in ("auroc", "aupr", "fpr95"):
+            record = values[f"{measure}_{name}"]
+            low, high = record.protocol["bootstrap_interval_95"]
+            assert low <= record.value <= high
+            assert record.n == 300
+            assert f"{measure}_of_compressed_size" in record.protocol
+            assert f"{measure}_of_channel_statistics" in record.protocol
     assert values["auroc_constant"].protocol["auroc_of_compressed_size"] < 0.05
+    assert values["auroc_larger"].protocol["n_outliers"] == 60
+    assert values["auroc_larger"].protocol["images_through_method"] == 360
+    assert values["auroc_larger"].protocol["resize"][0] == "centre square"
+    # what was saved gives the same values again
+    with np.load(tmp_path / "ood_scores-raw-step00000007.npz") as file:
+        inside, outside = file["energy/in"], file["energy/interpolation"]
+        assert len(file["compressed_size/larger"]) == 60
+    assert evaluation.auroc(inside, outside) == values["auroc_interpolation"].value
+    with np.load(tmp_path / "openood-raw-step00000007/data_brighter.npz") as file:
+        assert (file["label"] == -1).sum() == 200
 
 
 def test_an_energy_with_the_sign_wrong_shows(key):
@@ -191,19 +249,78 @@ def test_evaluate_makes_the_records_asked_for(key):
         method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, on_records=groups.append
     )
     assert [record.metric for record in records] == [
-        "frechet_distance", "frechet_distance_real", "reconstruction_error", "score_mean", "score_size",
-        "auroc_uniform_noise", "auroc_constant", "auroc_shuffled",
+        "frechet_distance", "frechet_distance_real", "kernel_distance", "precision", "recall",
+        "reconstruction_error", "score_mean", "score_size",
+        *(f"{measure}_{name}" for name in ("uniform_noise", "constant", "shuffled", "interpolation")
+          for measure in ("auroc", "aupr", "fpr95")),
     ]  # fmt: skip
     assert sum(groups, []) == records
     assert records[0].protocol["features"]["feature_space"] == "FD-random"
     alone = evaluation.evaluate(
         method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, metrics=("ood",)
     )
-    assert [record.value for record in alone] == [record.value for record in records[-3:]]
+    assert [record.value for record in alone] == [record.value for record in records[-12:]]
     with pytest.raises(
-        ValueError, match="no metric 'fid'; there are generation, reconstruction, scores, ood"
+        ValueError, match="no metric 'fid'; there are generation, reconstruction, scores, ood, likelihood, long_run"
     ):
         evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol={}, metrics=("fid",))
+    with pytest.raises(ValueError, match="no chain on images in training"):
+        evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol={}, metrics=("long_run",))
+
+
+# chains that run long
+
+
+def test_a_long_run_follows_the_law_of_its_chains(key):
+    from jebm.evaluation import long_run
+
+    # E = x² / (2 s²): each step multiplies by a = 1 - η / s²; without noise all is known
+    s2, eta, steps = 0.01, 1e-4, 5
+    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * s2))
+    start = gaussian_images(key, 16)
+    run = long_run.long_chains(quadratic, STATE, key, long_run.TrainingChain(steps, eta, 0.0), start, (1, 4))
+    a = 1 - eta / s2
+    assert run.energies.shape == run.gradient_norms.shape == (4,)
+    for i, position in zip((1, 4), run.positions, strict=True):
+        np.testing.assert_allclose(position, start * a ** (i * steps), rtol=1e-5)
+    energies = np.square(start).sum((1, 2, 3)).mean() / (2 * s2) * a ** (2 * steps * np.arange(1, 5))
+    np.testing.assert_allclose(run.energies, energies, rtol=1e-4)
+
+
+def test_records_of_a_long_run(key):
+    from jebm.evaluation import long_run
+
+    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
+    given = (quadratic, STATE, source(50, 400), key)
+    chain = long_run.TrainingChain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
+    records, _ = long_run.evaluate_long_run(
+        *given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10)
+    )
+    values = {record.metric: record for record in records}
+    assert len(values) == 6
+    # at stationarity E = d/2 σ_∞²/σ², and an image is unrelated to its start, up to that inflation (4/3)
+    assert values["long_run_energy_10x"].value == pytest.approx(3 * 4 / 3, rel=0.5)
+    assert values["long_run_feature_drift_1x"].value < 1.05
+    assert values["long_run_feature_drift_10x"].value == pytest.approx(np.sqrt(7 / 6), rel=0.2)
+    protocol = values["long_run_energy_10x"].protocol
+    assert (protocol["chain_steps"], protocol["chain"]["num_steps"]) == (20, 2)
+    with pytest.raises(ValueError, match="long_run|NaN or an infinity"):
+        long_run.evaluate_long_run(
+            *given, chain=long_run.TrainingChain(2, 1e9, 1.0), features=PIXELS, protocol={}, multiples=(1, 10)
+        )
+
+
+def test_the_chain_of_each_family():
+    from jebm import methods
+    from jebm.evaluation import training_chain
+
+    # the released EC-VAE: s = 1e-6 on E = f/τ; Hat EBM: ε = 5e-4 at T = 1e-8
+    ec = training_chain(methods.ECVAEConfig())
+    assert ec == (15, pytest.approx(5e-7), 1.0, None)
+    hat = training_chain(methods.HatEBMConfig())
+    assert hat == (50, pytest.approx(12.5), 1e-8, 2.5)
+    assert 2 * hat.step_size * hat.temperature == pytest.approx(5e-4**2)
+    assert training_chain(methods.DenoisingEBMConfig()) is None
 
 
 def test_records_of_an_evaluation_can_be_written(key, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jebm.evaluation.frechet import Statistics, frechet_distance, statistics
+from jebm.evaluation.frechet import Statistics, extrapolated, frechet_distance, merge, statistics
 
 
 def covariance(d: int, seed: int) -> np.ndarray:
@@ -82,6 +82,37 @@ def test_a_sample_against_the_exact_law_is_biased_by_the_known_amount():
     error = np.std(values, ddof=1) / np.sqrt(40)
     assert error < 0.03 * 84 / n
     assert abs(np.mean(values) - 84 / n) < 5 * error + 0.01 * 84 / n
+
+
+def test_statistics_of_parts_merge_into_those_of_the_whole():
+    x = np.random.default_rng(3).normal([100, -7, 0], [1, 5, 0.1], (41, 3))
+    whole = statistics(x)
+    for cuts in ([13], [2, 5, 30]):
+        merged = merge([statistics(part) for part in np.split(x, cuts)])
+        assert merged.n == 41
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-13)
+        np.testing.assert_allclose(merged.covariance, whole.covariance, rtol=1e-10, atol=1e-14)
+    with pytest.raises(ValueError, match="no statistics to merge"):
+        merge([])
+
+
+def test_the_distance_at_infinity_has_lost_the_bias():
+    # against exact statistics the bias is (d + d (d + 1) / 4) / n; d = 8: 26 / n; the second law is 0.09 d away
+    d, n, random = 8, 1600, np.random.default_rng(4)
+    for shift in (0.0, 0.3):
+        exact = Statistics(n, np.full(d, shift), np.eye(d))
+        limits, plain = [], []
+        for _ in range(40):
+            parts = [statistics(part) for part in np.split(random.normal(size=(n, d)), 4)]
+            limits.append(extrapolated(parts, exact))
+            plain.append(frechet_distance(merge(parts), exact))
+        error = np.std(limits, ddof=1) / np.sqrt(40)
+        assert error < 0.2 * 26 / n + 0.05 * shift**2
+        assert abs(np.mean(limits) - d * shift**2) < 5 * error
+        assert np.mean(plain) - d * shift**2 > 0.5 * 26 / n
+    for sizes in ([10, 10, 10], [10, 12], [10]):
+        with pytest.raises(ValueError, match="wanted are 2, 4, 8"):
+            extrapolated([exact._replace(n=size) for size in sizes], exact)
 
 
 def test_what_has_no_distance():

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from jebm.evaluation.ood import auroc, auroc_interval, compressed_size, outliers
+from jebm.evaluation.ood import aupr, auroc, auroc_interval, bootstrap_interval, fpr95, write_scores
+from jebm.evaluation.outliers import channel_statistics, compressed_size, one_resolution, outliers, resize_antialiased
 
 
 def test_by_the_definition_with_ties():
@@ -27,6 +28,47 @@ def test_against_scikit_learn():
     inside, outside = random.normal(0, 1, 300), random.normal(0.4, 2, 200)
     expected = roc_auc_score([0] * 300 + [1] * 200, np.concatenate([inside, outside]))
     assert auroc(inside, outside) == pytest.approx(expected, rel=1e-13)
+
+
+def test_precision_and_false_positives_against_scikit_learn():
+    from sklearn.metrics import average_precision_score, roc_curve
+
+    random = np.random.default_rng(6)
+    for inside, outside in (
+        (random.normal(0, 1, 300), random.normal(0.4, 2, 200)),
+        (random.integers(0, 9, 300).astype(float), random.integers(3, 12, 90).astype(float)),  # with ties
+    ):
+        labels, scores = [0] * len(inside) + [1] * len(outside), np.concatenate([inside, outside])
+        assert aupr(inside, outside) == pytest.approx(average_precision_score(labels, scores), rel=1e-12)
+        false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+        assert fpr95(inside, outside) == pytest.approx(false[np.argmax(true >= 0.95)], rel=1e-12)
+    assert (aupr(inside, outside + 99), fpr95(inside, outside + 99)) == (1.0, 0.0)
+    assert (aupr(np.ones(4), np.ones(12)), fpr95(np.ones(4), np.ones(12))) == (0.75, 1.0)
+
+
+def test_false_positives_of_two_normal_laws():
+    # the threshold that 95 % of N(d, 1) pass is d - 1.645
+    n, random = 20_000, np.random.default_rng(7)
+    expected = norm.sf(2.0 - norm.ppf(0.95))
+    value = fpr95(random.normal(0, 1, n), random.normal(2.0, 1, n))
+    assert abs(value - expected) < 0.03
+    low, high = bootstrap_interval(fpr95, random.normal(0, 1, 500), random.normal(2.0, 1, 500), num_resamples=100)
+    assert low < expected < high
+
+
+def test_scores_as_openood_has_them(tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    random = np.random.default_rng(8)
+    inside, outside = random.normal(0, 1, 30), random.normal(1, 1, 20)
+    path = write_scores(tmp_path / "new", "svhn", inside, outside)
+    assert path == tmp_path / "new/svhn.npz"
+    with np.load(path) as file:
+        assert sorted(file.files) == ["conf", "label", "pred"]
+        assert file["pred"].shape == file["conf"].shape == file["label"].shape == (50,)
+        # its evaluator: outliers have the label -1 and are positive, the score is the confidence's negative
+        value = roc_auc_score(file["label"] == -1, -file["conf"])
+    assert value == pytest.approx(auroc(inside, outside), rel=1e-13)
 
 
 @pytest.mark.parametrize("d", [-0.5, 0.0, 0.8, 2.0])
@@ -76,7 +118,7 @@ def test_scores_without_a_rank():
 def test_outlier_sets(key):
     images = np.random.default_rng(5).integers(0, 256, (500, 4, 5, 3), dtype=np.uint8)
     sets = outliers(key, images)
-    assert list(sets) == ["uniform_noise", "constant", "shuffled"]
+    assert list(sets) == ["uniform_noise", "constant", "shuffled", "interpolation"]
     assert all(x.shape == images.shape and x.dtype == np.uint8 for x in sets.values())
 
     noise = sets["uniform_noise"].astype(float)
@@ -99,6 +141,62 @@ def test_every_image_is_shuffled_in_its_own_order(key):
     shuffled = outliers(key, np.repeat(pixels, 50, 0))["shuffled"]
     assert len({image.tobytes() for image in shuffled}) == 50
     assert (outliers(jax.random.key(1), np.repeat(pixels, 50, 0))["shuffled"] != shuffled).any()
+
+
+def test_interpolations_are_means_of_two(key):
+    images = np.random.default_rng(9).integers(0, 256, (40, 2, 2, 1), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(40)
+    mixed = outliers(key, images)["interpolation"]
+    pairs = {(i, j): (images[i].astype(int) + images[j] + 1) // 2 for i in range(40) for j in range(i)}
+    partners = [[i in pair for pair, image in pairs.items() if (image == x).all()] for i, x in enumerate(mixed)]
+    assert all(any(found) for found in partners)  # each is the mean of its own image and another one
+
+
+def test_both_sets_pass_the_lower_resolution():
+    random = np.random.default_rng(10)
+    inside, large = random.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), random.integers(
+        0, 256, (5, 16, 20, 3), dtype=np.uint8
+    )
+    a, b, steps = one_resolution(inside, large, 8)
+    np.testing.assert_array_equal(a, inside)
+    np.testing.assert_array_equal(b, resize_antialiased(large[:, :, 2:18], 8))
+    assert steps == ["centre square", "both sets to 8x8, triangle filter, antialiased"]
+
+    small = random.integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
+    a, b, steps = one_resolution(inside, small, 8)
+    np.testing.assert_array_equal(a, resize_antialiased(resize_antialiased(inside, 4), 8))
+    np.testing.assert_array_equal(b, resize_antialiased(np.repeat(small, 3, -1), 8))
+    assert steps[0] == "grey as three colours"
+    assert [step[:16] for step in steps[1:]] == ["both sets to 4x4", "both sets to 8x8"]
+    # the trap: the same images, one set through the lower resolution and the other not, can be told apart
+    rough = lambda x: np.abs(np.diff(x.astype(float), axis=2)).mean((1, 2, 3))  # noqa: E731
+    many = random.integers(0, 256, (400, 8, 8, 3), dtype=np.uint8)
+    careless = resize_antialiased(resize_antialiased(many[200:], 4), 8)
+    assert auroc(-rough(many[:200]), -rough(careless)) > 0.99
+    a, b, _ = one_resolution(many[:200], resize_antialiased(many[200:], 4), 8)
+    assert 0.4 < auroc(-rough(a), -rough(b)) < 0.6
+
+
+def test_shrinking_averages_and_colours_become_luminance():
+    flat = np.full((1, 9, 9, 1), 200, np.uint8)
+    np.testing.assert_array_equal(resize_antialiased(flat, 4), 200)
+    stripes = np.tile(np.array([0, 255], np.uint8), 8).reshape(1, 1, 16, 1).repeat(16, 1)
+    shrunk = resize_antialiased(stripes, 4)[0, :, 1:-1, 0].astype(int)
+    assert np.abs(shrunk - 127.5).max() < 10  # without an antialiasing filter they would be 0 or 255
+    red = np.zeros((1, 4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    _, grey, steps = one_resolution(flat[:, :4, :4], red, 4)
+    np.testing.assert_array_equal(grey, 76)
+    assert steps == ["luminance, BT.601"]
+
+
+def test_brightness_and_contrast_as_a_score():
+    random = np.random.default_rng(11)
+    data = random.integers(0, 256, (300, 6, 6, 3), dtype=np.uint8)
+    scores = channel_statistics(data, data)
+    assert scores.mean() == pytest.approx(6 * 299 / 300, rel=1e-9)  # the trace of the identity
+    dark, flat = data // 4, (data // 8 + 112)
+    assert auroc(scores, channel_statistics(dark, data)) == auroc(scores, channel_statistics(flat, data)) == 1.0
 
 
 def test_compressed_size_orders_by_complexity(key):

@@ -4,121 +4,36 @@ Images are brought to the 256 levels before they are compared, generated ones to
 each function of the method compiles once.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm.data import Source, permutation, to_float, to_uint8
+from jebm.data import Source, to_float, to_uint8
+from jebm.energy import bind
+from jebm.evaluation import annealed_importance as ais
+from jebm.evaluation import ood
 from jebm.evaluation.batches import map_batches
+from jebm.evaluation.cache import write_arrays
 from jebm.evaluation.features import Features, source_features
-from jebm.evaluation.frechet import frechet_distance, statistics
-from jebm.evaluation.ood import auroc, auroc_interval, compressed_size, outliers
-from jebm.evaluation.records import Record
+from jebm.evaluation.fidelity import ssim
+from jebm.evaluation.generation import evaluate_generation, generate_images
+from jebm.evaluation.long_run import TrainingChain, evaluate_long_run
+from jebm.evaluation.outliers import channel_statistics, compressed_size, one_resolution, outliers
+from jebm.evaluation.records import Record, cost, file_stem
 from jebm.methods.base import Method, State
 
 __all__ = [
-    "METRICS", "evaluate", "evaluate_generation", "evaluate_ood", "evaluate_reconstruction",
-    "evaluate_scores", "generate_images",
+    "DEFAULT_METRICS", "METRICS", "evaluate", "evaluate_likelihood", "evaluate_ood", "evaluate_reconstruction",
+    "evaluate_scores",
 ]  # fmt: skip
 
-
-def generate_images(method: Method, state: State, key: Array, n: int, *, batch_size: int = 256) -> np.ndarray:
-    """``n`` generated images as a file would hold them: uint8 [n, H, W, C].
-
-    Batch ``i`` has the key ``fold_in(key, i)``; each has ``min(batch_size, n)`` images, a surplus is dropped.
-
-    Raises:
-        ValueError: generated images that hold NaN or an infinity; n or a batch size below 1.
-    """
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"{n} images in batches of {batch_size}; both must be at least 1")
-    size = min(batch_size, n)
-
-    @jax.jit
-    def one_batch(key: Array, i: int, state: State) -> tuple[Array, Array]:
-        images = method.generate(jax.random.fold_in(key, i), state, size)
-        return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
-
-    batches = [jax.device_get(one_batch(key, i, state)) for i in range(-(-n // size))]
-    images, finite = (np.concatenate(parts)[:n] for parts in zip(*batches, strict=True))
-    if not finite.all():
-        raise ValueError(f"{n - finite.sum():,} of {n:,} generated images hold NaN or an infinity")
-    return images
-
-
-def evaluate_generation(
-    method: Method,
-    state: State,
-    source: Source,
-    key: Array,
-    n: int,
-    *,
-    features: Features,
-    protocol: Mapping[str, Any],
-    batch_size: int = 256,
-    evaluations_per_image: int | None = None,
-) -> list[Record]:
-    """The Fréchet distance of ``n`` generated images to the test images, and what real images get.
-
-    Records ``frechet_distance`` and, for scale, ``frechet_distance_real``: as many training images (all, if
-    there are fewer than ``n``) against the same test images.
-
-    Args:
-        method: the bundle.
-        state: its state.
-        source: real images.
-        key: a typed key.
-        n: how many images to generate.
-        features: the feature space.
-        protocol: what all records of this evaluation share, see `records.run_protocol`.
-        batch_size: images generated at once.
-        evaluations_per_image: network evaluations that one generated image costs, as far as the caller knows.
-
-    Raises:
-        ValueError: fewer than two images on a side, generated images that are not finite or of another size.
-    """
-    start = time.perf_counter()
-    images = generate_images(method, state, key, n, batch_size=batch_size)
-    generation_time = time.perf_counter() - start
-    held_out = statistics(features.function(source.test))
-    distance = frechet_distance(statistics(features.function(images)), held_out)
-    model_time = time.perf_counter() - start
-
-    start = time.perf_counter()
-    chosen = permutation(0, 0, len(source.train))[:n]
-    real = frechet_distance(statistics(features.function(source.train[np.sort(chosen)])), held_out)
-    common = {
-        **protocol,
-        "split": "test",
-        "n_reference": len(source.test),
-        "features": features.declaration,
-        "rounding": "uint8",
-    }
-    return [
-        Record(
-            "frechet_distance",
-            distance,
-            n,
-            {
-                **common,
-                **_cost("generate", n, model_time, evaluations_per_image),
-                "generation_time_seconds": generation_time,
-                "batch_size": batch_size,
-            },
-        ),
-        Record(
-            "frechet_distance_real",
-            real,
-            len(chosen),
-            {**common, "compared": "training images", **_cost(None, 0, time.perf_counter() - start)},
-        ),
-    ]
-
+NUM_RESAMPLES = 500  # of the bootstrap
 
 def evaluate_reconstruction(
     method: Method,
@@ -129,9 +44,11 @@ def evaluate_reconstruction(
     protocol: Mapping[str, Any],
     batch_size: int = 256,
 ) -> list[Record]:
-    """The record ``reconstruction_error``: the mean of ``(x - reconstruct(x))²`` over test images and pixels.
+    """Records of ``reconstruct(x)`` against x over the test images; none where there is no encoder.
 
-    Images are in [-1, 1], the reconstruction as it comes, not rounded. Nothing where there is no encoder.
+    ``reconstruction_error``, the mean of ``(x - reconstruct(x))²`` over images and pixels, images in [-1, 1], the
+    reconstruction as it comes. From the 256 levels, as files would hold them: ``reconstruction_psnr`` in dB of the
+    mean error over all images, and ``reconstruction_ssim`` for images of 11 pixels and more.
 
     Raises:
         ValueError: an error that is NaN or infinite.
@@ -142,15 +59,25 @@ def evaluate_reconstruction(
     start = time.perf_counter()
 
     @jax.jit
-    def errors(key: Array, i: int, state: State, images: Array) -> Array:
-        x = to_float(images)
-        return jnp.square(reconstruct(jax.random.fold_in(key, i), state, x) - x).mean((1, 2, 3))
+    def reconstructed(key: Array, i: int, state: State, images: Array) -> Array:
+        return reconstruct(jax.random.fold_in(key, i), state, to_float(images))
 
-    values = map_batches(lambda i, batch: errors(key, i, state, batch), source.test, batch_size)
-    n, scale = len(source.test), "mean squared error per number, images in [-1, 1]"
-    cost = _cost("reconstruct", n, time.perf_counter() - start, 1)
-    value = float(values.mean(dtype=np.float64))
-    return [Record("reconstruction_error", value, n, {**protocol, "split": "test", "scale": scale, **cost})]
+    x = map_batches(lambda i, batch: reconstructed(key, i, state, batch), source.test, batch_size)
+    n = len(source.test)
+    shared = {**protocol, "split": "test", **cost("reconstruct", n, time.perf_counter() - start, 1)}
+    errors = np.square(x - np.asarray(to_float(source.test))).mean((1, 2, 3))
+    scale = "mean squared error per number, images in [-1, 1]"
+    records = [Record("reconstruction_error", float(errors.mean(dtype=np.float64)), n, {**shared, "scale": scale})]
+    levels = np.asarray(to_uint8(x))
+    error = np.square(levels.astype(np.float64) - source.test).mean()
+    if error > 0:
+        about = {**shared, "scale": "dB of the mean over images, range 255", "rounding": "uint8"}
+        records.append(Record("reconstruction_psnr", float(10 * np.log10(255**2 / error)), n, about))
+    if min(source.image_shape[:2]) >= 11:
+        about = {**shared, "window": "Gaussian 11x11, deviation 1.5", "rounding": "uint8"}
+        value = float(ssim(levels, source.test, data_range=255).mean())
+        records.append(Record("reconstruction_ssim", value, n, about))
+    return records
 
 
 def evaluate_scores(
@@ -185,7 +112,7 @@ def evaluate_scores(
         **protocol,
         "split": "test",
         "batch_size": size,
-        **_cost("scores", n, time.perf_counter() - start),
+        **cost("scores", n, time.perf_counter() - start),
     }
     return [
         Record(f"score_{name}", float(np.mean([v[name] for v in values], dtype=np.float64)), n, shared)
@@ -200,44 +127,148 @@ def evaluate_ood(
     key: Array,
     *,
     protocol: Mapping[str, Any],
+    others: Mapping[str, np.ndarray] | None = None,
     batch_size: int = 256,
+    directory: Path | None = None,
 ) -> list[Record]:
-    """How well the energy tells test images from outliers: a record ``auroc_<outliers>`` for each set.
+    """How well the energy tells test images from outliers: ``auroc_<set>``, ``aupr_<set>`` and ``fpr95_<set>``.
 
-    The sets are those of `ood.outliers`, as many images each as there are test images. The protocol has a
-    bootstrap interval and what the compressed size of the images alone achieves.
+    The sets are those of `outliers.outliers`, as many images each as there are test images, and ``others``, brought to
+    one resolution with the test images by one filter (`outliers.one_resolution`). Each record has a bootstrap interval
+    and, beside the energy's value, those of the images' compressed size and of their channels' means and deviations:
+    an energy that does no better has learnt no more than complexity or brightness.
+
+    Args:
+        method: the bundle.
+        state: its state.
+        source: the data.
+        key: a typed key.
+        protocol: what all records share.
+        others: names, and uint8 images [N, H, W, C] of any size.
+        batch_size: images scored at once.
+        directory: where to write all scores, as ``ood_scores-*.npz`` and, for OpenOOD, ``openood-*/<set>.npz``.
 
     Raises:
         ValueError: energies that are NaN or infinite.
     """
     energy = jax.jit(lambda state, images: method.energy(state, to_float(images)))
 
-    def energies(images: np.ndarray) -> np.ndarray:
-        return map_batches(lambda _, batch: energy(state, batch), images, batch_size)
+    def scores(images: np.ndarray) -> dict[str, np.ndarray]:
+        energies = map_batches(lambda _, batch: energy(state, batch), images, batch_size)
+        return {
+            "energy": energies,
+            "compressed_size": compressed_size(images),
+            "channel_statistics": channel_statistics(images, source.train),
+        }
 
     start = time.perf_counter()
-    inside, inside_size, n = energies(source.test), compressed_size(source.test), len(source.test)
-    inside_time = time.perf_counter() - start
-    records = []
-    for name, images in outliers(key, source.test).items():
+    sets: dict[str, tuple[np.ndarray, np.ndarray, list[str]]] = {
+        name: (source.test, images, []) for name, images in outliers(key, source.test).items()
+    }
+    for name, images in (others or {}).items():
+        sets[_plain(name)] = one_resolution(source.test, images, source.image_shape[0])
+    inliers = scores(source.test)
+    shared_time = time.perf_counter() - start
+    records, arrays = [], {f"{kind}/in": values for kind, values in inliers.items()}
+    for name, (inside_images, images, steps) in sets.items():
         start = time.perf_counter()
-        outside = energies(images)
+        inside = inliers if inside_images is source.test else scores(inside_images)
+        outside = scores(images)
+        n = len(inside_images)
         about = {
             **protocol,
             "split": "test",
             "score": "energy, higher is further from the data",
             "outliers": name,
             "n_outliers": len(images),
-            "bootstrap_interval_95": list(auroc_interval(inside, outside)),
-            "auroc_of_compressed_size": auroc(inside_size, compressed_size(images)),
-            **_cost("energy", n + len(images), inside_time + time.perf_counter() - start, 1),
+            "resize": steps,
+            **cost("energy", n + len(images), shared_time + time.perf_counter() - start, 1),
         }
-        records.append(Record(f"auroc_{name}", auroc(inside, outside), n, about))
+        for measure in (ood.auroc, ood.aupr, ood.fpr95):
+            of = {f"{measure.__name__}_of_{kind}": measure(inside[kind], outside[kind]) for kind in inside}
+            value = of.pop(f"{measure.__name__}_of_energy")
+            interval = ood.bootstrap_interval(measure, inside["energy"], outside["energy"], num_resamples=NUM_RESAMPLES)
+            how = {**about, "bootstrap_interval_95": list(interval), "num_resamples": NUM_RESAMPLES, **of}
+            records.append(Record(f"{measure.__name__}_{name}", value, n, how))
+        arrays |= {f"{kind}/{name}": values for kind, values in outside.items()}
+        if inside is not inliers:
+            arrays |= {f"{kind}/in-for-{name}": values for kind, values in inside.items()}
+        if directory is not None:
+            folder = directory / file_stem("openood", protocol)
+            ood.write_scores(folder, name, inside["energy"], outside["energy"])
+    if directory is not None:
+        write_arrays(directory / f"{file_stem('ood_scores', protocol)}.npz", arrays)
     return records
 
 
-METRICS: tuple[str, ...] = ("generation", "reconstruction", "scores", "ood")
+def evaluate_likelihood(
+    method: Method,
+    state: State,
+    source: Source,
+    key: Array,
+    *,
+    protocol: Mapping[str, Any],
+    temperature: float = 1.0,
+    num_levels: int = 1000,
+    num_chains: int = 64,
+    equilibration_steps: int = 1000,
+    batch_size: int = 256,
+) -> list[Record]:
+    """Bounds on ``log Z`` and on the bits per dimension of test images, for ``p(x) = exp(-E(x)/T)/Z`` on [-1, 1]^D.
+
+    Outside the box the density is taken to be 0: without that a network's energy need not have a Z. Records
+    ``log_partition_lower`` and ``log_partition_upper`` (see `annealed_importance`), and ``bits_per_dimension_lower``
+    and ``bits_per_dimension_upper`` with each: ``(mean E/T + log Z) / (D log 2) + log2 127.5``, of the 256 levels.
+
+    The reverse chains start where the forward ones end, after more MALA steps: not at exact samples. The upper bound
+    holds as far as these chains have reached the law; a narrow bracket is necessary, not sufficient.
+
+    Raises:
+        ValueError: weights or energies that are NaN or infinite.
+    """
+    start = time.perf_counter()
+    energy = bind(functools.partial(_energy_of_one, method, temperature), state)
+    base = ais.Base(source.image_shape, "uniform")
+    tune_key, forward_key, more_key, reverse_key = jax.random.split(key, 4)
+    steps = ais.tune_steps(tune_key, energy, base, num_levels=num_levels)
+    forward = ais.forward_weights(forward_key, energy, base, steps, num_chains=num_chains)
+    samples = ais.equilibrate(more_key, energy, base, steps[-1], forward.positions, equilibration_steps)
+    reverse = ais.reverse_weights(reverse_key, energy, base, steps, samples)
+    found = ais.bracket(forward.log_weights, reverse.log_weights)
+    score = jax.jit(lambda state, images: method.energy(state, to_float(images)) / temperature)
+    energies = map_batches(lambda _, batch: score(state, batch), source.test, batch_size).astype(np.float64)
+    dimension = int(np.prod(source.image_shape))
+    about = {
+        **protocol,
+        "density": "exp(-E(x)/T)/Z on the box [-1, 1]^D, 0 outside",
+        "temperature": temperature,
+        "base": "uniform on the box",
+        "num_levels": num_levels,
+        "transition": "one MALA step a level, step sizes tuned beforehand",
+        "reverse_start": f"ends of the forward chains after {equilibration_steps} more steps, not exact samples",
+        "acceptance": [forward.acceptance, reverse.acceptance],
+        **found._asdict(),
+        **cost("energy", num_chains, time.perf_counter() - start, 2 * num_levels + equilibration_steps),
+    }
+    bits = lambda log_z: (energies.mean() + log_z) / (dimension * np.log(2)) + np.log2(127.5)  # noqa: E731
+    mean_energy = {**about, "split": "test", "mean_energy": float(energies.mean()), "n_chains": num_chains}
+    return [
+        Record("log_partition_lower", found.lower, num_chains, about),
+        Record("log_partition_upper", found.upper, num_chains, about),
+        Record("bits_per_dimension_lower", float(bits(found.lower)), len(energies), mean_energy),
+        Record("bits_per_dimension_upper", float(bits(found.upper)), len(energies), mean_energy),
+    ]
+
+
+def _energy_of_one(method: Method, temperature: float, state: State, x: Array) -> Array:
+    return method.energy(state, x[None])[0] / temperature
+
+
+METRICS: tuple[str, ...] = ("generation", "reconstruction", "scores", "ood", "likelihood", "long_run")
 """What `evaluate` can measure."""
+
+DEFAULT_METRICS: tuple[str, ...] = METRICS[:4]
+"""What it measures unless told otherwise: the two others take long."""
 
 
 def evaluate(
@@ -248,46 +279,85 @@ def evaluate(
     *,
     n: int,
     protocol: Mapping[str, Any],
-    metrics: tuple[str, ...] = METRICS,
+    metrics: tuple[str, ...] = DEFAULT_METRICS,
     batch_size: int = 256,
     evaluations_per_image: int | None = None,
+    features: Features | None = None,
+    reference: Literal["test", "train"] = "test",
+    others: Mapping[str, np.ndarray] | None = None,
+    temperature: float = 1.0,
+    chain: TrainingChain | None = None,
+    directory: Path | None = None,
     on_records: Callable[[list[Record]], Any] = lambda records: None,
 ) -> list[Record]:
     """All records of the named ``metrics``, in order; ``on_records`` sees each group as soon as it is there.
 
-    ``n`` images are generated, compared by `features.source_features`. Each metric has its own key, whichever
-    others are asked for.
+    Each metric has its own key, whichever others are asked for.
+
+    Args:
+        method: the bundle.
+        state: its state.
+        source: the data.
+        key: a typed key.
+        n: how many images are generated.
+        protocol: what all records share, see `records.run_protocol`.
+        metrics: of `METRICS`.
+        batch_size: images at once.
+        evaluations_per_image: network evaluations that one generated image costs.
+        features: the feature space; by default `features.source_features`.
+        reference: the split that generated images are compared with.
+        others: image sets for `evaluate_ood`.
+        temperature: T of ``method.energy``, for `evaluate_likelihood`.
+        chain: for ``long_run``, see `long_run.training_chain`.
+        directory: where generated images, raw scores and chains are kept beside the records; None: nowhere.
+        on_records: called with each group.
 
     Raises:
-        ValueError: a metric that is not in `METRICS`, or what the single evaluations refuse.
+        ValueError: a metric that is not in `METRICS`, ``long_run`` without a chain, or what the single evaluations
+            refuse.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise ValueError(f"no metric '{unknown[0]}'; there are {', '.join(METRICS)}")
+    if "long_run" in metrics and chain is None:
+        raise ValueError("long_run: this family has no chain on images in training; leave the metric out")
+    if features is None and {"generation", "long_run"} & set(metrics):
+        features = source_features(source)
     records: list[Record] = []
+    given = (method, state, source)
     for metric in metrics:
         own_key = jax.random.fold_in(key, METRICS.index(metric))
         if metric == "generation":
+            assert features is not None
+            images = generate_images(method, state, own_key, n, batch_size=batch_size)
+            if directory is not None:
+                write_arrays(directory / f"{file_stem('samples', protocol)}-n{n}.npz", {"x": images})
             group = evaluate_generation(
-                method, state, source, own_key, n, features=source_features(source), protocol=protocol,
-                batch_size=batch_size, evaluations_per_image=evaluations_per_image,
+                *given, own_key, n, features=features, protocol=protocol, reference=reference, batch_size=batch_size,
+                evaluations_per_image=evaluations_per_image, images=images,
             )  # fmt: skip
+        elif metric == "reconstruction":
+            group = evaluate_reconstruction(*given, own_key, protocol=protocol, batch_size=batch_size)
+        elif metric == "scores":
+            group = evaluate_scores(*given, own_key, protocol=protocol, batch_size=batch_size)
+        elif metric == "ood":
+            group = evaluate_ood(
+                *given, own_key, protocol=protocol, others=others, batch_size=batch_size, directory=directory
+            )
+        elif metric == "likelihood":
+            group = evaluate_likelihood(
+                *given, own_key, protocol=protocol, temperature=temperature, batch_size=batch_size
+            )
         else:
-            function = {
-                "reconstruction": evaluate_reconstruction, "scores": evaluate_scores, "ood": evaluate_ood
-            }[metric]  # fmt: skip
-            group = function(method, state, source, own_key, protocol=protocol, batch_size=batch_size)
+            assert features is not None
+            assert chain is not None
+            group, run = evaluate_long_run(*given, own_key, chain=chain, features=features, protocol=protocol)
+            if directory is not None:
+                write_arrays(directory / f"{file_stem('long_run', protocol)}.npz", run._asdict())
         on_records(group)
         records += group
     return records
 
 
-def _cost(
-    function: str | None, images: int, seconds: float, evaluations_per_image: int | None = None
-) -> dict[str, Any]:
-    return {
-        "method_function": function,
-        "images_through_method": images,
-        "network_evaluations_per_image": evaluations_per_image,
-        "wall_time_seconds": seconds,
-    }
+def _plain(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in name)

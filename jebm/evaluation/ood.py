@@ -1,13 +1,15 @@
 """Telling outliers from images of the data's kind by a score such as the energy."""
 
-import zlib
+from collections.abc import Callable
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-__all__ = ["auroc", "auroc_interval", "compressed_size", "outliers"]
+from jebm.evaluation.cache import write_arrays
+
+__all__ = ["aupr", "auroc", "auroc_interval", "bootstrap_interval", "fpr95", "write_scores"]
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
 def auroc(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
@@ -27,7 +29,30 @@ def auroc(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
     return _auroc(inside, outside)
 
 
-def auroc_interval(
+def aupr(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
+    """The average precision of outliers, ``Σ_t (R_t - R_{t-1}) P_t`` over thresholds t from high to low.
+
+    P and R are precision and recall of "an outlier scores t or more". By chance it is the share of outliers.
+
+    Raises:
+        ValueError: as `auroc`.
+    """
+    hits, false_alarms = _counts(_scores("in_scores", in_scores), _scores("out_scores", out_scores))
+    return float((np.diff(hits, prepend=0) / hits[-1] * hits / (hits + false_alarms)).sum())
+
+
+def fpr95(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
+    """The share of inliers called outliers at the highest threshold that finds 95 % of the outliers; 0 is perfect.
+
+    Raises:
+        ValueError: as `auroc`.
+    """
+    hits, false_alarms = _counts(_scores("in_scores", in_scores), _scores("out_scores", out_scores))
+    return float(false_alarms[np.argmax(hits >= 0.95 * hits[-1])] / false_alarms[-1])
+
+
+def bootstrap_interval(
+    measure: Measure,
     in_scores: np.ndarray,
     out_scores: np.ndarray,
     *,
@@ -35,7 +60,7 @@ def auroc_interval(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """A bootstrap percentile interval of `auroc`: inliers and outliers are each drawn again with replacement.
+    """A percentile interval of `auroc`, `aupr` or `fpr95`: both sets are each drawn again with replacement.
 
     Where the two sets do not overlap the interval has no width.
 
@@ -45,11 +70,52 @@ def auroc_interval(
     inside, outside = _scores("in_scores", in_scores), _scores("out_scores", out_scores)
     random = np.random.default_rng(seed)
     values = [
-        _auroc(random.choice(inside, len(inside)), random.choice(outside, len(outside)))
+        measure(random.choice(inside, len(inside)), random.choice(outside, len(outside)))
         for _ in range(num_resamples)
     ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def auroc_interval(
+    in_scores: np.ndarray,
+    out_scores: np.ndarray,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """`bootstrap_interval` of `auroc`."""
+    return bootstrap_interval(
+        _auroc, in_scores, out_scores, level=level, num_resamples=num_resamples, seed=seed
+    )
+
+
+def write_scores(folder: Path, name: str, in_scores: np.ndarray, out_scores: np.ndarray) -> Path:
+    """Writes ``<name>.npz`` as OpenOOD's evaluator saves scores, and returns its path.
+
+    Arrays ``pred``, ``conf``, ``label``, inliers first: a confidence (here the score's negative: OpenOOD's is higher
+    for inliers), the label -1 for outliers and 0 for inliers, and the predicted class, 0 throughout.
+
+    Raises:
+        ValueError: as `auroc`.
+    """
+    inside, outside = _scores("in_scores", in_scores), _scores("out_scores", out_scores)
+    label = np.repeat([0, -1], [len(inside), len(outside)])
+    path = folder / f"{name}.npz"
+    write_arrays(
+        path, {"pred": np.zeros_like(label), "conf": -np.concatenate([inside, outside]), "label": label}
+    )
+    return path
+
+
+def _counts(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outliers and inliers at or above each distinct score, from the highest score down."""
+    scores = np.concatenate([inside, outside])
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(order >= len(inside))[ends]
+    return hits, ends + 1 - hits
 
 
 def _auroc(inside: np.ndarray, outside: np.ndarray) -> float:
@@ -70,32 +136,3 @@ def _scores(name: str, scores: np.ndarray) -> np.ndarray:
     if bad:
         raise ValueError(f"{name}: {bad:,} of {len(scores):,} are NaN or infinite; such scores have no rank")
     return scores
-
-
-def outliers(key: Array, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Three sets of outliers, each as many as ``images``, of their shape and dtype: uint8 [N, H, W, C].
-
-    * ``uniform_noise``: every number uniform over 0..255;
-    * ``constant``: one grey level per image, uniform over 0..255, the same in all channels;
-    * ``shuffled``: the given images, the pixels of each in a random order of its own, their colours kept.
-    """
-    noise_key, level_key, order_key = jax.random.split(key, 3)
-    n, height, width, channels = images.shape
-    noise = jax.random.randint(noise_key, images.shape, 0, 256).astype(jnp.uint8)
-    levels = jax.random.randint(level_key, (n, 1, 1, 1), 0, 256).astype(jnp.uint8)
-    words = np.asarray(jax.random.bits(order_key, (n, height * width, 1)))
-    pixels = np.asarray(images).reshape(n, height * width, channels)
-    shuffled = np.take_along_axis(pixels, words.argsort(1, kind="stable"), 1)
-    return {
-        "uniform_noise": np.asarray(noise),
-        "constant": np.broadcast_to(np.asarray(levels), images.shape),
-        "shuffled": shuffled.reshape(images.shape),
-    }
-
-
-def compressed_size(images: np.ndarray) -> np.ndarray:
-    """Bytes of each image under zlib, float64 [N]: a baseline for energies, which may show complexity alone.
-
-    (Serrà et al., arXiv 1909.11480: likelihoods follow the complexity of an image.)
-    """
-    return np.array([len(zlib.compress(np.ascontiguousarray(image).tobytes(), 9)) for image in images], float)

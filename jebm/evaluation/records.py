@@ -17,7 +17,7 @@ import numpy as np
 
 from jebm.data import Source
 
-__all__ = ["Record", "read_all", "read_record", "run_protocol", "write_record"]
+__all__ = ["Record", "cost", "file_stem", "read_all", "read_record", "run_protocol", "write_record"]
 
 FORMAT = 1
 
@@ -84,6 +84,28 @@ def run_protocol(
     }
 
 
+def cost(
+    function: str | None, images: int, seconds: float, evaluations_per_image: int | None = None
+) -> dict[str, Any]:
+    """What a measurement took: which function of the method, on how many images, network evaluations, wall time."""
+    return {
+        "method_function": function,
+        "images_through_method": images,
+        "network_evaluations_per_image": evaluations_per_image,
+        "wall_time_seconds": seconds,
+    }
+
+
+def file_stem(name: str, protocol: Mapping[str, Any]) -> str:
+    """``<name>[-<weights>][-step<step>]``, of what a record or its arrays are called."""
+    parts = [name]
+    if "weights" in protocol:
+        parts.append(str(protocol["weights"]))
+    if "step" in protocol:
+        parts.append(f"step{int(protocol['step']):08d}")
+    return "-".join(parts)
+
+
 def write_record(directory: str | os.PathLike, record: Record) -> Path:
     """Writes ``<metric>[-<weights>][-step<step>]-n<n>.json``, whole or not at all; an older one is replaced.
 
@@ -95,14 +117,9 @@ def write_record(directory: str | os.PathLike, record: Record) -> Path:
         text = json.dumps(content, indent=2, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the protocol of {record.metric} cannot be recorded: {error}") from error
-    parts = [record.metric]
-    if "weights" in record.protocol:
-        parts.append(str(record.protocol["weights"]))
-    if "step" in record.protocol:
-        parts.append(f"step{int(record.protocol['step']):08d}")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / ("-".join([*parts, f"n{record.n}"]) + ".json")
+    path = directory / f"{file_stem(record.metric, record.protocol)}-n{record.n}.json"
     with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".tmp", delete=False) as file:
         try:
             file.write(text + "\n")

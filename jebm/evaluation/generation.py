@@ -1,0 +1,142 @@
+"""How near generated images are to real ones: Fréchet and kernel distances, precision and recall."""
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jebm.data import Source, permutation, to_uint8
+from jebm.evaluation.features import Features
+from jebm.evaluation.frechet import extrapolated, frechet_distance
+from jebm.evaluation.records import Record, cost
+from jebm.evaluation.reference import MOST_KEPT, feature_set
+from jebm.evaluation.samples import classifier_score, kernel_distance, precision_recall
+from jebm.methods.base import Method, State
+
+__all__ = ["evaluate_generation", "generate_images"]
+
+NEIGHBOURS = 3
+
+
+def generate_images(method: Method, state: State, key: Array, n: int, *, batch_size: int = 256) -> np.ndarray:
+    """``n`` generated images as a file would hold them: uint8 [n, H, W, C].
+
+    Batch ``i`` has the key ``fold_in(key, i)``; each has ``min(batch_size, n)`` images, a surplus is dropped.
+
+    Raises:
+        ValueError: generated images that hold NaN or an infinity; n or a batch size below 1.
+    """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"{n} images in batches of {batch_size}; both must be at least 1")
+    size = min(batch_size, n)
+
+    @jax.jit
+    def one_batch(key: Array, i: int, state: State) -> tuple[Array, Array]:
+        images = method.generate(jax.random.fold_in(key, i), state, size)
+        return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+
+    batches = [jax.device_get(one_batch(key, i, state)) for i in range(-(-n // size))]
+    images, finite = (np.concatenate(parts)[:n] for parts in zip(*batches, strict=True))
+    if not finite.all():
+        raise ValueError(f"{n - finite.sum():,} of {n:,} generated images hold NaN or an infinity")
+    return images
+
+
+def evaluate_generation(
+    method: Method,
+    state: State,
+    source: Source,
+    key: Array,
+    n: int,
+    *,
+    features: Features,
+    protocol: Mapping[str, Any],
+    reference: Literal["test", "train"] = "test",
+    batch_size: int = 256,
+    evaluations_per_image: int | None = None,
+    images: np.ndarray | None = None,
+) -> list[Record]:
+    """Distances of ``n`` generated images to real ones, and what other real images get.
+
+    In Inception's space the records are ``fid``, ``fid_real``, ``fid_infinity`` and ``kid``; in any other they are
+    ``frechet_distance``, ``frechet_distance_real``, ``frechet_distance_infinity`` and ``kernel_distance``. Then
+    ``precision`` and ``recall``, and ``classifier_score`` where the space has a classifier.
+
+    ``*_real`` is for scale: as many images of the other split (all, if there are fewer) against the same reference.
+    ``*_infinity`` is left out where a quarter of n is less than the number of features: its line would not be one.
+
+    Args:
+        method: the bundle.
+        state: its state.
+        source: real images.
+        key: a typed key.
+        n: how many images to generate, at least 20.
+        features: the feature space.
+        protocol: what all records of this evaluation share, see `records.run_protocol`.
+        reference: the split that generated images are compared with; published FIDs often take ``"train"``.
+        batch_size: images generated at once.
+        evaluations_per_image: network evaluations that one generated image costs, as far as the caller knows.
+        images: uint8 [n, H, W, C], generated before; by default `generate_images` makes them.
+
+    Raises:
+        ValueError: fewer than 20 images on a side, generated images that are not finite or of another size.
+    """
+    inception = features.declaration["feature_space"] == "Inception"
+    frechet, kernel = ("fid", "kid") if inception else ("frechet_distance", "kernel_distance")
+    start = time.perf_counter()
+    if images is None:
+        images = generate_images(method, state, key, n, batch_size=batch_size)
+    generation_time = time.perf_counter() - start
+    real_images, others = (source.test, source.train) if reference == "test" else (source.train, source.test)
+    real = feature_set(real_images, features, cache=inception)
+    target = real.statistics
+    fake = feature_set(images, features)
+    distance = frechet_distance(fake.statistics, target)
+    common = {
+        **protocol,
+        "split": reference,
+        "n_reference": target.n,
+        "reference_statistics_sha256": real.sha256,
+        "features": features.declaration,
+        "rounding": "uint8",
+    }
+    generated = {
+        **common,
+        **cost("generate", n, time.perf_counter() - start, evaluations_per_image),
+        "generation_time_seconds": generation_time,
+        "batch_size": batch_size,
+    }
+    record = functools.partial(Record, n=n)
+    records = [record(frechet, distance, protocol=generated)]
+
+    start = time.perf_counter()
+    chosen = permutation(0, 0, len(others))[:n]
+    other = feature_set(others[np.sort(chosen)], features, cache=inception)
+    compared = {"compared": "real images of the other split", **cost(None, 0, time.perf_counter() - start)}
+    records.append(
+        Record(f"{frechet}_real", frechet_distance(other.statistics, target), len(chosen), {**common, **compared})
+    )
+    if min(part.n for part in fake.parts) >= len(target.mean):
+        how = {"regression": "mean distance of the quarters, halves and whole on 1/n, read at 0"}
+        limit = extrapolated(fake.parts, target)
+        records.append(record(f"{frechet}_infinity", limit, protocol={**generated, **how}))
+
+    m = min(len(fake.kept), len(real.kept))
+    some = {**generated, "n_compared": m, "most_compared": MOST_KEPT}
+    kid = kernel_distance(fake.kept[:m], real.kept[:m])
+    blocks = {"standard_error": kid.standard_error, "num_blocks": kid.num_blocks, "block_size": kid.block_size}
+    records.append(record(kernel, kid.value, protocol={**some, "kernel": "(x · y / d + 1)^3", **blocks}))
+    for name, value in zip(
+        ("precision", "recall"), precision_recall(real.kept[:m], fake.kept[:m], neighbours=NEIGHBOURS), strict=True
+    ):
+        records.append(record(name, value, protocol={**some, "neighbours": NEIGHBOURS}))
+    if features.logits is not None:
+        score, deviation = classifier_score(features.logits(images))
+        about = {"num_splits": 10, "deviation_of_splits": deviation, "note": "not the Inception score"}
+        records.append(record("classifier_score", score, protocol={**generated, **about}))
+    return records

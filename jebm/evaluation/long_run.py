@@ -1,0 +1,157 @@
+"""What chains do long after training's: energy, gradient norm and drift at 1, 10, 100 and 1000 times its steps.
+
+A model of the data keeps images images; a model that was only ever walked for K steps often does not (Nijkamp et al.,
+arXiv 1903.12370).
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jebm import mcmc
+from jebm.data import Source, to_uint8
+from jebm.energy import bind
+from jebm.evaluation.features import Features
+from jebm.evaluation.records import Record, cost
+from jebm.methods.base import Method, State
+
+__all__ = ["MULTIPLES", "LongRun", "TrainingChain", "evaluate_long_run", "long_chains", "training_chain"]
+
+MULTIPLES = (1, 10, 100, 1000)
+NUM_CHAINS = 32
+
+
+class TrainingChain(NamedTuple):
+    """A chain on images, in this library's units.
+
+    Attributes:
+        num_steps: K.
+        step_size: η, on ``method.energy``.
+        temperature: T, of ``method.energy``.
+        max_displacement: bound on the drift's norm, or None.
+    """
+
+    num_steps: int
+    step_size: float
+    temperature: float
+    max_displacement: float | None = None
+
+
+class LongRun(NamedTuple):
+    """Chains at K times each multiple.
+
+    Attributes:
+        energies: mean energy after each K steps, float32 [last multiple].
+        gradient_norms: mean norm of the energy's gradient in the last step of each K, likewise.
+        positions: images [multiples, chains, H, W, C] at the multiples.
+    """
+
+    energies: np.ndarray
+    gradient_norms: np.ndarray
+    positions: np.ndarray
+
+
+def training_chain(config: Any) -> TrainingChain | None:
+    """The image chain of a method's configuration; None for a family that has none (its chains are annealed).
+
+    Energy-calibrated VAE: s on ``E = f/τ`` (without the conditional term). Hat EBM: ε on H at T, without ``τ‖y‖²``.
+    """
+    if hasattr(config, "calibration"):
+        return TrainingChain(config.calibration.num_steps, mcmc.from_half_step(config.calibration.step_size), 1.0)
+    if hasattr(config, "chain") and hasattr(config.chain, "residual_precision"):
+        chain, temperature = config.chain, config.temperature
+        step_size = mcmc.from_noise_scale(chain.noise_scale, temperature)
+        return TrainingChain(chain.num_steps, step_size, temperature, chain.max_displacement)
+    return None
+
+
+def long_chains(
+    method: Method,
+    state: State,
+    key: Array,
+    chain: TrainingChain,
+    positions: Array,
+    multiples: tuple[int, ...] = MULTIPLES,
+) -> LongRun:
+    """Langevin chains on ``method.energy`` from images [n, H, W, C], in pieces of ``chain.num_steps``.
+
+    Piece i has the key ``fold_in(key, i)``: the program compiles once, and a longer run begins with the shorter one.
+    """
+    kernel = mcmc.langevin(
+        bind(_energy_of(method), state), chain.step_size, chain.temperature, max_displacement=chain.max_displacement
+    )
+    energies, norms, kept = [], [], []
+    for i in range(multiples[-1]):
+        last, info = mcmc.sample_chains(
+            jax.random.fold_in(key, i), kernel, positions, chain.num_steps, trace=("energy", "gradient_norm")
+        )
+        positions = last.position
+        energies.append(info["energy"][:, -1].mean())
+        norms.append(info["gradient_norm"][:, -1].mean())
+        if i + 1 in multiples:
+            kept.append(np.asarray(positions))
+    return LongRun(np.asarray(jnp.stack(energies)), np.asarray(jnp.stack(norms)), np.stack(kept))
+
+
+def evaluate_long_run(
+    method: Method,
+    state: State,
+    source: Source,
+    key: Array,
+    *,
+    chain: TrainingChain,
+    features: Features,
+    protocol: Mapping[str, Any],
+    multiples: tuple[int, ...] = MULTIPLES,
+) -> tuple[list[Record], LongRun]:
+    """Records ``long_run_energy_<m>x``, ``long_run_gradient_norm_<m>x``, ``long_run_feature_drift_<m>x``; the chains.
+
+    The chains start at generated images. The drift is the root mean square distance between an image's features and
+    those of its start, in units of that between two test images: 0 is the same image, 1 an unrelated one. Images are
+    clipped to [-1, 1] for the features, not for the chains.
+
+    Raises:
+        ValueError: chains whose energy, gradient or image is no longer finite.
+    """
+    start = time.perf_counter()
+    first_key, chain_key = jax.random.split(key)
+    first = jax.jit(lambda key, state: method.generate(key, state, NUM_CHAINS))(first_key, state)
+    run = long_chains(method, state, chain_key, chain, first, multiples)
+    at_start = features.function(np.asarray(to_uint8(first)))
+    some = features.function(source.test[: 2 * (len(source.test) // 2)][:1000]).astype(np.float64)
+    unit = np.sqrt(np.square(some[0::2] - some[1::2]).sum(1).mean())
+    n = len(first)
+    seconds = time.perf_counter() - start
+    records = []
+    for m, images in zip(multiples, run.positions, strict=True):
+        if not np.isfinite(images).all():
+            raise ValueError(f"after {m * chain.num_steps:,} steps the chains hold NaN or an infinity")
+        moved = features.function(np.asarray(to_uint8(images))).astype(np.float64) - at_start
+        about = {
+            **protocol,
+            "chain": chain._asdict(),
+            "chain_steps": m * chain.num_steps,
+            "started_at": "generated images",
+            "features": features.declaration,
+            **cost("energy", n, seconds, multiples[-1] * (chain.num_steps + 1)),
+        }
+        drift = float(np.sqrt(np.square(moved).sum(1).mean()) / unit)
+        values = {
+            "energy": float(run.energies[m - 1]),
+            "gradient_norm": float(run.gradient_norms[m - 1]),
+            "feature_drift": drift,
+        }
+        records += [Record(f"long_run_{name}_{m}x", value, n, about) for name, value in values.items()]
+    return records, run
+
+
+def _energy_of(method: Method) -> Any:
+    def energy(state: State, x: Array) -> Array:
+        return method.energy(state, x[None])[0]
+
+    return energy

@@ -1,0 +1,86 @@
+"""Statistics of image sets in a feature space: in one pass of bounded memory, and kept where they take long."""
+
+import hashlib
+import json
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from jebm.data.sources import fingerprint
+from jebm.evaluation.cache import cache_directory, write_arrays
+from jebm.evaluation.features import Features
+from jebm.evaluation.frechet import Statistics, merge, statistics
+
+__all__ = ["MOST_KEPT", "FeatureSet", "feature_set"]
+
+MOST_KEPT = 10_000  # features that stay in memory: 80 MB of Inception's
+CHUNK = 1000
+NUM_PARTS = 4  # quarters, for the regression on 1/n
+
+
+class FeatureSet(NamedTuple):
+    """An image set, seen through a feature space.
+
+    Attributes:
+        parts: statistics of its four consecutive quarters.
+        kept: features of its first images, at most `MOST_KEPT` [n, d], float32.
+    """
+
+    parts: tuple[Statistics, ...]
+    kept: np.ndarray
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of all images."""
+        return merge(self.parts)
+
+    @property
+    def sha256(self) -> str:
+        """Of the mean and the covariance, for the record."""
+        whole = self.statistics
+        return hashlib.sha256(whole.mean.tobytes() + whole.covariance.tobytes()).hexdigest()
+
+
+def feature_set(images: np.ndarray, features: Features, *, cache: bool = False) -> FeatureSet:
+    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and `MOST_KEPT` features, whatever N is.
+
+    Args:
+        images: at least 8.
+        features: the space.
+        cache: look into the cache first and write into it. The file's name is a digest of the images and of the
+            space's declaration; one that cannot be read is made anew.
+
+    Raises:
+        ValueError: fewer than 8 images, or features that are NaN or infinite.
+    """
+    if len(images) < 2 * NUM_PARTS:
+        raise ValueError(f"{len(images)} images; statistics need at least {2 * NUM_PARTS}")
+    name = json.dumps([fingerprint(images), features.declaration, MOST_KEPT], sort_keys=True)
+    path = cache_directory() / "statistics" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
+    if cache and path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                parts = zip(file["n"], file["mean"], file["covariance"], strict=True)
+                return FeatureSet(tuple(Statistics(int(n), m, c) for n, m, c in parts), file["kept"])
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            pass  # a damaged file is written again
+    result = _measure(images, features)
+    if cache:
+        fields = {field: np.array([getattr(part, field) for part in result.parts]) for field in Statistics._fields}
+        write_arrays(path, {**fields, "kept": result.kept})
+    return result
+
+
+def _measure(images: np.ndarray, features: Features) -> FeatureSet:
+    parts, kept, num_kept = [], [], 0
+    for quarter in np.array_split(np.arange(len(images)), NUM_PARTS):
+        chunks: list[Statistics] = []
+        for rows in np.array_split(quarter, max(1, len(quarter) // CHUNK)):
+            values = features.function(images[rows[0] : rows[-1] + 1])
+            chunks = [merge([*chunks, statistics(values)])]
+            if num_kept < MOST_KEPT:
+                kept.append(values[: MOST_KEPT - num_kept])
+                num_kept += len(kept[-1])
+        parts += chunks
+    return FeatureSet(tuple(parts), np.concatenate(kept))
