@@ -61,7 +61,7 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
     "digits": {
         "synthesis": Experiment("configs/digits/hat_synthesis.py"),
         "refinement": Experiment(
-            "configs/digits/hat_refinement.py", "configs/digits/ec_vae.py", (), ("training.num_steps=200",)
+            "configs/digits/hat_refinement.py", "configs/digits/ec_vae.py", (), ("training.num_steps=50",)
         ),
         "retrofit": Experiment("configs/digits/hat_retrofit.py", "configs/digits/hat_autoencoder.py"),
     },
@@ -69,7 +69,7 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
         "synthesis": Experiment("configs/small/hat_synthesis.py", "", MNIST),
         "refinement": Experiment(
             "configs/small/hat_refinement.py", "configs/small/ec_vae_mnist.py", (*MNIST, "method.latent_size=32"),
-            ("training.num_steps=150", *NO_CALIBRATION),
+            ("training.num_steps=60", *NO_CALIBRATION),
         ),
         "retrofit": Experiment("configs/small/hat_retrofit.py", "configs/small/hat_autoencoder.py", MNIST, MNIST),
     },
@@ -77,12 +77,11 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
         "synthesis": Experiment("configs/small/hat_synthesis.py"),
         "refinement": Experiment(
             "configs/small/hat_refinement.py", "configs/small/ec_vae_cifar10.py", (),
-            ("training.num_steps=150", *NO_CALIBRATION),
+            ("training.num_steps=60", *NO_CALIBRATION),
         ),
         "retrofit": Experiment("configs/small/hat_retrofit.py", "configs/small/hat_autoencoder.py"),
     },
 }  # fmt: skip
-
 
 
 class Ends(NamedTuple):
@@ -212,13 +211,14 @@ def along_the_chain(run: Run, measure: Yardstick, n: int) -> tuple[list[dict[str
 
 
 def measured(
-    name: str, seeds: Sequence[int], settings: Sequence[str], n: int, long: bool, workdir: pathlib.Path,
-    on_row: Callable[[dict[str, Any], dict[str, Any], np.ndarray], None],
+    name: str, applications: Sequence[str], seeds: Sequence[int], settings: Sequence[str], n: int, long: bool,
+    workdir: pathlib.Path, on_row: Callable[[dict[str, Any], dict[str, Any], np.ndarray], None],
 ) -> None:  # fmt: skip
     """Trains what is not trained yet, and measures; ``on_row`` sees each row as soon as it is there."""
     measure = None
     for seed in seeds:
-        for application, experiment in EXPERIMENTS[name].items():
+        for application in applications:
+            experiment = EXPERIMENTS[name][application]
             directory = workdir / f"{name}_{application}_{seed}"
             changes = [*experiment.settings, *settings]
             if experiment.base:
@@ -247,6 +247,10 @@ def main() -> None:
     parser.add_argument("--experiments", choices=EXPERIMENTS, default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY.PATH=VALUE", help="of hats")
+    parser.add_argument(
+        "--applications", choices=("synthesis", "refinement", "retrofit"), nargs="+",
+        default=["synthesis", "refinement", "retrofit"],
+    )  # fmt: skip
     parser.add_argument("--num", type=int, default=1000, help="images per distance")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/hat_ebm"), help="goes on there")
@@ -275,7 +279,8 @@ def main() -> None:
         print(json.dumps(row), flush=True)
 
     measured(
-        options.experiments, options.seeds, options.settings, options.num, options.long, options.workdir, keep
+        options.experiments, options.applications, options.seeds, options.settings, options.num, options.long,
+        options.workdir, keep,
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import dataclasses
 import math
 import pathlib
 import re
+import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -119,7 +121,8 @@ def _find(path: pathlib.Path, alone: bool) -> tuple[pathlib.Path | None, pathlib
     prefix = path.with_name(re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.name))
     match = re.fullmatch(r"(ebm|gen)(.*)", prefix.name)
     if match is None:
-        raise ConfigError(f"{path}: give the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two")
+        wrong = "it names neither network" if path.exists() else "there is no such folder"
+        raise ConfigError(f"{path}: {wrong}; give the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two")
     hat = prefix.with_name("ebm" + match[2])
     missing = match[1] == "gen" and not hat.with_name(hat.name + ".index").is_file()
     return None if alone and missing else hat, prefix.with_name("gen" + match[2])
@@ -232,7 +235,23 @@ def _bank(prefix: pathlib.Path) -> bank.Bank | None:
     images, latents = _beside(prefix, "persistent", ".npy"), _beside(prefix, "persistent_z", ".npy")
     if not (images.is_file() and latents.is_file()):
         return None
-    return bank.init({"z": np.load(latents), "image": np.load(images)})
+    pairs = {"z": _numpy_file(latents), "image": _numpy_file(images)}
+    try:
+        return bank.init(pairs)
+    except ValueError as error:
+        raise ConfigError(f"{images} and {latents.name} are no bank: {error}") from None
+
+
+def _numpy_file(path: pathlib.Path) -> Any:
+    """The array of an ``.npy``, the list of arrays of an ``.npz`` as `numpy.savez` numbers them."""
+    try:
+        content = np.load(path)
+        if isinstance(content, np.ndarray):
+            return content
+        with content as file:
+            return [file[f"arr_{i}"] for i in range(len(file.files))]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path} cannot be read as a file of numpy: {error}") from None
 
 
 def _fresh_bank(config: Config, variables: Any, like: bank.Bank) -> bank.Bank:
@@ -258,8 +277,7 @@ def _optimizer(prefix: pathlib.Path, params: Any) -> tuple[int, dict[str, Any]]:
         return 0, {"average": params, "mu": zeros, "nu": zeros}
     rank = lambda name: [[*_ORDER, *_PARTS].index(part) for part in name.split("/")]  # noqa: E731
     names = sorted(("/".join(path) for path in flatten_dict(params)), key=rank)
-    with np.load(path) as file:
-        arrays = [file[f"arr_{i}"] for i in range(len(file.files))]
+    arrays = _numpy_file(path)
     if len(arrays) != 1 + 3 * len(names):
         raise ConfigError(f"{path} holds {len(arrays)} arrays, the optimiser of this network {1 + 3 * len(names)}")
     groups = {}

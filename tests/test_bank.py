@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jebm
 from jebm import bank
 
 
@@ -77,6 +78,31 @@ def test_a_continued_chain_ages_as_the_others_do(key):
     indices, entries = bank.draw(key, state, 2)
     starts, ages = bank.rejuvenate(key, entries, state.ages[indices], entries, 0.0)
     assert bank.replace(state, indices, starts, ages).ages.tolist() == [1, 1, 1, 1]
+
+
+def test_persistent_chains_with_rejuvenation_follow_their_law(key):
+    """Langevin on ½x² from 5, K steps a call: a chain of age a has mean 5 ρ^(K(a+1)), ages are geometric."""
+    size, calls, step_size, num_steps, probability, start = 400, 120, 0.02, 3, 0.1, 5.0
+    kernel = jebm.langevin(jebm.energy.bind(lambda centre, x: 0.5 * jnp.sum((x - centre) ** 2), 0.0), step_size)
+    state = bank.init(jnp.full((size, 2), start))
+
+    def call(state, k):
+        keys = jax.random.split(k, 3)
+        indices, entries = bank.draw(keys[0], state, size)
+        fresh = jnp.full((size, 2), start)
+        starts, ages = bank.rejuvenate(keys[1], entries, state.ages[indices], fresh, probability)
+        ends, _ = jebm.sample_chains(keys[2], kernel, starts, num_steps, trace=())
+        state = bank.replace(state, indices, ends.position, ages)
+        return state, (state.entries.mean(), (state.ages == 0).mean())
+
+    state, (means, fresh) = jax.lax.scan(call, state, jax.random.split(key, calls))
+    decay = (1 - step_size) ** num_steps
+    expected = start * probability * decay / (1 - (1 - probability) * decay)
+    np.testing.assert_allclose(means[60:].mean(), expected, atol=0.12)
+    np.testing.assert_allclose(fresh[60:].mean(), probability, atol=0.01)
+    for age in (0, 3):
+        chosen = np.asarray(state.entries)[np.asarray(state.ages) == age]
+        np.testing.assert_allclose(chosen.mean(), start * decay ** (age + 1), atol=4.5 / np.sqrt(chosen.size))
 
 
 def test_mistakes_are_named(key):

@@ -106,6 +106,23 @@ def test_damaged_files(folder, tmp_path):
     assert "does not end as a table does" in refused(folder, tmp_path)
 
 
+def test_damaged_files_beside_the_weights(golden, folder, tmp_path):
+    bank, optimizer = folder / "persistent_20.npy", folder / "ebm_optim_20.npz"
+    whole = bank.read_bytes()
+    np.save(bank, golden("H6_checkpoint")["bank/x"][1:])
+    assert "persistent_z_20.npy are no bank: entries of a bank need one leading axis" in refused(folder, tmp_path)
+    np.save(bank, golden("H6_checkpoint")["bank/x"][:, 1:])
+    assert "the bank beside /weights/ebm_20.ckpt does not fit" in refused(folder, tmp_path)
+    bank.write_bytes(whole[:200])
+    assert "persistent_20.npy cannot be read as a file of numpy" in refused(folder, tmp_path)
+    bank.write_bytes(whole)
+    optimizer.write_bytes(optimizer.read_bytes()[:900])
+    assert "ebm_optim_20.npz cannot be read as a file of numpy" in refused(folder, tmp_path)
+    shutil.copy(folder / "gen_optim_20.npz", optimizer)
+    assert "arrays, the optimiser of this network" in refused(folder, tmp_path)
+    assert refused(tmp_path / "none", tmp_path).startswith("/none: there is no such folder; give the folder of")
+
+
 def test_networks_in_the_wrong_place(folder, tmp_path):
     for suffix in ("index", "data-00000-of-00001"):
         shutil.copy(folder / f"gen_20.ckpt.{suffix}", folder / f"ebm_20.ckpt.{suffix}")

@@ -99,6 +99,14 @@ def test_codes_lie_on_the_sphere_and_the_projection_alone_puts_them_there(key):
     np.testing.assert_allclose(codes, 4.0 * raw / (norms + 1e-6), rtol=1e-5)
 
 
+def test_images_lie_within_twice_the_range_of_data(key):
+    decoder, generator = HatDecoder(4, 1), HatGenerator(8, 4, 1)
+    for module, latents in ((decoder, (64, 4, 4, 1)), (generator, (64, 6))):
+        z = 60.0 * jax.random.normal(key, latents)
+        size = np.abs(jax.jit(module.init_with_output)(key, z)[0]).max()
+        assert 1.5 < size <= 2.0  # 2 tanh, which float32 rounds to 2 far out
+
+
 def test_statistics_normalise_and_are_not_updated(key):
     generator, z = HatGenerator(8, 4, 1), jax.random.normal(key, (2, 6))
     variables = generator.init(key, z)

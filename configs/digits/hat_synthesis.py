@@ -24,6 +24,6 @@ def get_config() -> Config:
             bank_size=1_000,
         ),
         data=DataConfig(source="digits", batch_size=64),
-        training=TrainingConfig(num_steps=1000, log_every=50, sample_every=250, evaluate_at_end=True),
+        training=TrainingConfig(num_steps=300, log_every=20, sample_every=100, evaluate_at_end=True),
         evaluation=EvaluationConfig(num_samples=2000),
     )
