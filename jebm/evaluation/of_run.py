@@ -1,0 +1,144 @@
+"""`jebm evaluate`: the measurements of a trained run, written beside it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+
+from jebm import data
+from jebm.config import config_hash
+from jebm.data import Source
+from jebm.evaluation import inception
+from jebm.evaluation.features import Features, source_features
+from jebm.evaluation.long_run import training_chain
+from jebm.evaluation.measure import DEFAULT_METRICS, evaluate
+from jebm.evaluation.records import Record, run_protocol, write_record
+
+if TYPE_CHECKING:
+    from jebm.runs import Run
+
+__all__ = ["choose_features", "evaluate_run", "with_weights"]
+
+Space = Literal["auto", "inception", "substitute"]
+Weights = Literal["raw", "ema"]
+SMALLEST = 32  # pixels, for which Inception is taken unasked
+
+
+def evaluate_run(
+    run: "Run",
+    *,
+    metrics: tuple[str, ...] = DEFAULT_METRICS,
+    seed: int | None = None,
+    n: int | None = None,
+    weights: Weights | None = None,
+    space: Space = "auto",
+    reference: Literal["test", "train"] = "test",
+    outliers: tuple[str, ...] = (),
+    say: Callable[[str], Any] = lambda line: None,
+    on_record: Callable[[Record], Any] = lambda record: None,
+) -> list[Record]:
+    """Measures a run and writes records, generated images and raw scores into its directory's ``evaluation``.
+
+    Args:
+        run: see `jebm.load`.
+        metrics: of `measure.METRICS`.
+        seed: of the draws; by default ``evaluation.seed`` of the run.
+        n: generated images; by default ``evaluation.num_samples``.
+        weights: see `with_weights`; by default those that the configuration generates with.
+        space: see `choose_features`.
+        reference: the split that generated images are compared with.
+        outliers: data sources whose test images the energy should tell from the run's.
+        say: called with a line for the user.
+        on_record: called with each record once it is written.
+
+    Raises:
+        ValueError: what the measurements refuse, as a `jebm.data.DataError` or `jebm.config.ConfigError` where data or
+            configuration are at fault.
+    """
+    from jebm.training.loop import load_source
+
+    settings = run.config.evaluation
+    seed = settings.seed if seed is None else seed
+    source = load_source(run.config)
+    others = {name: data.load(name) for name in outliers}
+    run, weights = with_weights(run, weights)
+    protocol = run_protocol(
+        source, seed=seed, step=run.step, weights=weights, config_hash=config_hash(run.config)
+    )
+    protocol["chains"] = _dataclasses(run.config.method)
+    features = choose_features(source, space, say) if {"generation", "long_run"} & set(metrics) else None
+    directory = run.directory.evaluation
+
+    def keep(records: list[Record]) -> None:
+        for record in records:
+            write_record(directory, record)
+            on_record(record)
+
+    return evaluate(
+        run.method, run.state, source, jax.random.key(seed), n=settings.num_samples if n is None else n,
+        protocol=protocol, metrics=metrics, batch_size=settings.batch_size, features=features, reference=reference,
+        evaluations_per_image=run.method.evaluations_per_image,
+        others={_unique(name, other, others): other.test for name, other in others.items()},
+        temperature=getattr(run.config.method, "temperature", 1.0), chain=training_chain(run.config.method),
+        directory=directory, on_records=keep,
+    )  # fmt: skip
+
+
+def choose_features(source: Source, space: Space, say: Callable[[str], Any]) -> Features:
+    """Inception's features, or the declared substitute's (`features.source_features`).
+
+    ``"auto"`` takes Inception where its weights are installed and images have 32 pixels or more; where they are not
+    installed it says how to get them.
+
+    Raises:
+        ValueError: ``"inception"`` without weights.
+    """
+    if space == "inception" or (
+        space == "auto" and inception.installed() is not None and min(source.image_shape[:2]) >= SMALLEST
+    ):
+        return inception.inception_features()
+    features = source_features(source)
+    if space == "auto" and inception.installed() is None:
+        say(f"{inception.HOW_TO}; until then distances are in the space {features.declaration['feature_space']}")
+    return features
+
+
+def with_weights(run: "Run", weights: Weights | None) -> tuple["Run", Weights]:
+    """The run with its raw weights or their moving average in use, and which these are.
+
+    Where the method's configuration has a field ``weights`` it is set. Else the family always uses its averages, and
+    raw weights are put in their place in the state: fields ``average`` for ``params``, ``<name>_average`` for
+    ``<name>``.
+
+    Raises:
+        ValueError: a family without averages, asked for them.
+    """
+    from jebm.runs import build
+
+    method = run.config.method
+    if hasattr(method, "weights"):
+        used: Weights = "raw" if method.weights == "raw" else "ema"
+        if weights in (None, used):
+            return run, used
+        changed = dataclasses.replace(method, weights="raw" if weights == "raw" else "average")
+        config = dataclasses.replace(run.config, method=changed)
+        return dataclasses.replace(run, config=config, method=build(config)), weights
+    averages = [name for name in run.state._fields if name == "average" or name.endswith("_average")]
+    if not averages and weights == "ema":
+        raise ValueError("this family keeps no moving average; leave --weights out, or give raw")
+    if weights != "raw":
+        return run, "ema" if averages else "raw"
+    raw = {name: getattr(run.state, name.removesuffix("_average").replace("average", "params")) for name in averages}
+    return dataclasses.replace(run, state=run.state._replace(**raw)), "raw"
+
+
+def _dataclasses(config: Any) -> dict[str, Any]:
+    """The parts of a method's configuration that are records of their own: its chains."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: dataclasses.asdict(value) for name, value in values.items() if dataclasses.is_dataclass(value)}  # type: ignore[arg-type]
+
+
+def _unique(name: str, source: Source, all_of_them: dict[str, Source]) -> str:
+    """A source's short name, or what the user typed where two have the same."""
+    return source.name if sum(other.name == source.name for other in all_of_them.values()) == 1 else name
