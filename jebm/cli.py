@@ -1,6 +1,7 @@
 """The command line. Only this module prints, and only this one exits."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
 
     report = add(
-        "report", _report, "Write one self-contained DIR/report.html: curves, sample grids, scores.",
+        "report", _report, "Write one self-contained DIR/report.html: samples, neighbours, scores, chains, curves.",
         "jebm report runs/digits",
     )  # fmt: skip
     report.add_argument("dir", metavar="DIR", help="a run directory")
@@ -310,10 +311,14 @@ def _restore(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from jebm import report
     from jebm.runs import RunDirectory
+    from jebm.training import NoCheckpoint
 
     directory = RunDirectory(pathlib.Path(options.dir))
     directory.read_config()
+    with contextlib.suppress(NoCheckpoint):  # before the first one there are curves to show
+        report.walk(_load(options.dir))
     _write_report(directory)
     print(f"report: {directory.report}")
 

@@ -92,7 +92,8 @@ def test_scores_become_records_and_stand_in_the_report(finished_run, tmp_path, c
     (run / "report.html").unlink()
     assert cli.main(["report", str(run)]) == 0
     again = (run / "report.html").read_text()
-    assert again.partition("<h2>Training</h2>")[0] == page.partition("<h2>Training</h2>")[0]  # a plot names its date
+    assert again.partition("<h2>Training</h2>")[2] == page.partition("<h2>Training</h2>")[2]
+    assert again.count("data:image/gif;base64,") == 1  # the command also walks a chain
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from jebm.evaluation.features import Features
 from jebm.evaluation.records import Record, cost
 from jebm.methods.base import Method, State
 
-__all__ = ["MULTIPLES", "LongRun", "TrainingChain", "evaluate_long_run", "long_chains", "training_chain"]
+__all__ = ["MULTIPLES", "LongRun", "TrainingChain", "energy_of", "evaluate_long_run", "long_chains", "training_chain"]
 
 MULTIPLES = (1, 10, 100, 1000)
 NUM_CHAINS = 32
@@ -83,7 +83,7 @@ def long_chains(
     Piece i has the key ``fold_in(key, i)``: the program compiles once, and a longer run begins with the shorter one.
     """
     kernel = mcmc.langevin(
-        bind(_energy_of(method), state), chain.step_size, chain.temperature, max_displacement=chain.max_displacement
+        bind(energy_of(method), state), chain.step_size, chain.temperature, max_displacement=chain.max_displacement
     )
     energies, norms, kept = [], [], []
     for i in range(multiples[-1]):
@@ -150,7 +150,9 @@ def evaluate_long_run(
     return records, run
 
 
-def _energy_of(method: Method) -> Any:
+def energy_of(method: Method) -> Any:
+    """``(state, x) -> energy`` of one image, to be bound to a state."""
+
     def energy(state: State, x: Array) -> Array:
         return method.energy(state, x[None])[0]
 

@@ -128,6 +128,7 @@ def evaluate_ood(
     *,
     protocol: Mapping[str, Any],
     others: Mapping[str, np.ndarray] | None = None,
+    generated: np.ndarray | None = None,
     batch_size: int = 256,
     directory: Path | None = None,
 ) -> list[Record]:
@@ -145,6 +146,7 @@ def evaluate_ood(
         key: a typed key.
         protocol: what all records share.
         others: names, and uint8 images [N, H, W, C] of any size.
+        generated: uint8 [n, H, W, C], whose scores are written beside the others, for histograms; not recorded.
         batch_size: images scored at once.
         directory: where to write all scores, as ``ood_scores-*.npz`` and, for OpenOOD, ``openood-*/<set>.npz``.
 
@@ -197,6 +199,8 @@ def evaluate_ood(
             folder = directory / file_stem("openood", protocol)
             ood.write_scores(folder, name, inside["energy"], outside["energy"])
     if directory is not None:
+        if generated is not None:
+            arrays |= {f"{kind}/samples": values for kind, values in scores(generated[: len(source.test)]).items()}
         write_arrays(directory / f"{file_stem('ood_scores', protocol)}.npz", arrays)
     return records
 
@@ -324,6 +328,7 @@ def evaluate(
     if features is None and {"generation", "long_run"} & set(metrics):
         features = source_features(source)
     records: list[Record] = []
+    images = None
     given = (method, state, source)
     for metric in metrics:
         own_key = jax.random.fold_in(key, METRICS.index(metric))
@@ -342,8 +347,9 @@ def evaluate(
             group = evaluate_scores(*given, own_key, protocol=protocol, batch_size=batch_size)
         elif metric == "ood":
             group = evaluate_ood(
-                *given, own_key, protocol=protocol, others=others, batch_size=batch_size, directory=directory
-            )
+                *given, own_key, protocol=protocol, others=others, generated=images, batch_size=batch_size,
+                directory=directory,
+            )  # fmt: skip
         elif metric == "likelihood":
             group = evaluate_likelihood(
                 *given, own_key, protocol=protocol, temperature=temperature, batch_size=batch_size
