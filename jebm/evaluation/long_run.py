@@ -18,7 +18,9 @@ from jebm.data import Source, to_uint8
 from jebm.energy import bind
 from jebm.evaluation.features import Features
 from jebm.evaluation.records import Record, cost
+from jebm.methods import ChainConfig
 from jebm.methods.base import Method, State
+from jebm.methods.calibration import CalibrationConfig
 
 __all__ = ["MULTIPLES", "LongRun", "TrainingChain", "energy_of", "evaluate_long_run", "long_chains", "training_chain"]
 
@@ -61,10 +63,11 @@ def training_chain(config: Any) -> TrainingChain | None:
 
     Energy-calibrated VAE: s on ``E = f/τ`` (without the conditional term). Hat EBM: ε on H at T, without ``τ‖y‖²``.
     """
-    if hasattr(config, "calibration"):
-        return TrainingChain(config.calibration.num_steps, mcmc.from_half_step(config.calibration.step_size), 1.0)
-    if hasattr(config, "chain") and hasattr(config.chain, "residual_precision"):
-        chain, temperature = config.chain, config.temperature
+    chain = getattr(config, "calibration", getattr(config, "chain", None))
+    if isinstance(chain, CalibrationConfig):
+        return TrainingChain(chain.num_steps, mcmc.from_half_step(chain.step_size), 1.0)
+    if isinstance(chain, ChainConfig):
+        temperature = config.temperature
         step_size = mcmc.from_noise_scale(chain.noise_scale, temperature)
         return TrainingChain(chain.num_steps, step_size, temperature, chain.max_displacement)
     return None

@@ -62,10 +62,9 @@ def evaluate_run(
     seed = settings.seed if seed is None else seed
     source = load_source(run.config)
     others = {name: data.load(name) for name in outliers}
+    digest = config_hash(run.config)  # of the training, whichever weights are looked at
     run, weights = with_weights(run, weights)
-    protocol = run_protocol(
-        source, seed=seed, step=run.step, weights=weights, config_hash=config_hash(run.config)
-    )
+    protocol = run_protocol(source, seed=seed, step=run.step, weights=weights, config_hash=digest)
     protocol["chains"] = _dataclasses(run.config.method)
     features = choose_features(source, space, say) if {"generation", "long_run"} & set(metrics) else None
     directory = run.directory.evaluation
