@@ -75,11 +75,13 @@ def test_a_fresh_flow_of_images_is_a_rotation():
 
 def test_the_scales_stay_within_their_bound():
     flow, shape = FLOWS["latent"]
-    x = 100 * jax.random.normal(jax.random.key(1), (3, *shape))
+    x = jax.random.normal(jax.random.key(1), (3, *shape))
     variables = flow.init(jax.random.key(0), x)
-    huge = jax.tree.map(lambda a: 10 * a, variables["params"])
-    log_determinant = flow.apply({**variables, "params": huge}, x)[1]
-    assert 10 < float(jnp.abs(log_determinant).max()) <= 2 * 5 * 2.0  # two blocks of five values, clamp 2
+    for coupling in variables["params"].values():
+        for name in ("s1", "s2"):
+            coupling[name]["fc_3"]["bias"] += 1e8
+    log_determinant = flow.apply(variables, x)[1]
+    np.testing.assert_allclose(log_determinant, 2 * 5 * 2.0, rtol=2e-3)  # two blocks, five values, clamp 2
 
 
 def test_the_density_of_the_standard_normal():

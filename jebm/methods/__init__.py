@@ -3,17 +3,23 @@
 from typing import Any, NamedTuple
 
 from jebm.methods import denoising_ebm as _denoising_ebm
+from jebm.methods import ec_flow as _ec_flow
+from jebm.methods import ec_gan as _ec_gan
 from jebm.methods import ec_vae as _ec_vae
 from jebm.methods import hat_autoencoder as _hat_autoencoder
 from jebm.methods import hat_ebm as _hat_ebm
 from jebm.methods.base import Method as Method
 from jebm.methods.denoising_ebm import DenoisingEBMConfig as DenoisingEBMConfig
+from jebm.methods.ec_flow import ECFlowConfig as ECFlowConfig
+from jebm.methods.ec_gan import ECGANConfig as ECGANConfig
 from jebm.methods.ec_vae import ECVAEConfig as ECVAEConfig
 from jebm.methods.hat_autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
 from jebm.methods.hat_chains import ChainConfig as ChainConfig
 from jebm.methods.hat_ebm import HatEBMConfig as HatEBMConfig
 
 denoising_ebm = _denoising_ebm.build
+ec_flow = _ec_flow.build
+ec_gan = _ec_gan.build
 ec_vae = _ec_vae.build
 hat_autoencoder = _hat_autoencoder.build
 hat_ebm = _hat_ebm.build
@@ -35,6 +41,8 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm),
+    "ec_flow": Family(ECFlowConfig, ec_flow, _ec_flow.generator_of),
+    "ec_gan": Family(ECGANConfig, ec_gan, _ec_gan.generator_of),
     "ec_vae": Family(ECVAEConfig, ec_vae, _ec_vae.standing_decoder),
     "hat_autoencoder": Family(HatAutoencoderConfig, hat_autoencoder, _hat_autoencoder.decoder),
     "hat_ebm": Family(HatEBMConfig, hat_ebm, _hat_ebm.generator_of),
