@@ -1,0 +1,161 @@
+"""Denoising-EBM's two stages, chains, heads and levels against each other, at equal numbers of evaluations.
+
+    python benchmarks/denoising_ebm.py --seeds 0 1 2 --out results/denoising_ebm_digits.json
+    python benchmarks/denoising_ebm.py --config configs/small/denoising_mnist.py --models pixel --seeds 0 \
+        --set method.image_size=14 --out results/denoising_ebm_mnist.json
+
+Each model is trained once per seed and sampled in two or three ways: ``two_stage``; ``texture_only``, refinement from
+pure noise down a ladder as long as makes both cost the same evaluations (a gradient counts as one); ``semantic_only``.
+Beside the file lies a picture per model: semantic images on top, then refinement steps, then samples. Frechet
+distances are in the feature space that the file names; they are not FID.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jebm
+from jebm import images
+from jebm.cli import main as command_line
+from jebm.evaluation import frechet_distance, source_features, statistics
+from jebm.methods.denoising_ebm import evaluation_counts, synthesize
+from jebm.methods.denoising_model import DenoisingEBMConfig
+from jebm.runs import Run
+from jebm.training.loop import load_source
+
+MODELS: dict[str, tuple[str, ...]] = {
+    "pixel": ("method.semantic_chain=pixel",),
+    "latent": ("method.semantic_chain=latent",),
+    "scalar": ("method.semantic_chain=pixel", "method.semantic_energy=scalar"),
+    # one level for everything that the likelihood sees, where the semantic stage hands over
+    "one_level": (
+        "method.semantic_chain=pixel", "method.semantic_levels=1", "method.sigma_max=0.2",
+        "method.semantic_sigma_min=0.2",
+    ),
+}  # fmt: skip
+SAMPLINGS = ("two_stage", "texture_only", "semantic_only")
+PICTURES, STRIPS = 12, 5
+
+
+def train(config: str, settings: Sequence[str], seed: int, directory: pathlib.Path) -> float:
+    """Trains, or goes on where it was; returns the seconds."""
+    chosen = [*settings, f"training.seed={seed}", "training.evaluate_at_end=false", "training.sample_every=0"]
+    start = time.perf_counter()
+    words = [word for setting in chosen for word in ("--set", setting)]
+    status = command_line(["train", config, "--workdir", str(directory), *words])
+    if status:
+        raise SystemExit(status)
+    return time.perf_counter() - start
+
+
+def variants(config: DenoisingEBMConfig) -> dict[str, DenoisingEBMConfig]:
+    """The ways of sampling one model.
+
+    ``texture_only`` takes as many levels as the evaluations of ``two_stage`` pay for, fewer than T of them left over.
+    """
+    budget = sum(evaluation_counts(dataclasses.replace(config, sampling="two_stage")).values())
+    levels = max(2, (budget - 1) // config.refinement.steps_per_level)
+    longer = dataclasses.replace(config.refinement, num_levels=levels)
+    ways = {name: dataclasses.replace(config, sampling=name) for name in SAMPLINGS}
+    return ways | {"texture_only": dataclasses.replace(ways["texture_only"], refinement=longer)}
+
+
+def sampled(config: DenoisingEBMConfig, run: Run, n: int, batch_size: int) -> np.ndarray:
+    """``n`` samples, uint8."""
+    draw = jax.jit(lambda key, state: synthesize(config, key, state, batch_size).images)
+    keys = jax.random.split(jax.random.key(run.config.training.seed), -(-n // batch_size))
+    return np.concatenate([images.to_uint8(draw(key, run.state)) for key in keys])[:n]
+
+
+def strip(config: DenoisingEBMConfig, run: Run) -> np.ndarray:
+    """How samples of two stages come about, one to a column: semantic image, refinement steps, sample."""
+    config = dataclasses.replace(config, sampling="two_stage")
+    every = max(1, evaluation_counts(config)["texture"] // STRIPS)
+    draw = jax.jit(lambda key, state: synthesize(config, key, state, PICTURES, every))
+    made = draw(jax.random.key(1), run.state)
+    assert made.semantic is not None
+    assert made.steps is not None
+    rows = [made.semantic, *jnp.swapaxes(made.steps, 0, 1), made.images]
+    return images.grid(jnp.clip(jnp.concatenate(rows), -1.0, 1.0), columns=PICTURES)
+
+
+def measured(
+    config: str, models: Sequence[str], seeds: Sequence[int], settings: Sequence[str], n: int, batch_size: int,
+    workdir: pathlib.Path, on_row: Callable[[dict[str, Any], dict[str, Any], np.ndarray], None],
+) -> None:  # fmt: skip
+    """Trains what is not trained yet, and measures; ``on_row`` sees each row as soon as it is there."""
+    features, held_out = None, None
+    for seed in seeds:
+        for model in models:
+            directory = workdir / f"{pathlib.Path(config).stem}_{model}_{seed}"
+            seconds = train(config, (*MODELS[model], *settings), seed, directory)
+            run = jebm.load(directory)
+            if features is None or held_out is None:
+                source = load_source(run.config)
+                features = source_features(source)
+                held_out = statistics(features.function(source.test))
+            picture = strip(run.config.method, run)
+            for sampling, chosen in variants(run.config.method).items():
+                if sampling == "semantic_only" and chosen.semantic_levels < 2:
+                    continue  # the one level's noise stays in it
+                start = time.perf_counter()
+                made = sampled(chosen, run, n, batch_size)
+                row = {
+                    "model": model, "seed": seed, "training_steps": run.step, "training_seconds": round(seconds),
+                    "sampling": sampling, "evaluations": evaluation_counts(chosen), "n": n,
+                    "sampling_seconds": round(time.perf_counter() - start, 1),
+                    "distance": frechet_distance(statistics(features.function(made)), held_out),
+                }  # fmt: skip
+                on_row(row, features.declaration, picture)
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/digits/denoising_ebm.py")
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY.PATH=VALUE")
+    parser.add_argument("--num", type=int, default=1000, help="images per distance")
+    parser.add_argument("--batch", type=int, default=250, help="images sampled at once")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/denoising_ebm"), help="it goes on")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="a .json; pictures lie beside it")
+    options = parser.parse_args()
+    written = {**about(options.seeds), "rows": []}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(row: dict[str, Any], features: dict[str, Any], picture: np.ndarray) -> None:
+        written["features"] = features
+        written["rows"].append(row)
+        options.out.write_text(json.dumps(written, indent=2) + "\n")
+        if row["seed"] == options.seeds[0]:
+            images.save_png(options.out.with_name(f"{options.out.stem}_{row['model']}.png"), picture, 256)
+        print(json.dumps(row), flush=True)
+
+    measured(
+        options.config, options.models, options.seeds, options.settings, options.num, options.batch,
+        options.workdir, keep,
+    )  # fmt: skip
+
+
+def about(seeds: Sequence[int]) -> dict[str, Any]:
+    """Command, commit, hardware and seeds of this measurement."""
+    git = ["git", "-C", str(pathlib.Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    hardware = f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"command": "python " + " ".join(sys.argv), "commit": commit, "hardware": hardware, "seeds": list(seeds)}
+
+
+if __name__ == "__main__":
+    main()

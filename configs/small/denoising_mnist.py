@@ -1,0 +1,38 @@
+"""Denoising-EBM on MNIST, narrow networks for a CPU; not an experiment of the paper.
+
+Command:   jebm train configs/small/denoising_mnist.py --workdir runs/denoising_mnist
+Data:      data/mnist.npz with x_train [60000, 28, 28, 1] and x_test [10000, 28, 28, 1], uint8.
+Hardware:  2 CPU cores. Not timed at this size; `--set method.image_size=14` makes a step about four times cheaper.
+Expect:    see results/denoising_ebm.md.
+
+From the released codes of neighbouring methods: b² = 2e-4 (DRL), the averages' decay (NCSNv2), the
+energies' L2 (IGEBM). Ours: everything else, see `jebm.methods.denoising_ebm`.
+"""
+
+from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
+from jebm.methods import DenoisingEBMConfig
+from jebm.methods.denoising_chains import ChainConfig, RefinementConfig
+
+
+def get_config() -> Config:
+    """The experiment."""
+    return Config(
+        method=DenoisingEBMConfig(
+            image_size=28,
+            channels=1,
+            width=16,
+            multipliers=(1, 2),
+            num_blocks=1,
+            latent_size=32,
+            latent_width=16,
+            head_outputs=32,
+            head_width=128,
+            chain=ChainConfig(num_steps=10),
+            refinement=RefinementConfig(num_levels=30),
+            learning_rate=1e-3,
+            warmup_steps=100,
+        ),
+        data=DataConfig(source="npz:data/mnist.npz", batch_size=32),
+        training=TrainingConfig(num_steps=2000, log_every=100, sample_every=500, checkpoint_every=500),
+        evaluation=EvaluationConfig(num_samples=2000),
+    )
