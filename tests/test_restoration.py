@@ -1,6 +1,7 @@
 """The restoration sampler against the exact posterior of Gaussian priors, and planted faults that must show."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -259,3 +260,14 @@ def test_measurements_of_another_shape():
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* is out of range"):
         RestorationConfig(**wrong)
+
+
+def test_the_snippet_of_the_readme():
+    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    (snippet,) = [block.partition("```")[0] for block in text.split("```python\n") if "restoration.Prior(" in block]
+    images = jnp.asarray(np.random.default_rng(0).uniform(-0.9, 0.9, (16, 8, 8, 1)), jnp.float32)
+    names = {"jax": jax, "jnp": jnp, "images": images}
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102
+    known = restoration.box_mask(8)
+    np.testing.assert_allclose(names["restored"][:, known], images[:, known], atol=1e-6)
+    assert names["restored"].shape == (16, 8, 8, 1)
