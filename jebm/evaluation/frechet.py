@@ -94,7 +94,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
             f"statistics of {a.mean.shape[0]} and of {b.mean.shape[0]} features cannot be compared"
         )
     root = _square_root("the first covariance", a.covariance)
-    _square_root("the second covariance", b.covariance)
+    second = "the second covariance"
+    _non_negative(second, np.linalg.eigvalsh(_symmetric(second, b.covariance)), b.covariance)
     for name, mean in (("the first mean", a.mean), ("the second mean", b.mean)):
         _finite(name, mean)
     product = root @ b.covariance @ root
@@ -107,14 +108,25 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _square_root(name: str, covariance: np.ndarray) -> np.ndarray:
-    _finite(name, covariance)
-    tolerance = 1e-8 * max(np.abs(covariance).max(), np.finfo(float).tiny)
-    if np.abs(covariance - covariance.T).max() > tolerance:
-        raise ValueError(f"{name} is not symmetric; use jebm.evaluation.frechet.statistics")
-    eigenvalues, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    if eigenvalues[0] < -len(eigenvalues) * tolerance:
-        raise ValueError(f"{name} has the eigenvalue {eigenvalues[0]:.3g}; a covariance has none below 0")
+    eigenvalues, vectors = np.linalg.eigh(_symmetric(name, covariance))
+    _non_negative(name, eigenvalues, covariance)
     return (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.T
+
+
+def _symmetric(name: str, covariance: np.ndarray) -> np.ndarray:
+    _finite(name, covariance)
+    if np.abs(covariance - covariance.T).max() > _tolerance(covariance):
+        raise ValueError(f"{name} is not symmetric; use jebm.evaluation.frechet.statistics")
+    return (covariance + covariance.T) / 2
+
+
+def _non_negative(name: str, eigenvalues: np.ndarray, covariance: np.ndarray) -> None:
+    if eigenvalues[0] < -len(eigenvalues) * _tolerance(covariance):
+        raise ValueError(f"{name} has the eigenvalue {eigenvalues[0]:.3g}; a covariance has none below 0")
+
+
+def _tolerance(covariance: np.ndarray) -> float:
+    return 1e-8 * max(np.abs(covariance).max(), np.finfo(float).tiny)
 
 
 def _finite(name: str, array: np.ndarray) -> None:
