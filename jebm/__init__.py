@@ -26,6 +26,17 @@ def __getattr__(name: str) -> Any:
 
     if name == "load":
         return importlib.import_module("jebm.runs").load
-    if name in ("config", "data", "evaluation", "interop", "losses", "methods", "networks", "runs", "training"):
+    if name in (
+        "config",
+        "data",
+        "evaluation",
+        "interop",
+        "losses",
+        "methods",
+        "networks",
+        "restoration",
+        "runs",
+        "training",
+    ):
         return importlib.import_module(f"jebm.{name}")
     raise AttributeError(f"module 'jebm' has no attribute {name!r}")
