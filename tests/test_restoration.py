@@ -234,6 +234,18 @@ def test_the_step_size_is_found_from_the_curvature():
     np.testing.assert_allclose(found, 0.5 / np.linalg.eigvalsh(curvature).max(), rtol=0.02)
 
 
+def test_the_refinement_of_a_piecewise_linear_energy_stays_finite():
+    """It has no curvature: the step comes from the slope, and no drift is longer than the noise."""
+    case, slope = case_of("matrix"), 50.0
+    prior = Prior(None, lambda x: slope * jnp.sum(jnp.abs(x)), jnp.zeros(SHAPE))
+    config = RestorationConfig(restarts=512, refinement_steps=1)
+    x = restoration.restore(jax.random.key(0), prior, case.operator, jnp.asarray(case.y)[None], config).samples[0]
+    start = case.inverse @ case.y.ravel()
+    moved = (np.asarray(x).reshape(-1, 16) - start) @ np.linalg.svd(case.a)[2][5:].T
+    step = 0.5 / slope**2
+    np.testing.assert_allclose(moved.std(0), np.sqrt(2 * step), rtol=0.2)
+
+
 def test_descent_alone_finds_the_mode():
     case = case_of("pooling")
     config = dataclasses.replace(CONFIG, restarts=2, descent_steps=600, num_steps=0)

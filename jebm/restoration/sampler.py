@@ -48,7 +48,8 @@ class RestorationConfig:
             be from the image, since the generator does not reach it exactly.
         noise_std: σ_y, the deviation of the measurement's noise, in the units of y; 0 for an exact measurement.
         refinement_steps: K_p, Langevin steps on the pixels.
-        refinement_step_size: η_p; None: as for ``step_size``, of E_p.
+        refinement_step_size: η_p; None: as for ``step_size``, of E_p, and at most ``d/(2 ‖∇E_p‖²)`` at A⁺y or G(z), d
+            values in the image: no drift is longer than the noise, also where an energy is piecewise linear.
     """
 
     restarts: int = 4
@@ -259,7 +260,11 @@ def _refine(key: Array, prior: Prior, operator: Operator, y: Array, x: Array, co
     energy = prior.energy if prior.refinement_energy is None else prior.refinement_energy
     if config.noise_std > 0:
         energy = bind(_with_likelihood, energy, operator, y, config.noise_std)
-    kernel = mcmc.langevin(energy, _step_size(energy, x, config.refinement_step_size), config.temperature)
+    step_size = _step_size(energy, x, config.refinement_step_size)
+    if config.refinement_step_size is None:
+        slope = jnp.sum(jnp.square(jax.grad(energy)(x)))
+        step_size = jnp.minimum(step_size, 0.5 * x.size / jnp.maximum(slope, 1e-12))
+    kernel = mcmc.langevin(energy, step_size, config.temperature)
     if config.noise_std > 0:
         return mcmc.sample(key, kernel, x, config.refinement_steps, trace=())[0].position
 
