@@ -2,8 +2,7 @@
 
 Command:   jebm train configs/digits/ec_flow.py --workdir runs/ec_flow
 Hardware:  2 CPU cores, a few minutes.
-Expect:    strokes that look like digits, many broken; results/ec_flow_digits.md has the measured scores beside
-           those of the same flow without calibration.
+Expect:    strokes that look like digits, many broken: a guess, no score has been measured yet.
 
 Everything here is ours: the paper (arXiv 2311.04071) names such extensions and gives no numbers.
 """
