@@ -275,7 +275,7 @@ def main() -> None:
         if row["seed"] == options.seeds[0]:
             strip = images.grid(images.from_uint8(pictures), columns=PICTURES)
             path = options.out.with_name(f"{options.out.stem}_{row['application']}.png")
-            images.save_png(path, strip, smallest_side=1)
+            images.save_png(path, strip, smallest_side=150)  # digits come out enlarged
         print(json.dumps(row), flush=True)
 
     measured(

@@ -62,6 +62,7 @@ def main() -> None:
             if not np.isfinite(run(repeat)):
                 raise FloatingPointError(f"{name} left the finite numbers")
             times[name].append((time.perf_counter() - wall, time.process_time() - processor))
+            print(f"{name} {repeat}: wall {times[name][-1][0]:.1f}, processor {times[name][-1][1]:.1f}", flush=True)
 
     print(f"batch {options.batch}, K = {options.num_steps}, width {options.width}, 32 px, {os.cpu_count()} cores")
     print("| library | wall s, median (all) | processor s, median (all) | first step, wall s |")

@@ -10,7 +10,7 @@ from jebm.methods import ChainConfig, HatEBMConfig
 
 
 def get_config() -> Config:
-    """The experiment; few steps, since with many the hat outgrows what its short chains can follow (results/hat_ebm.md)."""
+    """The experiment; few steps: with many the hat outgrows what its short chains can follow (results/hat_ebm.md)."""
     return Config(
         method=HatEBMConfig(
             application="refinement",
