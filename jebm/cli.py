@@ -166,6 +166,15 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="CONFIG", help="hat-ebm: the experiment they are weights of (default: read off the weights)"
     )
 
+    data = add(
+        "data", _data, "Say what a data source holds or needs, or prepare a set of TensorFlow Datasets.",
+        "jebm data prepare tfds:cifar10",
+    )  # fmt: skip
+    data.add_argument("action", choices=["info", "prepare"])
+    data.add_argument("source", metavar="SOURCE", help="digits, npz:PATH, folder:PATH or tfds:NAME[:SPLIT]")
+    data.add_argument("--size", type=int, help="info: the side that images are brought to")
+    data.add_argument("--crop", default="auto", help="info: none, centre, centre:N, box:L,T,R,B or random")
+
     configs = add("configs", _configs, "List the experiments, a line each.", "jebm configs --parameters")
     configs.add_argument("--parameters", action="store_true", help="with parameter counts per network, by shape only")
     configs.add_argument(
@@ -355,6 +364,16 @@ def _install_inception(weights: pathlib.Path | None) -> None:
         print(f"Inception's weights, checked: {inception.install(weights)}\nnext:\n  jebm evaluate DIR")
     except ValueError as error:
         raise _UserError(str(error)) from error
+
+
+def _data(options: argparse.Namespace) -> None:
+    from jebm.data import prepare
+
+    if options.size is not None and options.size < 1:
+        raise _UserError(f"--size {options.size}: it must be at least 1")
+    if options.action == "prepare":
+        prepare.prepare(options.source, say=lambda line: print(f"jebm: {line}", flush=True))
+    print("\n".join(prepare.info(options.source, options.size, options.crop)))
 
 
 def _configs(options: argparse.Namespace) -> None:

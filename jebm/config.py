@@ -54,19 +54,31 @@ class DataConfig:
     """Which images, and what is done to them.
 
     Attributes:
-        source: ``"digits"`` (bundled) or ``"npz:PATH"``.
+        source: ``"digits"`` (bundled), ``"npz:PATH"``, ``"folder:PATH"`` or ``"tfds:NAME[:SPLIT]"``.
+        crop: which square of an image is kept before it is brought to the method's size (`jebm.data.geometry`);
+            ``"auto"`` is the set's own for ``tfds:``, and the whole image for the others.
         batch_size: images per training step, over all devices.
+        workers: processes that decode images which do not fit in memory; 0 for threads. It changes no batch.
         flip: mirror left-right with probability one half.
         dequantize: add uniform noise of one grey level.
     """
 
     source: str = "digits"
+    crop: str = "auto"
     batch_size: int = 128
+    workers: int = 0
     flip: bool = False
     dequantize: bool = False
 
     def __post_init__(self) -> None:
-        check(self, batch_size=">=1")
+        from jebm.data import DataError, Geometry, check_name
+
+        check(self, batch_size=">=1", workers=">=0")
+        for key, parse in (("source", check_name), ("crop", lambda crop: crop == "auto" or Geometry(crop, 1))):
+            try:
+                parse(getattr(self, key))
+            except DataError as error:
+                raise ConfigError(f"data.{key}={getattr(self, key)}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,15 @@ Nothing is remembered between batches: a run that stops and goes on needs only i
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-__all__ = ["Loader", "batch_indices", "permutation", "steps_per_epoch"]
+from jebm.data.image_set import ImageSet
+
+__all__ = ["Loader", "batch_indices", "crop_words", "permutation", "steps_per_epoch"]
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,29 +61,58 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
     return permutation(seed, epoch, num_examples)[position * batch_size : (position + 1) * batch_size]
 
 
+def crop_words(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The draws that place the random crops of batch ``step``: uint32 [batch_size, 2], a function of (seed, step)."""
+    # the upper half of the counter: apart from the words of `permutation`, whose counters start at 0
+    generator = np.random.Philox(key=np.array([seed, step], np.uint64), counter=np.array([0, 0, 0, 1], np.uint64))
+    return (generator.random_raw(2 * batch_size) >> np.uint64(32)).astype(np.uint32).reshape(batch_size, 2)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
-    """Shuffled batches of an array in memory.
+    """Shuffled batches of an array, or of a large set of files.
+
+    What a batch holds is a function of ``seed`` and its number alone: neither the workers nor the hosts change it.
 
     Attributes:
-        images: uint8 [N, H, W, C], or any array with the examples on its first axis.
-        batch_size: examples per batch; the incomplete batch at the end of an epoch is dropped.
+        images: uint8 [N, H, W, C], or any array with the examples on its first axis, or a `jebm.data.ImageSet`, which
+            is read and decoded ahead of its use, through Grain.
+        batch_size: examples per batch, over all hosts; the incomplete batch at the end of an epoch is dropped.
         seed: with the step number it says what a batch holds.
+        workers: processes that decode an `ImageSet`; 0 for threads of this process.
+        rows: the rows of every batch that this host reads (`jebm.sharding.local_rows`), the others stay 0; None for
+            all.
 
     Raises:
-        ValueError: a batch size below 1 or above N.
+        ValueError: a batch size below 1 or above N, or workers below 0.
     """
 
     images: np.ndarray
     batch_size: int
     seed: int = 0
+    workers: int = 0
+    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         steps_per_epoch(len(self.images), self.batch_size)
+        if self.workers < 0:
+            raise ValueError(f"{self.workers} workers; it must be 0 (threads) or more")
 
     def batch(self, step: int) -> np.ndarray:
-        """Batch number ``step`` on the host, [batch_size, H, W, C], in the dtype of ``images``."""
-        return self.images[batch_indices(self.seed, step, len(self.images), self.batch_size)]
+        """Batch number ``step`` on the host, [batch_size, H, W, C], in the dtype of ``images``; 0 but for ``rows``."""
+        chosen = batch_indices(self.seed, step, len(self.images), self.batch_size)
+        if not isinstance(self.images, ImageSet) and self.rows is None:
+            return self.images[chosen]
+        batch = np.zeros((self.batch_size, *self.images.shape[1:]), self.images.dtype)
+        rows = np.arange(self.batch_size) if self.rows is None else self.rows
+        if not isinstance(self.images, ImageSet):
+            batch[rows] = self.images[chosen[rows]]
+            return batch
+        words = crop_words(self.seed, step, self.batch_size) if self.images.geometry.random else None
+        place = lambda row: None if words is None else (int(words[row, 0]), int(words[row, 1]))  # noqa: E731
+        for row in rows:
+            batch[row] = self.images.read(int(chosen[row]), place(row))
+        return batch
 
     def batches(
         self, start_step: int, num_steps: int, place: Callable[[np.ndarray], Array] = jax.device_put
@@ -90,9 +122,31 @@ class Loader:
         ``place`` sends a host array to where it is wanted (for a mesh: `jebm.sharding.shard_batch`).
         """
         ahead = None
-        for step in range(start_step, start_step + num_steps):
-            current, ahead = ahead, place(self.batch(step))  # transfers run behind the device's work
+        for batch in self._read(start_step, num_steps):
+            current, ahead = ahead, place(batch)  # transfers run behind the device's work
             if current is not None:
                 yield current
         if ahead is not None:
             yield ahead
+
+    def _read(self, start_step: int, num_steps: int) -> Iterator[np.ndarray]:
+        if isinstance(self.images, ImageSet):
+            from jebm.data.prefetch import prefetched
+
+            return prefetched(_Batches(self, start_step, num_steps), self.workers)
+        return (self.batch(step) for step in range(start_step, start_step + num_steps))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Batches:
+    """A run of batches by number: what Grain calls a random-access source."""
+
+    loader: Loader
+    start_step: int
+    num_steps: int
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.loader.batch(self.start_step + int(index))

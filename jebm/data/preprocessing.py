@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm.data.sources import DataError, Source, fingerprint
+from jebm.data.geometry import resize
+from jebm.data.sources import Source, fingerprint
 
-__all__ = ["preprocess", "resize", "resize_source", "to_float", "to_uint8"]
+__all__ = ["preprocess", "resize_source", "to_float", "to_uint8"]
 
 
 def to_float(images: Array | np.ndarray) -> Array:
@@ -54,33 +55,6 @@ def preprocess(
         # 255 + u may round up to 256
         return jnp.minimum(levels / 128.0 - 1.0, np.nextafter(np.float32(1), np.float32(0)))
     return to_float(images)
-
-
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [N, H, W, C] to [N, size, size, C], uint8.
-
-    Smaller images get a border of zeros, the image in the centre (an odd pixel goes below and to the right).
-    Larger square images whose side is a multiple of ``size`` are averaged over blocks, rounded half up.
-
-    Raises:
-        DataError: a size that neither rule reaches.
-    """
-    _, height, width, _ = images.shape
-    if max(height, width) <= size:
-        below, right = size - height, size - width
-        borders = ((0, 0), (below // 2, below - below // 2), (right // 2, right - right // 2), (0, 0))
-        return np.pad(images, borders)
-    if size < 1 or height != width or height % size:
-        sizes = [str(s) for s in range(1, height) if height == width and height % s == 0]
-        allowed = f"{', '.join(sizes)}, or " if sizes else ""
-        raise DataError(
-            f"image_size is {size} but the images are {height} x {width}; allowed are {allowed}"
-            f"{max(height, width)} and more (padded)"
-        )
-    factor = height // size
-    blocks = images.reshape(len(images), size, factor, size, factor, images.shape[3])
-    sums = blocks.sum((2, 4), dtype=np.int64)
-    return ((2 * sums + factor**2) // (2 * factor**2)).astype(np.uint8)
 
 
 def resize_source(source: Source, size: int | None) -> Source:

@@ -1,31 +1,31 @@
-"""Image sets by name: ``digits`` (bundled with scikit-learn) and ``npz:PATH``."""
+"""Image sets by name: ``digits`` (bundled with scikit-learn), ``npz:PATH``, ``folder:PATH``, ``tfds:NAME[:SPLIT]``."""
 
 import dataclasses
 import difflib
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from jebm.data.errors import DataError
+from jebm.data.geometry import Geometry
+from jebm.data.image_set import ImageSet, decoded
 from jebm.data.loader import permutation
 
-__all__ = ["DataError", "Source", "fingerprint", "load"]
+__all__ = ["KINDS", "Source", "check_name", "fingerprint", "load"]
 
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file and the array."""
+KINDS = {"npz": "npz:PATH", "folder": "folder:PATH", "tfds": "tfds:NAME[:SPLIT]"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """An image set in memory.
+    """An image set.
 
     Attributes:
         name: a short name for records and plots.
-        train: uint8 [N, H, W, C].
+        train: uint8 [N, H, W, C]; of a large set an `ImageSet`, which reads as an array does.
         test: uint8 [M, H, W, C], held out.
         train_labels: int32 [N], or None.
         test_labels: int32 [M], or None.
@@ -49,7 +49,7 @@ class Source:
         return self.train.shape[1:]
 
 
-def load(name: str) -> Source:
+def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
     """The source called ``name``, both splits.
 
     * ``digits``: 1,797 handwritten digits, 8 x 8 x 1, ten classes. The grey levels 0..16 become
@@ -57,34 +57,75 @@ def load(name: str) -> Source:
     * ``npz:PATH``: a numpy archive with ``x_train`` and ``x_test``, and perhaps ``y_train`` and ``y_test``;
       or with ``x``, and perhaps ``y``, whose last tenth in a fixed random order tests. Images are uint8,
       [N, H, W] or [N, H, W, C] with 1 or 3 channels; labels are integers from 0, an empty array means none.
+    * ``folder:PATH``: image files, in folders of any depth; those below ``train`` and ``test`` where these two
+      are all there is, else the last tenth in a fixed random order tests.
+    * ``tfds:NAME[:SPLIT]``: a data set of TensorFlow Datasets, prepared in ArrayRecord form (`jebm data prepare`);
+      ``SPLIT``, such as ``train[:90%]``, is what trains.
+
+    Args:
+        name: the source.
+        size: the side of square images, for the last two kinds; None: as they are, or the set's own.
+        crop: `jebm.data.geometry`; ``auto`` is the set's own for ``tfds:``, and ``none`` for the others.
 
     Raises:
-        DataError: no such source, or a file that is missing, broken, or holds other arrays than these.
+        DataError: no such source, one that is missing, broken, or holds something else than these.
+    """
+    kind, argument = check_name(name)
+    if kind in ("folder", "tfds"):
+        from jebm.data import files, tfds
+
+        reader = files.folder if kind == "folder" else tfds.tfds
+        return reader(argument, size, crop)
+    if crop not in ("auto", "none"):
+        raise DataError(f"crop '{crop}' is for folder: and tfds: sources; '{name}' holds images of one size")
+    return _digits() if kind == "digits" else _npz(argument)
+
+
+def check_name(name: str) -> tuple[str, str]:
+    """The kind of source and its argument.
+
+    Raises:
+        DataError: no such source.
     """
     kind, colon, argument = name.partition(":")
-    if colon and kind in READERS:
-        return READERS[kind](argument)
-    if name in BUNDLED:
-        return BUNDLED[name]()
-    known = [*BUNDLED, *(f"{kind}:PATH" for kind in READERS)]
+    if (kind in KINDS and bool(argument)) or name == "digits":
+        return kind, argument
     if name.endswith(".npz"):
         hint = f"; did you mean 'npz:{name}'?"
     else:
-        near = difflib.get_close_matches(kind, [*BUNDLED, *READERS], n=1)
-        hint = f"; did you mean '{near[0] + ':PATH' if near[0] in READERS else near[0]}'?" if near else ""
-    raise DataError(f"no data source '{name}'; there are {', '.join(known)}{hint}")
+        near = difflib.get_close_matches(kind, ["digits", *KINDS], n=1)
+        hint = f"; did you mean '{KINDS.get(near[0], near[0])}'?" if near else ""
+    raise DataError(f"no data source '{name}'; there are digits, {', '.join(KINDS.values())}{hint}")
 
 
 def fingerprint(*arrays: np.ndarray | None) -> str:
-    """16 hexadecimal digits of the SHA-256 over the arrays' dtypes, shapes and bytes; None is allowed."""
+    """16 hexadecimal digits of the SHA-256 over the arrays' dtypes, shapes and bytes; None is allowed.
+
+    Of an `ImageSet`, the names and sizes of its files, and what is done to them.
+    """
     digest = hashlib.sha256()
     for array in arrays:
         if array is None:
             digest.update(b"none")
+        elif isinstance(array, ImageSet):
+            digest.update(array.identity().encode())
         else:
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
+
+
+def of_image_sets(
+    name: str,
+    train: ImageSet,
+    test: ImageSet,
+    geometry: Geometry,
+    train_labels: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
+) -> Source:
+    """A source of encoded images; small splits are decoded here, once."""
+    source = _source(name, decoded(train), decoded(test), train_labels, test_labels)
+    return dataclasses.replace(source, steps=geometry.steps)
 
 
 def _source(
@@ -199,7 +240,3 @@ def _labels(path: Path, key: str, labels: np.ndarray, num_images: int) -> np.nda
     if labels.min() < 0 or labels.max() >= 2**31:
         raise DataError(f"{path}: '{key}' runs from {labels.min()} to {labels.max()}; labels count from 0")
     return labels.astype(np.int32)
-
-
-BUNDLED: dict[str, Callable[[], Source]] = {"digits": _digits}
-READERS: dict[str, Callable[[str], Source]] = {"npz": _npz}

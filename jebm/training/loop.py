@@ -35,7 +35,8 @@ def load_source(config: Config) -> data.Source:
             or of another number of channels.
     """
     try:
-        source = data.resize_source(data.load(config.data.source), config.method.image_size)
+        source = data.load(config.data.source, config.method.image_size, config.data.crop)
+        source = data.resize_source(source, config.method.image_size)
     except data.DataError as error:
         raise ConfigError(f"data.source={config.data.source}: {error}") from error
     if source.image_shape[-1] != config.method.channels:
@@ -88,7 +89,7 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
         )
     source = load_source(config)
     try:
-        loader = data.Loader(source.train, config.data.batch_size, config.training.seed)
+        loader = data.Loader(source.train, config.data.batch_size, config.training.seed, config.data.workers)
     except ValueError as error:
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
     _check_same_run(config, directory)
@@ -181,6 +182,7 @@ def _check_same_run(config: Config, directory: RunDirectory) -> None:
     old, new = to_dict(directory.read_config()), to_dict(config)
     for tree in (old, new):
         tree.pop("evaluation")
+        tree["data"].pop("workers")
         for name in _FREE_KEYS:
             tree["training"].pop(name)
     differing = [key for key, value in _flat(new) if dict(_flat(old)).get(key, None) != value]
