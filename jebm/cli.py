@@ -285,8 +285,12 @@ def _score(run: "Run", **options: Any) -> "list[Record]":
         shown.append(record)
         print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
 
+    from tqdm import tqdm
+
     try:
-        evaluate_run(run, say=lambda line: print(f"jebm: {line}", flush=True), on_record=show, **options)
+        with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+            say = lambda line: print(f"jebm: {line}", flush=True)  # noqa: E731
+            evaluate_run(run, say=say, on_record=show, on_features=bar.update, **options)
         return shown
     except (ConfigError, DataError):
         raise

@@ -1,10 +1,12 @@
 """`jebm evaluate`: the measurements of a trained run, written beside it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 
 from jebm import data
 from jebm.config import config_hash
@@ -37,6 +39,7 @@ def evaluate_run(
     outliers: tuple[str, ...] = (),
     say: Callable[[str], Any] = lambda line: None,
     on_record: Callable[[Record], Any] = lambda record: None,
+    on_features: Callable[[int], Any] = lambda images: None,
 ) -> list[Record]:
     """Measures a run and writes records, generated images and raw scores into its directory's ``evaluation``.
 
@@ -51,6 +54,7 @@ def evaluate_run(
         outliers: data sources whose test images the energy should tell from the run's.
         say: called with a line for the user.
         on_record: called with each record once it is written.
+        on_features: called with the number of images that have just passed the feature network.
 
     Raises:
         ValueError: what the measurements refuse, as a `jebm.data.DataError` or `jebm.config.ConfigError` where data or
@@ -67,6 +71,8 @@ def evaluate_run(
     protocol = run_protocol(source, seed=seed, step=run.step, weights=weights, config_hash=digest)
     protocol["chains"] = _dataclasses(run.config.method)
     features = choose_features(source, space, say) if {"generation", "long_run"} & set(metrics) else None
+    if features is not None:
+        features = features._replace(function=functools.partial(_counted, features.function, on_features))
     directory = run.directory.evaluation
 
     def keep(records: list[Record]) -> None:
@@ -130,6 +136,12 @@ def with_weights(run: "Run", weights: Weights | None) -> tuple["Run", Weights]:
         return run, "ema" if averages else "raw"
     raw = {name: getattr(run.state, name.removesuffix("_average").replace("average", "params")) for name in averages}
     return dataclasses.replace(run, state=run.state._replace(**raw)), "raw"
+
+
+def _counted(function: Callable[[np.ndarray], np.ndarray], count: Callable[[int], Any], x: np.ndarray) -> np.ndarray:
+    values = function(x)
+    count(len(x))
+    return values
 
 
 def _dataclasses(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jebm.evaluation.frechet import Statistics, merge, statistics
 __all__ = ["MOST_KEPT", "FeatureSet", "feature_set"]
 
 MOST_KEPT = 10_000  # features that stay in memory: 80 MB of Inception's
-CHUNK = 1000
+CHUNK = 500
 NUM_PARTS = 4  # quarters, for the regression on 1/n
 
 
