@@ -332,7 +332,7 @@ def generate(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, n
 
 
 def part_energies(
-    config: DenoisingEBMConfig, state: DenoisingEBMState, images: Array, sigma: float
+    config: DenoisingEBMConfig, state: DenoisingEBMState, images: Array, sigma: Array | float
 ) -> dict[str, Array]:
     """``{"semantic": F/τ, "texture": E_tex}`` of each image [n] as it is, taken to have noise σ; averaged weights."""
     latent = config.semantic_chain == "latent"
