@@ -1,8 +1,8 @@
 """Denoising-EBM on CelebA, 64x64 (after arXiv 2303.03887).
 
 Command:   jebm train configs/denoising_ebm/celeba64.py --workdir runs/denoising_celeba64
-Data:      data/celeba64.npz with x_train [162770, 64, 64, 3] and x_test [19962, 64, 64, 3], uint8: the official
-           splits, the central 140x140 pixels of the aligned images, resized by an antialiased filter.
+Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,770 images to train, 19,962 held out,
+           the central 140x140 pixels of the aligned images, antialiased bilinear resize to 64.
 Hardware:  one GPU of 80 GB or a TPU slice. About 40 hours for 210,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (105 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    unknown. Sizes, formulas and scores of the paper are not at hand, so this is no replication, and no score of
@@ -21,7 +21,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=DenoisingEBMConfig(image_size=64, multipliers=(1, 2, 2, 2, 4), latent_size=64),
-        data=DataConfig(source="npz:data/celeba64.npz", batch_size=128, flip=True, dequantize=True),
+        data=DataConfig(source="tfds:celeb_a", crop="centre:140", batch_size=128, flip=True, dequantize=True),
         training=TrainingConfig(num_steps=210_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

@@ -1,9 +1,9 @@
 """EC-VAE on CelebA, 64x64 (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/celeba64.py --workdir runs/ec_vae_celeba64
-Data:      data/celeba64.npz with x_train [162770, 64, 64, 3] and x_test [19962, 64, 64, 3], uint8: the official
-           splits, the central 140x140 pixels of the aligned images, resized by an antialiased filter. Scores depend
-           on the crop: state it. It is held in memory: 2 GB.
+Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,770 images to train, 19,962 held out,
+           the central 140x140 pixels of the aligned images, antialiased bilinear resize to 64. Scores
+           depend on the crop: state it.
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (28 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    faces within a few thousand iterations, then sharper. No score of the paper is promised.
@@ -23,7 +23,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=ECVAEConfig(image_size=64, energy_layers=LAYERS_64, energy_scales=1, average_decay=0.9999),
-        data=DataConfig(source="npz:data/celeba64.npz", batch_size=64, flip=True),
+        data=DataConfig(source="tfds:celeb_a", crop="centre:140", batch_size=64, flip=True),
         training=TrainingConfig(num_steps=200_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

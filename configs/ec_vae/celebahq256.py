@@ -1,8 +1,8 @@
 """EC-VAE on CelebA-HQ, 256x256 (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/celebahq256.py --workdir runs/ec_vae_celebahq256
-Data:      data/celebahq256.npz with x_train [27000, 256, 256, 3] and x_test [3000, 256, 256, 3], uint8: the
-           customary split of the 30,000 images. It is held in memory: 6 GB.
+Data:      tfds:celeb_a_hq/256 ('jebm data info' says what to bring): 30,000 images, of which 27,000 train and 3,000
+           in a fixed random order are held out.
 Hardware:  one GPU of 80 GB or a TPU slice. About 20 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (10 TFLOP an iteration) at an assumed 30 TFLOP/s, thin layers on
            large maps being slow, and no measurement.
@@ -29,7 +29,7 @@ def get_config() -> Config:
             energy_scales=1,
             average_decay=0.9999,
         ),
-        data=DataConfig(source="npz:data/celebahq256.npz", batch_size=16, flip=True),
+        data=DataConfig(source="tfds:celeb_a_hq/256", batch_size=16, flip=True),
         training=TrainingConfig(
             num_steps=200_000, log_every=100, sample_every=5000, checkpoint_every=5000, num_samples=16
         ),

@@ -1,9 +1,9 @@
 """EC-VAE on LSUN Church (outdoor), 64x64 (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/church64.py --workdir runs/ec_vae_church64
-Data:      data/church64.npz with x_train [126227, 64, 64, 3] and x_test [300, 64, 64, 3], uint8: the short side
-           resized to 64 by an antialiased filter, then the central square. 300 held-out images are too few for a
-           Fréchet distance: move some thousands from x_train to x_test for scores. It is held in memory: 2 GB.
+Data:      tfds:lsun/church_outdoor ('jebm data info' says what to bring): 126,227 images to train, 300 held out, the
+           central square, antialiased bilinear resize to 64. 300 held-out images are too few for a Fréchet
+           distance: compare with the training split, and say so ('jebm evaluate --reference train').
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (28 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    sky and silhouettes first, then facades. No score of the paper is promised.
@@ -23,7 +23,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=ECVAEConfig(image_size=64, energy_layers=LAYERS_64, energy_scales=1, average_decay=0.9999),
-        data=DataConfig(source="npz:data/church64.npz", batch_size=64, flip=True),
+        data=DataConfig(source="tfds:lsun/church_outdoor", batch_size=64, flip=True),
         training=TrainingConfig(num_steps=200_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

@@ -1,7 +1,8 @@
 """EC-VAE on CIFAR-10, 32x32, unconditional (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/cifar10.py --workdir runs/ec_vae_cifar10
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
+           --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 100,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (51 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    blurry shapes within a few thousand iterations, then sharper; `calibration` settles a little above the
@@ -19,7 +20,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=ECVAEConfig(average_decay=0.9999),
-        data=DataConfig(source="npz:data/cifar10.npz", batch_size=128, flip=True),
+        data=DataConfig(source="tfds:cifar10", batch_size=128, flip=True),
         training=TrainingConfig(num_steps=100_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

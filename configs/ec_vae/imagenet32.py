@@ -1,8 +1,8 @@
 """EC-VAE on ImageNet at 32x32, unconditional (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/imagenet32.py --workdir runs/ec_vae_imagenet32
-Data:      data/imagenet32.npz with x_train [1281167, 32, 32, 3] and x_test [50000, 32, 32, 3], uint8 (the
-           downsampled set's own splits). It is held in memory: 4 GB.
+Data:      tfds:imagenet_resized/32x32 ('jebm data info' says what to bring): 1,281,167 images to train, 50,000 held
+           out. tfds:downsampled_imagenet/32x32, the set of likelihoods, holds other images: say which.
 Hardware:  one GPU of 80 GB or a TPU slice. About 30 hours for 300,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (51 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    textures and layouts before objects; 300,000 iterations are 30 passes over the set. No score of the paper
@@ -20,7 +20,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=ECVAEConfig(average_decay=0.9999),
-        data=DataConfig(source="npz:data/imagenet32.npz", batch_size=128, flip=True),
+        data=DataConfig(source="tfds:imagenet_resized/32x32", batch_size=128, flip=True),
         training=TrainingConfig(num_steps=300_000, log_every=100, sample_every=10_000, checkpoint_every=10_000),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

@@ -1,9 +1,8 @@
 """EC-VAE on STL-10 at 32x32, unconditional (arXiv 2311.04071): the released demonstration.
 
 Command:   jebm train configs/ec_vae/stl10_32.py --workdir runs/ec_vae_stl10_32
-Data:      data/stl10_32.npz with x [105000, 32, 32, 3], uint8: the `train` and `unlabeled` images, resized from 96
-           pixels by an antialiased bilinear filter. Give x_train and x_test (the `test` images) to hold those out;
-           with x alone a tenth is held out.
+Data:      tfds:stl10 ('jebm data prepare tfds:stl10' downloads it): the 105,000 `train` and `unlabelled` images,
+           antialiased bilinear resize from 96 to 32 pixels; the 8,000 `test` images are held out.
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 100,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (51 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    blurry shapes within a few thousand iterations, then sharper; `calibration` settles a little above the
@@ -23,7 +22,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=ECVAEConfig(average_decay=0.9999, calibration=CalibrationConfig(tolerance=0.05, hinge=0.07)),
-        data=DataConfig(source="npz:data/stl10_32.npz", batch_size=128, flip=True),
+        data=DataConfig(source="tfds:stl10", batch_size=128, flip=True),
         training=TrainingConfig(num_steps=100_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

@@ -3,8 +3,8 @@
 Command:   jebm convert hat-ebm --checkpoint gen.ckpt --config configs/hat_ebm/celeba64_refinement.py
                --out runs/hat_celeba64_refinement
            jebm train configs/hat_ebm/celeba64_refinement.py --workdir runs/hat_celeba64_refinement
-Data:      data/celeba64.npz with x_train [162770, 64, 64, 3] and x_test, uint8: centre crop 178x178, antialiased
-           bilinear resize to 64.
+Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,770 images to train, 19,962 held out,
+           the central 178x178 pixels of the aligned images, antialiased bilinear resize to 64.
            gen.ckpt: the SN-GAN generator that the authors release; or --set method.generator=DIR, a run of ours.
 Hardware:  one GPU. 214 TFLOP an iteration, from the operation count: about 7 hours at an assumed 200 TFLOP/s.
 Expect:    no score could be found, neither before nor after refinement; not measured here.
@@ -35,7 +35,7 @@ def get_config() -> Config:
             ),
             energy_learning_rate=((1e-5, 0),),
         ),
-        data=DataConfig(source="npz:data/celeba64.npz", batch_size=128),
+        data=DataConfig(source="tfds:celeb_a", batch_size=128),
         training=TrainingConfig(num_steps=25_000, log_every=50, sample_every=1000, checkpoint_every=1000),
         evaluation=EvaluationConfig(num_samples=49_920, batch_size=96),
     )

@@ -1,7 +1,8 @@
 """The deterministic autoencoder that Hat EBM retrofits on CIFAR-10, 32x32 (arXiv 2210.16486).
 
 Command:   jebm train configs/hat_ebm/cifar10_autoencoder.py --workdir runs/hat_cifar10_autoencoder
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
+           --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
 Hardware:  one GPU. 4.9 TFLOP an iteration, from the operation count: about 20 minutes at an assumed 200 TFLOP/s.
 Expect:    sharp reconstructions and, from z ~ N(0, I), poor samples: that is what the retrofit is for.
 
@@ -17,7 +18,7 @@ def get_config() -> Config:
     """The experiment."""
     return Config(
         method=HatAutoencoderConfig(image_size=32, width=256, latent_noise=0.02, learning_rate=((1e-4, 0),)),
-        data=DataConfig(source="npz:data/cifar10.npz", batch_size=128),
+        data=DataConfig(source="tfds:cifar10", batch_size=128),
         training=TrainingConfig(num_steps=49_900, log_every=50, sample_every=2495, checkpoint_every=2495),
         evaluation=EvaluationConfig(num_samples=49_920, batch_size=96),
     )

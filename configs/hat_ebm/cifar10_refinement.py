@@ -3,7 +3,8 @@
 Command:   jebm convert hat-ebm --checkpoint gen.ckpt --config configs/hat_ebm/cifar10_refinement.py
                --out runs/hat_cifar10_refinement
            jebm train configs/hat_ebm/cifar10_refinement.py --workdir runs/hat_cifar10_refinement
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
+           --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
            gen.ckpt: the SN-GAN generator that the authors release; or --set method.generator=DIR, a run of ours.
 Hardware:  one GPU. 494 TFLOP an iteration, from the operation count: about 17 hours at an assumed 200 TFLOP/s.
 Expect:    no score could be found, neither before nor after refinement; not measured here.
@@ -34,7 +35,7 @@ def get_config() -> Config:
             ),
             energy_learning_rate=((1e-5, 0),),
         ),
-        data=DataConfig(source="npz:data/cifar10.npz", batch_size=128),
+        data=DataConfig(source="tfds:cifar10", batch_size=128),
         training=TrainingConfig(num_steps=25_000, log_every=50, sample_every=1000, checkpoint_every=1000),
         evaluation=EvaluationConfig(num_samples=49_920, batch_size=96),
     )

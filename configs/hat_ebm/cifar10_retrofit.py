@@ -2,7 +2,8 @@
 
 Command:   jebm train configs/hat_ebm/cifar10_autoencoder.py --workdir runs/hat_cifar10_autoencoder
            jebm train configs/hat_ebm/cifar10_retrofit.py --workdir runs/hat_cifar10_retrofit
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
+           --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
 Hardware:  one GPU. 309 TFLOP an iteration, from the operation count: about 11 hours at an assumed 200 TFLOP/s.
 Expect:    no score could be found; not measured here.
 
@@ -39,7 +40,7 @@ def get_config() -> Config:
             energy_learning_rate=((1e-4, 0),),
             data_noise=1e-2,
         ),
-        data=DataConfig(source="npz:data/cifar10.npz", batch_size=128),
+        data=DataConfig(source="tfds:cifar10", batch_size=128),
         training=TrainingConfig(num_steps=25_000, log_every=50, sample_every=1000, checkpoint_every=1000),
         evaluation=EvaluationConfig(num_samples=49_920, batch_size=96),
     )

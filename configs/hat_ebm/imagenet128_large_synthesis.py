@@ -1,8 +1,9 @@
 """Hat EBM synthesis on ImageNet, 128x128, unconditional with wide networks (arXiv 2210.16486).
 
 Command:   jebm train configs/hat_ebm/imagenet128_large_synthesis.py --workdir runs/hat_imagenet128_large
-Data:      data/imagenet128.npz with x_train [1281167, 128, 128, 3] and x_test, uint8: short side antialiased to 128,
-           then a crop (the authors crop at random while training; a file holds one crop of each image).
+Data:      tfds:imagenet2012 ('jebm data info' says what to bring): 1,281,167 images to train, 50,000 held out; short
+           side antialiased to 128, a random crop in training, the centre elsewhere. --set data.workers=16 decodes in
+           processes.
 Hardware:  32 GPUs or a TPU slice of 32, as the authors say.
            545 TFLOP an iteration, from the operation count, about 227 hours at an assumed 200 TFLOP/s in all.
 Expect:    Frechet distance 29.37 is what the paper is reported to have, presumably of this width; not measured here.
@@ -31,7 +32,7 @@ def get_config() -> Config:
             generator_learning_rate=((5e-5, 0), (1e-5, 230_000), (1e-6, 260_000)),
             energy_gradient_clip=50.0,
         ),
-        data=DataConfig(source="npz:data/imagenet128.npz", batch_size=128),
+        data=DataConfig(source="tfds:imagenet2012", batch_size=128),
         training=TrainingConfig(num_steps=300_000, log_every=50, sample_every=1000, checkpoint_every=1000),
         evaluation=EvaluationConfig(num_samples=49_920, batch_size=96),
     )
