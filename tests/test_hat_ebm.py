@@ -205,7 +205,6 @@ def test_a_step_of_synthesis_uses_and_overwrites_these_rows_alone(key, batch):
     [
         (32, 256, 0.03, 0.2),
         pytest.param(64, 1024, 0.02, 0.15, marks=pytest.mark.slow),
-        pytest.param(128, 1024, 0.008, 0.06, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_first_drift_at_the_authors_settings_is_of_the_noises_order(key, size, width, low, high):
