@@ -27,36 +27,36 @@ import numpy as np
 
 import jebm
 from jebm import images
-from jebm.cli import main as command_line
+from jebm.config import Config, load_file, override
 from jebm.evaluation import frechet_distance, source_features, statistics
 from jebm.methods.denoising_ebm import evaluation_counts, synthesize
 from jebm.methods.denoising_model import DenoisingEBMConfig
-from jebm.runs import Run
+from jebm.runs import Run, RunDirectory
+from jebm.training import loop
 from jebm.training.loop import load_source
 
-MODELS: dict[str, tuple[str, ...]] = {
-    "pixel": ("method.semantic_chain=pixel",),
-    "latent": ("method.semantic_chain=latent",),
-    "scalar": ("method.semantic_chain=pixel", "method.semantic_energy=scalar"),
+MODELS: dict[str, dict[str, Any]] = {
+    "pixel": {"semantic_chain": "pixel"},
+    "latent": {"semantic_chain": "latent"},
+    "scalar": {"semantic_chain": "pixel", "semantic_energy": "scalar"},
     # one level for everything that the likelihood sees, where the semantic stage hands over
-    "one_level": (
-        "method.semantic_chain=pixel", "method.semantic_levels=1", "method.sigma_max=0.2",
-        "method.semantic_sigma_min=0.2",
-    ),
-}  # fmt: skip
+    "one_level": {"semantic_chain": "pixel", "semantic_levels": 1, "sigma_max": 0.2, "semantic_sigma_min": 0.2},
+}
 SAMPLINGS = ("two_stage", "texture_only", "semantic_only")
 PICTURES, STRIPS = 12, 5
 
 
-def train(config: str, settings: Sequence[str], seed: int, directory: pathlib.Path) -> float:
+def train(config: Config, directory: pathlib.Path) -> float:
     """Trains, or goes on where it was; returns the seconds."""
-    chosen = [*settings, f"training.seed={seed}", "training.evaluate_at_end=false", "training.sample_every=0"]
     start = time.perf_counter()
-    words = [word for setting in chosen for word in ("--set", setting)]
-    status = command_line(["train", config, "--workdir", str(directory), *words])
-    if status:
-        raise SystemExit(status)
+    loop.train(config, RunDirectory(directory))
     return time.perf_counter() - start
+
+
+def experiment(path: str, model: str, settings: Sequence[str], seed: int) -> Config:
+    """The configuration of one model; its changes come at once, since one noise level is not valid half set."""
+    base = override(load_file(path), [*settings, f"training.seed={seed}", "training.sample_every=0"])
+    return dataclasses.replace(base, method=dataclasses.replace(base.method, **MODELS[model]))
 
 
 def variants(config: DenoisingEBMConfig) -> dict[str, DenoisingEBMConfig]:
@@ -99,7 +99,7 @@ def measured(
     for seed in seeds:
         for model in models:
             directory = workdir / f"{pathlib.Path(config).stem}_{model}_{seed}"
-            seconds = train(config, (*MODELS[model], *settings), seed, directory)
+            seconds = train(experiment(config, model, settings, seed), directory)
             run = jebm.load(directory)
             if features is None or held_out is None:
                 source = load_source(run.config)
