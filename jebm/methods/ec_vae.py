@@ -269,9 +269,7 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         z = mu + jnp.exp(0.5 * logvar) * draws.posterior
         reconstructed, stats, spectral = _decode(nets, vae, stats, spectral, z)
         generated, stats, spectral = _decode(nets, vae, stats, spectral, draws.latent)
-        calibrated = calibration.calibrate(
-            draws.calibration_key, head, generated, settings, draws.calibration_noise
-        )
+        calibrated = calibration.calibrate(draws.calibration_key, head, generated, settings, draws.calibration_noise)
         terms = {
             "reconstruction": jnp.mean(jax.vmap(losses.get(config.reconstruction))(reconstructed, images)),
             "kl": kl_divergence(mu, logvar),
@@ -298,9 +296,7 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         return (jnp.mean(on_data) - jnp.mean(on_negatives)) / tau, (on_data, on_negatives, u)
 
     energy_gradients, (on_data, on_negatives, energy_spectral) = jax.grad(energy_loss, has_aux=True)(state.energy)
-    updates, energy_optimizer_state = energy_optimizer.update(
-        energy_gradients, state.energy_optimizer, state.energy
-    )
+    updates, energy_optimizer_state = energy_optimizer.update(energy_gradients, state.energy_optimizer, state.energy)
     new_state = ECVAEState(
         vae=vae,
         batch_stats=stats,
@@ -446,9 +442,7 @@ def scores(config: ECVAEConfig, key: Array, state: ECVAEState, images: Array) ->
     }
 
 
-def _posterior(
-    config: ECVAEConfig, state: ECVAEState, images: Array
-) -> tuple[tuple[Array, Array], energies.Generator]:
+def _posterior(config: ECVAEConfig, state: ECVAEState, images: Array) -> tuple[tuple[Array, Array], energies.Generator]:
     nets = networks(config)
 
     def apply(name: str, module: nn.Module, x: Array) -> Any:
