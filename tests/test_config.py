@@ -48,7 +48,7 @@ VALUES = [
     ("method.energy_layers=[[64,2],[128,3]]", ((64, 2), (128, 3))),
     ("method.energy_layers=((64, 2), (128, 3))", ((64, 2), (128, 3))),
     ("data.source=npz:a=b.npz", "npz:a=b.npz"),
-    ("data.source=none", "none"),
+    ("data.source=folder:none", "folder:none"),
 ]
 
 

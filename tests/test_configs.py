@@ -65,7 +65,14 @@ def on_its_own(config):
 PROGRAMS = {networks_of(file): file for file in FILES}
 
 
-@pytest.mark.parametrize("file", PROGRAMS.values())
+# half a minute to trace, and another experiment of its family has the same program at another size
+LONG_TO_TRACE = {"configs/denoising_ebm/church64.py", "configs/denoising_ebm/celeba64.py"}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=pytest.mark.slow) if f in LONG_TO_TRACE else f for f in PROGRAMS.values()],
+)
 def test_an_iteration_by_shape(file, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # of this size; a CPU's convolutions are slow to trace
     config = on_its_own(load_file(file))

@@ -35,25 +35,53 @@ TINY = DenoisingEBMConfig(
 )  # fmt: skip
 LATENT = dataclasses.replace(TINY, semantic_chain="latent")
 BATCH = 6
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def images(key, n=BATCH):
     return jnp.tanh(jax.random.normal(key, (n, 8, 8, 1)))
 
 
-def with_noise(config, key):
+@functools.lru_cache
+def fresh(config):
+    """A state as training starts; one program per shape of networks, and of the bank."""
+    key = jax.random.key(0)
+    return jax.jit(functools.partial(initialize, config))(key, images(key))
+
+
+def with_noise(config):
     """A state whose weights are all away from their start, averages included."""
-    state = initialize(config, key, images(key))
+    neutral = TINY if config.semantic_chain == "pixel" else LATENT
+    return _with_noise(dataclasses.replace(neutral, semantic_energy=config.semantic_energy))
+
+
+@functools.lru_cache
+def _with_noise(config):
+    state = fresh(config)
     leaves, structure = jax.tree.flatten(state.params)
-    keys = jax.random.split(key, len(leaves))
-    moved = [a + 0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(structure, moved)
+
+    @jax.jit
+    def move(leaves):
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        return [a + 0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+
+    params = jax.tree.unflatten(structure, move(leaves))
     return state._replace(params=params, average=params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encoded(config, params, x, sigmas):
+    return encode(config, params, x, sigmas)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predicted(config, params, x, sigmas):
+    return noise_predictor(config, params)(x, sigmas)
 
 
 def moved_networks(config, loss, key):
     """The parts of the networks that a loss of the parameters moves."""
-    params = with_noise(config, key).params
+    params = with_noise(config).params
     gradient = jax.jit(jax.grad(loss))(params)
     groups = {name: gradient[name] for name in params if name != "unet"}
     groups |= {f"unet/{part}": tree for part, tree in gradient["unet"].items()}
@@ -64,13 +92,13 @@ def moved_networks(config, loss, key):
 @pytest.mark.parametrize(
     ("config", "learns"),
     [
-        (TINY, {"unet/encoder", "head"}),
+        slow(TINY, {"unet/encoder", "head"}),
         (dataclasses.replace(TINY, semantic_energy="scalar"), {"unet/encoder", "head"}),
-        (dataclasses.replace(TINY, semantic_energy="quadratic"), {"unet/encoder", "head"}),
-        (dataclasses.replace(TINY, semantic_energy="latent_norm"), {"unet/encoder"}),
+        slow(dataclasses.replace(TINY, semantic_energy="quadratic"), {"unet/encoder", "head"}),
+        slow(dataclasses.replace(TINY, semantic_energy="latent_norm"), {"unet/encoder"}),
         (dataclasses.replace(TINY, semantic_energy="latent_recon"), {"unet/encoder"}),
         (LATENT, {"head"}),
-        (dataclasses.replace(LATENT, semantic_energy="quadratic"), {"head"}),
+        slow(dataclasses.replace(LATENT, semantic_energy="quadratic"), {"head"}),
     ],
     ids=lambda value: f"{value.semantic_chain} {value.semantic_energy}" if hasattr(value, "width") else "",
 )
@@ -79,7 +107,7 @@ def test_the_likelihood_reaches_only_the_semantic_part(config, learns, key):
     sigmas = jnp.linspace(0.1, 0.9, BATCH)
     rows = x
     if config.semantic_chain == "latent":
-        rows = encode(config, with_noise(config, key).params, x, sigmas)
+        rows = encoded(config, with_noise(config).params, x, sigmas)
 
     def loss(params):
         semantic = semantic_function(config, params)
@@ -100,9 +128,9 @@ def test_denoising_reaches_the_autoencoders_alone(config, learns, key):
     assert moved_networks(config, loss, key) == learns
 
 
-@pytest.mark.parametrize("config", [TINY, LATENT], ids=["pixel", "latent"])
+@pytest.mark.parametrize("config", [slow(TINY, id="pixel"), pytest.param(LATENT, id="latent")])
 def test_the_update_learns_to_denoise_and_keeps_its_structure(config, key):
-    state = initialize(config, key, images(key))
+    state = fresh(config)
     step = jax.jit(functools.partial(update, config))
     losses = []
     for i in range(60):
@@ -123,7 +151,7 @@ def test_positives_and_starts_are_one_level_apart(key):
     config = dataclasses.replace(TINY, sigma_max=0.8, semantic_sigma_min=0.05)
     ladder = semantic_levels(config)
     np.testing.assert_allclose(ladder, [0.8, 0.2, 0.05])
-    state = initialize(config, key, images(key))
+    state = fresh(config)
     x = jnp.broadcast_to(jnp.linspace(0.1, 0.9, 300)[:, None, None, None], (300, 8, 8, 1))  # each of its own grey
     rows = jax.jit(lambda k, s, x: examples(config, k, s, x))(key, state, x)
     for i, sigma in enumerate(ladder):
@@ -140,7 +168,7 @@ def test_positives_and_starts_are_one_level_apart(key):
 
 def test_recovery_starts_from_the_positive_itself(key):
     config = dataclasses.replace(TINY, negatives="recovery", sigma_max=0.8, semantic_sigma_min=0.05)
-    state = initialize(config, key, images(key))
+    state = fresh(config)
     x = jnp.broadcast_to(jnp.linspace(0.1, 0.9, 300)[:, None, None, None], (300, 8, 8, 1))
     rows = jax.jit(lambda k, s, x: examples(config, k, s, x))(key, state, x)
     for above, sigma in [(0.8, 0.2), (0.2, 0.05)]:
@@ -150,10 +178,10 @@ def test_recovery_starts_from_the_positive_itself(key):
         assert float(jnp.std(rows.starts[at] - x[at])) == pytest.approx(above, rel=0.05)
 
 
-@pytest.mark.parametrize("config", [TINY, LATENT], ids=["pixel", "latent"])
+@pytest.mark.parametrize("config", [slow(TINY, id="pixel"), pytest.param(LATENT, id="latent")])
 def test_the_bank_keeps_ends_of_chains_with_their_levels(config, key):
     config = dataclasses.replace(config, negatives="bank", rejuvenation=0.0)
-    state = initialize(config, key, images(key))
+    state = fresh(config)
     assert state.bank.size == 12  # 3 levels of 4 rows
     assert np.bincount(state.bank.entries["level"]).tolist() == [4, 4, 4]
     rows = jax.jit(lambda k, s, x: examples(config, k, s, x))(key, state, 0.5 * (images(key) + 1.0))
@@ -169,10 +197,10 @@ def test_the_bank_keeps_ends_of_chains_with_their_levels(config, key):
 
 
 @pytest.mark.parametrize("sampling", ["two_stage", "texture_only", "semantic_only"])
-@pytest.mark.parametrize("chain", ["pixel", "latent"])
+@pytest.mark.parametrize("chain", [slow("pixel"), "latent"])
 def test_the_stages_of_sampling(chain, sampling, key):
     config = dataclasses.replace(TINY, semantic_chain=chain, sampling=sampling)
-    state = with_noise(config, key)
+    state = with_noise(config)
     draw = jax.jit(functools.partial(synthesize, config), static_argnums=(2, 3))
     made = draw(key, state, 3, 2)
     assert made.images.shape == (3, 8, 8, 1)
@@ -186,7 +214,7 @@ def test_the_stages_of_sampling(chain, sampling, key):
     if sampling == "two_stage":  # the last step denoises what the chain left
         last = 0.5 * (made.steps[:, -1] + 1.0)
         denoised = parts.denoise(
-            lambda x, s: noise_predictor(config, state.average)(x, jnp.full(3, s)), last, config.sigma_min
+            lambda x, s: predicted(TINY, state.average, x, jnp.full(3, s)), last, config.sigma_min
         )
         np.testing.assert_allclose(made.images, 2.0 * jnp.clip(denoised, 0.0, 1.0) - 1.0, atol=2e-5)
     if sampling != "texture_only" and chain == "latent":
@@ -209,27 +237,28 @@ def test_counts_of_evaluations():
 @pytest.mark.parametrize("config", [TINY, LATENT], ids=["pixel", "latent"])
 def test_the_energy_is_the_weighted_sum_of_its_parts(config, key):
     config = dataclasses.replace(config, texture_weight=2.5, score_sigma=0.3)
-    state, x = with_noise(config, key), images(key)
+    state, x = with_noise(config), images(key)
     method = methods.build(config)
-    parts_of = part_energies(config, state, x, 0.3)
-    np.testing.assert_allclose(method.energy(state, x), parts_of["semantic"] + 2.5 * parts_of["texture"], rtol=1e-5)
-    predicted = noise_predictor(config, state.average)(0.5 * (x + 1.0), jnp.full(BATCH, 0.3))
-    np.testing.assert_allclose(parts_of["texture"], 0.5 * jnp.sum(predicted**2, (1, 2, 3)), rtol=1e-4)
+    parts_of = jax.jit(lambda state, x: part_energies(config, state, x, 0.3))(state, x)
+    both = parts_of["semantic"] + 2.5 * parts_of["texture"]
+    np.testing.assert_allclose(jax.jit(method.energy)(state, x), both, rtol=1e-5)
+    u = predicted(config, state.average, 0.5 * (x + 1.0), jnp.full(BATCH, 0.3))
+    np.testing.assert_allclose(parts_of["texture"], 0.5 * jnp.sum(u**2, (1, 2, 3)), rtol=1e-4)
     tau = 0.01 if config.semantic_chain == "latent" else (0.01414 * 0.3) ** 2
     z = 0.5 * (x + 1.0)
     if config.semantic_chain == "latent":
-        z = encode(config, state.average, z, jnp.full(BATCH, 0.3))
-    f = jax.vmap(semantic_function(config, state.average), (0, None))(z, jnp.asarray(0.3))
+        z = encoded(config, state.average, z, jnp.full(BATCH, 0.3))
+    f = jax.jit(jax.vmap(semantic_function(config, state.average), (0, None)))(z, jnp.asarray(0.3))
     np.testing.assert_allclose(parts_of["semantic"], f / tau, rtol=1e-4)
-    scores = method.scores(key, state, x)
+    scores = jax.jit(method.scores)(key, state, x)
     assert scores["semantic_energy"] == pytest.approx(float(parts_of["semantic"].mean()), rel=1e-4)
     assert all(np.isfinite(float(s)) for s in scores.values())
     assert (method.reconstruct is not None) == (config.semantic_chain == "latent")
 
 
 def test_latents_have_a_fixed_length(key):
-    state = with_noise(LATENT, key)
-    z = encode(LATENT, state.params, images(key), jnp.linspace(0.1, 0.9, BATCH))
+    state = with_noise(LATENT)
+    z = encoded(LATENT, state.params, images(key), jnp.linspace(0.1, 0.9, BATCH))
     np.testing.assert_allclose(jnp.sum(z**2, 1), 6.0, rtol=1e-4)
     np.testing.assert_allclose(on_sphere(3.0 * z), z, rtol=1e-4)
     assert np.abs(np.asarray(z[0] - z[1])).max() > 0.1
@@ -238,13 +267,14 @@ def test_latents_have_a_fixed_length(key):
 def test_the_networks_see_the_level_and_one_image_alone(key):
     net = DenoisingUNet(8, (1, 2), 1)
     x, sigma = images(key), jnp.linspace(0.1, 0.9, BATCH)
-    params = jax.tree.map(lambda a: a + 0.1, net.init(key, x[0], sigma[0]))
-    together = net.apply(params, x, sigma)
+    params = jax.tree.map(lambda a: a + 0.1, jax.jit(net.init)(key, x[0], sigma[0]))
+    apply = jax.jit(net.apply)
+    together = apply(params, x, sigma)
     assert (together.shape, together.dtype) == (x.shape, jnp.float32)
-    alone = jnp.stack([net.apply(params, a, s) for a, s in zip(x, sigma, strict=True)])
+    alone = jnp.stack([apply(params, a, s) for a, s in zip(x, sigma, strict=True)])
     np.testing.assert_allclose(together, alone, atol=1e-4 * float(jnp.abs(alone).max()))
-    assert float(jnp.abs(net.apply(params, x, 0.5 * sigma) - together).max()) > 1e-3
-    half = DenoisingUNet(8, (1, 2), 1, jnp.bfloat16).apply(params, x, sigma)
+    assert float(jnp.abs(apply(params, x, 0.5 * sigma) - together).max()) > 1e-3
+    half = jax.jit(DenoisingUNet(8, (1, 2), 1, jnp.bfloat16).apply)(params, x, sigma)
     assert half.dtype == jnp.float32
     assert 0 < float(jnp.abs(half - together).max()) < 0.1 * float(jnp.abs(together).max())
 

@@ -46,6 +46,7 @@ def denoising(tmp_path_factory):
     return folder / "tiny.py", folder / "run"
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(denoising, tmp_path, capsys):
     experiment, finished = denoising
     directory = tmp_path / "run"

@@ -39,8 +39,10 @@ def fresh_run(path, method, seed=0):
 
 @pytest.mark.parametrize(
     ("method", "generator_of", "application", "latent"),
-    [(VAE, standing_decoder, "refinement", (4,)), (AUTOENCODER, decoder, "retrofit", (4, 4, 1))],
-    ids=["ec_vae", "autoencoder"],
+    [
+        pytest.param(VAE, standing_decoder, "refinement", (4,), id="ec_vae"),
+        pytest.param(AUTOENCODER, decoder, "retrofit", (4, 4, 1), id="autoencoder", marks=pytest.mark.slow),
+    ],
 )  # fmt: skip
 def test_a_hat_over_the_generator_of_a_run(tmp_path, key, method, generator_of, application, latent):
     base = fresh_run(tmp_path / "base", method)

@@ -83,8 +83,8 @@ def test_installation_brings_neither_torch_nor_tensorflow():
 # a part may import its own layer and those above it in this list; parts not named are tools, just below the
 # command line: they may use everything but it, and no named part may use them
 LAYERS = (
-    {"config", "energy", "images", "losses"},
-    {"data", "networks", "sharding"},
+    {"config", "data", "energy", "images", "losses"},
+    {"networks", "sharding"},
     {"bank", "mcmc"},
     {"methods"},
     {"evaluation", "restoration", "runs", "training"},

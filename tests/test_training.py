@@ -181,6 +181,7 @@ def test_a_checkpoint_without_its_description_is_passed_over(run_copy):
         assert jebm.load(run_copy).step == 9
 
 
+@pytest.mark.filterwarnings("default:the checkpoint of step")
 def test_training_goes_on_before_a_damaged_checkpoint(tiny_experiment, finished_run, run_copy, capsys):
     flip_bytes(largest(data_files(run_copy, 12)))
     assert cli.main(command(tiny_experiment, run_copy)) == 0
@@ -191,6 +192,7 @@ def test_training_goes_on_before_a_damaged_checkpoint(tiny_experiment, finished_
     assert (run_copy / "checkpoints_damaged/12").is_dir()
 
 
+@pytest.mark.filterwarnings("default:the checkpoint of step")
 def test_training_starts_again_when_every_checkpoint_is_damaged(tiny_experiment, finished_run, run_copy, capsys):
     for step in (6, 9, 12):
         truncate(largest(data_files(run_copy, step)))

@@ -373,19 +373,23 @@ def scores(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, ima
     denoising_key, noise_key = jax.random.split(key)
     ladder, latent = semantic_levels(config), config.semantic_chain == "latent"
     semantic = jax.vmap(semantic_function(config, state.average), (0, None))
-    noise, contrasts = jax.random.normal(noise_key, x.shape), []
-    for sigma, above in zip(ladder[1:].tolist(), ladder[:-1].tolist(), strict=True):
+    noise = jax.random.normal(noise_key, x.shape)
+
+    def contrast(levels: Array) -> Array:
+        above, sigma = levels
         both = [x + s * noise for s in (above, sigma)]
         if latent:
             both = [encode(config, state.average, a, jnp.full(len(a), sigma)) for a in both]
-        values = [jnp.mean(semantic(a, jnp.asarray(sigma, jnp.float32))) for a in both]
-        contrasts.append(values[0] - values[1])
+        noisier, own = (jnp.mean(semantic(a, sigma)) for a in both)
+        return noisier - own
+
+    neighbours = jnp.asarray(np.stack([ladder[:-1], ladder[1:]], 1), jnp.float32)
     of = part_energies(config, state, images, config.score_sigma)
     return {
         **denoising_losses(config, state.average, denoising_key, x),
         "semantic_energy": jnp.mean(of["semantic"]),
         "texture_energy": jnp.mean(of["texture"]),
-        "semantic_contrast": jnp.mean(jnp.asarray(contrasts)) if contrasts else jnp.zeros(()),
+        "semantic_contrast": jnp.mean(jax.lax.map(contrast, neighbours)) if len(ladder) > 1 else jnp.zeros(()),
     }
 
 
