@@ -68,11 +68,11 @@ def walk(run: Run) -> pathlib.Path | None:
     from jebm import images, mcmc
     from jebm.energy import bind
     from jebm.evaluation.cache import write_arrays
-    from jebm.evaluation.long_run import energy_of, training_chain
+    from jebm.evaluation.long_run import energy_of
     from jebm.evaluation.of_run import with_weights
     from jebm.evaluation.records import file_stem
 
-    chain = training_chain(run.config.method)
+    chain = run.method.training_chain
     if chain is None:
         return None
     start_key, chain_key = jax.random.split(jax.random.key(run.config.evaluation.seed))

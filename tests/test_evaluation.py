@@ -10,7 +10,7 @@ import pytest
 from jebm import data, evaluation
 from jebm.data import Source, to_float
 from jebm.evaluation.batches import map_batches
-from jebm.methods.base import Method
+from jebm.methods.base import Method, TrainingChain
 
 SHAPE = (2, 3, 1)
 SIGMA = 0.15  # of a pixel, in units of [-1, 1]
@@ -278,7 +278,7 @@ def test_a_long_run_follows_the_law_of_its_chains(key):
     s2, eta, steps = 0.01, 1e-4, 5
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * s2))
     start = gaussian_images(key, 16)
-    run = long_run.long_chains(quadratic, STATE, key, long_run.TrainingChain(steps, eta, 0.0), start, (1, 4))
+    run = long_run.long_chains(quadratic, STATE, key, TrainingChain(steps, eta, 0.0), start, (1, 4))
     a = 1 - eta / s2
     assert run.energies.shape == run.gradient_norms.shape == (4,)
     for i, position in zip((1, 4), run.positions, strict=True):
@@ -292,7 +292,7 @@ def test_records_of_a_long_run(key):
 
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
     given = (quadratic, STATE, source(50, 400), key)
-    chain = long_run.TrainingChain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
+    chain = TrainingChain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
     records, _ = long_run.evaluate_long_run(
         *given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10)
     )
@@ -306,14 +306,14 @@ def test_records_of_a_long_run(key):
     assert (protocol["chain_steps"], protocol["chain"]["num_steps"]) == (20, 2)
     with pytest.raises(ValueError, match="long_run|NaN or an infinity"):
         long_run.evaluate_long_run(
-            *given, chain=long_run.TrainingChain(2, 1e9, 1.0), features=PIXELS, protocol={}, multiples=(1, 10)
+            *given, chain=TrainingChain(2, 1e9, 1.0), features=PIXELS, protocol={}, multiples=(1, 10)
         )
 
 
 def test_the_chain_of_each_family():
     from jebm import methods
-    from jebm.evaluation import training_chain
 
+    training_chain = lambda config: methods.build(config).training_chain  # noqa: E731
     # the released EC-VAE: s = 1e-6 on E = f/τ; Hat EBM: ε = 5e-4 at T = 1e-8
     ec = training_chain(methods.ECVAEConfig())
     assert ec == (15, pytest.approx(5e-7), 1.0, None)

@@ -6,7 +6,7 @@ from jebm.evaluation.fidelity import psnr, ssim
 from jebm.evaluation.frechet import Statistics, extrapolated, frechet_distance, merge, statistics
 from jebm.evaluation.generation import evaluate_generation, generate_images
 from jebm.evaluation.inception import inception_features
-from jebm.evaluation.long_run import TrainingChain, evaluate_long_run, long_chains, training_chain
+from jebm.evaluation.long_run import evaluate_long_run, long_chains
 from jebm.evaluation.measure import (
     DEFAULT_METRICS,
     METRICS,
@@ -23,11 +23,11 @@ from jebm.evaluation.reference import FeatureSet, feature_set
 from jebm.evaluation.samples import classifier_score, kernel_distance, precision_recall
 
 __all__ = [
-    "DEFAULT_METRICS", "METRICS", "FeatureSet", "Features", "Record", "Statistics", "TrainingChain", "aupr", "auroc",
+    "DEFAULT_METRICS", "METRICS", "FeatureSet", "Features", "Record", "Statistics", "aupr", "auroc",
     "auroc_interval", "bootstrap_interval", "bracket", "classifier_features", "classifier_score", "evaluate",
     "evaluate_generation", "evaluate_likelihood", "evaluate_long_run", "evaluate_ood", "evaluate_reconstruction",
     "evaluate_scores", "extrapolated", "feature_set", "forward_weights", "fpr95", "frechet_distance",
     "generate_images", "inception_features", "kernel_distance", "long_chains", "merge", "one_resolution", "outliers",
     "precision_recall", "psnr", "random_features", "read_all", "read_record", "reverse_weights", "run_protocol",
-    "source_features", "ssim", "statistics", "training_chain", "tune_steps", "write_record",
+    "source_features", "ssim", "statistics", "tune_steps", "write_record",
 ]  # fmt: skip

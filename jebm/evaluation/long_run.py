@@ -18,30 +18,12 @@ from jebm.data import Source, to_uint8
 from jebm.energy import bind
 from jebm.evaluation.features import Features
 from jebm.evaluation.records import Record, cost
-from jebm.methods import ChainConfig
-from jebm.methods.base import Method, State
-from jebm.methods.calibration import CalibrationConfig
+from jebm.methods.base import Method, State, TrainingChain
 
-__all__ = ["MULTIPLES", "LongRun", "TrainingChain", "energy_of", "evaluate_long_run", "long_chains", "training_chain"]
+__all__ = ["MULTIPLES", "LongRun", "energy_of", "evaluate_long_run", "long_chains"]
 
 MULTIPLES = (1, 10, 100, 1000)
 NUM_CHAINS = 32
-
-
-class TrainingChain(NamedTuple):
-    """A chain on images, in this library's units.
-
-    Attributes:
-        num_steps: K.
-        step_size: η, on ``method.energy``.
-        temperature: T, of ``method.energy``.
-        max_displacement: bound on the drift's norm, or None.
-    """
-
-    num_steps: int
-    step_size: float
-    temperature: float
-    max_displacement: float | None = None
 
 
 class LongRun(NamedTuple):
@@ -56,21 +38,6 @@ class LongRun(NamedTuple):
     energies: np.ndarray
     gradient_norms: np.ndarray
     positions: np.ndarray
-
-
-def training_chain(config: Any) -> TrainingChain | None:
-    """The image chain of a method's configuration; None for a family that has none (its chains are annealed).
-
-    Energy-calibrated VAE: s on ``E = f/τ`` (without the conditional term). Hat EBM: ε on H at T, without ``τ‖y‖²``.
-    """
-    chain = getattr(config, "calibration", getattr(config, "chain", None))
-    if isinstance(chain, CalibrationConfig):
-        return TrainingChain(chain.num_steps, mcmc.from_half_step(chain.step_size), 1.0)
-    if isinstance(chain, ChainConfig):
-        temperature = config.temperature
-        step_size = mcmc.from_noise_scale(chain.noise_scale, temperature)
-        return TrainingChain(chain.num_steps, step_size, temperature, chain.max_displacement)
-    return None
 
 
 def long_chains(

@@ -23,10 +23,10 @@ from jebm.evaluation.cache import write_arrays
 from jebm.evaluation.features import Features, source_features
 from jebm.evaluation.fidelity import ssim
 from jebm.evaluation.generation import evaluate_generation, generate_images
-from jebm.evaluation.long_run import TrainingChain, evaluate_long_run
+from jebm.evaluation.long_run import evaluate_long_run
 from jebm.evaluation.outliers import channel_statistics, compressed_size, one_resolution, outliers
 from jebm.evaluation.records import Record, cost, file_stem
-from jebm.methods.base import Method, State
+from jebm.methods.base import Method, State, TrainingChain
 
 __all__ = [
     "DEFAULT_METRICS", "METRICS", "evaluate", "evaluate_likelihood", "evaluate_ood", "evaluate_reconstruction",
@@ -312,7 +312,7 @@ def evaluate(
         reference: the split that generated images are compared with.
         others: image sets for `evaluate_ood`.
         temperature: T of ``method.energy``, for `evaluate_likelihood`.
-        chain: for ``long_run``, see `long_run.training_chain`.
+        chain: for ``long_run``, see `jebm.methods.base.Method`.
         directory: where generated images, raw scores and chains are kept beside the records; None: nowhere.
         on_records: called with each group.
 

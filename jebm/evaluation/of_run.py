@@ -13,7 +13,6 @@ from jebm.config import config_hash
 from jebm.data import Source
 from jebm.evaluation import inception
 from jebm.evaluation.features import Features, source_features
-from jebm.evaluation.long_run import training_chain
 from jebm.evaluation.measure import DEFAULT_METRICS, evaluate
 from jebm.evaluation.records import Record, run_protocol, write_record
 
@@ -73,7 +72,7 @@ def evaluate_run(
     features = choose_features(source, space, say) if {"generation", "long_run"} & set(metrics) else None
     if features is not None:
         features = features._replace(function=functools.partial(_counted, features.function, on_features))
-    directory = run.directory.evaluation
+    directory, chain = run.directory.evaluation, run.method.training_chain
 
     def keep(records: list[Record]) -> None:
         for record in records:
@@ -85,7 +84,7 @@ def evaluate_run(
         protocol=protocol, metrics=metrics, batch_size=settings.batch_size, features=features, reference=reference,
         evaluations_per_image=run.method.evaluations_per_image,
         others={_unique(name, other, others): other.test for name, other in others.items()},
-        temperature=getattr(run.config.method, "temperature", 1.0), chain=training_chain(run.config.method),
+        temperature=chain.temperature if chain else 1.0, chain=chain,
         directory=directory, on_records=keep,
     )  # fmt: skip
 

@@ -8,7 +8,23 @@ from jax import Array
 State = Any
 Metrics = dict[str, Array]
 
-__all__ = ["Method"]
+__all__ = ["Method", "TrainingChain"]
+
+
+class TrainingChain(NamedTuple):
+    """The Langevin chain on images that a family trains with, in this library's units.
+
+    Attributes:
+        num_steps: K.
+        step_size: η, on ``Method.energy``.
+        temperature: T; the model's density is ``exp(-energy/T)``.
+        max_displacement: bound on a step's drift, or None.
+    """
+
+    num_steps: int
+    step_size: float
+    temperature: float
+    max_displacement: float | None = None
 
 
 class Method(NamedTuple):
@@ -27,6 +43,7 @@ class Method(NamedTuple):
             over batches (reconstruction error, calibration gap, ...).
         evaluations_per_image: network evaluations that one generated image costs (a gradient counts as one).
         parameters: ``state -> {network name: parameter tree}``, for counting and looking.
+        training_chain: what long runs and the report walk; None where training's chains are annealed or on latents.
     """
 
     init: Callable[[Array, Array], State]
@@ -37,3 +54,4 @@ class Method(NamedTuple):
     scores: Callable[[Array, State, Array], Metrics]
     parameters: Callable[[State], dict[str, Any]]
     evaluations_per_image: int = 1
+    training_chain: TrainingChain | None = None

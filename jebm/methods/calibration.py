@@ -26,10 +26,11 @@ from jax.tree_util import Partial
 from jebm import mcmc
 from jebm.config import check
 from jebm.energy import Annealed, Energy, anneal, at_step, value
+from jebm.methods.base import TrainingChain
 
 __all__ = [
     "CalibrationConfig", "calibrate", "calibration_kernel", "calibration_loss", "dual_step", "hinge",
-    "hinged_distance", "noise_floor", "tolerance",
+    "hinged_distance", "noise_floor", "tolerance", "training_chain",
 ]  # fmt: skip
 
 
@@ -72,6 +73,11 @@ class CalibrationConfig:
             self, num_steps=">=1", step_size=">0", temperature=">0", cond_scale=">=0", hinge=">=0", tolerance=">=0",
             dual_initial=">=0", dual_rate=">=0", dual_max=">=0",
         )  # fmt: skip
+
+
+def training_chain(config: CalibrationConfig) -> TrainingChain:
+    """Step s on ``E = f/τ``, without the conditional term."""
+    return TrainingChain(config.num_steps, mcmc.from_half_step(config.step_size), 1.0)
 
 
 def noise_floor(config: CalibrationConfig, dimension: int) -> float:

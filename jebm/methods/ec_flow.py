@@ -290,4 +290,5 @@ def build(config: ECFlowConfig) -> Method:
         reconstruct=bind(reconstruct),
         scores=bind(scores),
         parameters=lambda state: {"flow": state.flow, "energy": state.energy.params},
+        training_chain=calibration.training_chain(config.calibration),
     )

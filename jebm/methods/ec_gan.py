@@ -241,4 +241,5 @@ def build(config: ECGANConfig) -> Method:
         parameters=lambda state: {
             "generator": state.generator, "discriminator": state.discriminator.params, "energy": state.energy.params,
         },
+        training_chain=calibration.training_chain(config.calibration),
     )  # fmt: skip

@@ -467,4 +467,5 @@ def build(config: ECVAEConfig) -> Method:
         reconstruct=functools.partial(reconstruct, config),
         scores=functools.partial(scores, config),
         parameters=lambda state: {**state.vae, "energy": state.energy},
+        training_chain=calibration.training_chain(config.calibration),
     )

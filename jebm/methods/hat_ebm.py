@@ -35,7 +35,7 @@ from jebm.bank import Bank
 from jebm.config import ConfigError, check
 from jebm.energy import Energy, Generator, PyTree, bind
 from jebm.methods import keras_optimizers
-from jebm.methods.base import Method, Metrics
+from jebm.methods.base import Method, Metrics, TrainingChain
 from jebm.methods.hat_chains import ChainConfig, Samples, as_pytree, run_chains
 from jebm.networks.hat_ebm import IMAGE_SIZES, HatDecoder, HatEnergy, HatGenerator, code_shape
 
@@ -465,7 +465,14 @@ def build(config: HatEBMConfig, generator: Generator | None = None) -> Method:
             "generator": state.generator["params"] if isinstance(state.generator, Mapping) else state.generator,
         },
         evaluations_per_image=_evaluations(config),
+        training_chain=training_chain(config),
     )
+
+
+def training_chain(config: HatEBMConfig) -> TrainingChain:
+    """ε on H at T, without ``τ‖y‖²``: the chain of the residual, taken on the image."""
+    step_size = mcmc.from_noise_scale(config.chain.noise_scale, config.temperature)
+    return TrainingChain(config.chain.num_steps, step_size, config.temperature, config.chain.max_displacement)
 
 
 def _evaluations(config: HatEBMConfig) -> int:
