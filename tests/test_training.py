@@ -251,6 +251,28 @@ def test_more_steps_go_on(tiny_experiment, finished_run, run_copy, capsys):
     assert jebm.load(run_copy).step == 14
 
 
+@pytest.mark.slow
+def test_a_streamed_set_goes_on_where_it_stopped(tiny_experiment, tmp_path, monkeypatch):
+    from PIL import Image
+
+    from jebm.data import image_set
+
+    monkeypatch.setattr(image_set, "DECODE_LIMIT", 0)  # files are read and cropped batch by batch, as a large set's are
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(24):
+        size = (9 + i % 3, 9 + i % 2)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(tmp_path / "photos" / f"{i:02d}.png")
+    settings = (f"data.source=folder:{tmp_path / 'photos'}", "data.crop=random", "training.log_every=1")
+    for directory, stops in (("whole", [7]), ("parts", [4, 7])):  # two epochs and a half of three batches
+        for stop in stops:
+            arguments = command(tiny_experiment, tmp_path / directory, *settings, f"training.num_steps={stop}")
+            assert cli.main([*arguments, "--set", "training.sample_every=0"]) == 0
+    one, other = jebm.load(tmp_path / "whole"), jebm.load(tmp_path / "parts")
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
+    assert bits(one.state) == bits(other.state)
+
+
 # --- divergence ------------------------------------------------------------------------------------------------------
 
 
