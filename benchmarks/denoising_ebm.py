@@ -6,6 +6,7 @@
 
 Each model is trained once per seed and sampled in two or three ways: ``two_stage``; ``texture_only``, refinement from
 pure noise down a ladder as long as makes both cost the same evaluations (a gradient counts as one); ``semantic_only``.
+``--levels 3 6 30`` compares the first two at several lengths of refinement.
 Beside the file lies a picture per model: semantic images on top, then refinement steps, then samples. Frechet
 distances are in the feature space that the file names; they are not FID.
 """
@@ -59,11 +60,13 @@ def experiment(path: str, model: str, settings: Sequence[str], seed: int) -> Con
     return dataclasses.replace(base, method=dataclasses.replace(base.method, **MODELS[model]))
 
 
-def variants(config: DenoisingEBMConfig) -> dict[str, DenoisingEBMConfig]:
-    """The ways of sampling one model.
+def variants(config: DenoisingEBMConfig, num_levels: int | None) -> dict[str, DenoisingEBMConfig]:
+    """The ways of sampling one model, with refinement in so many levels (None: as it is configured).
 
     ``texture_only`` takes as many levels as the evaluations of ``two_stage`` pay for, fewer than T of them left over.
     """
+    if num_levels is not None:
+        config = dataclasses.replace(config, refinement=dataclasses.replace(config.refinement, num_levels=num_levels))
     budget = sum(evaluation_counts(dataclasses.replace(config, sampling="two_stage")).values())
     levels = max(2, (budget - 1) // config.refinement.steps_per_level)
     longer = dataclasses.replace(config.refinement, num_levels=levels)
@@ -92,7 +95,8 @@ def strip(config: DenoisingEBMConfig, run: Run) -> np.ndarray:
 
 def measured(
     config: str, models: Sequence[str], seeds: Sequence[int], settings: Sequence[str], n: int, batch_size: int,
-    workdir: pathlib.Path, on_row: Callable[[dict[str, Any], dict[str, Any], np.ndarray], None],
+    levels: Sequence[int | None], workdir: pathlib.Path,
+    on_row: Callable[[dict[str, Any], dict[str, Any], np.ndarray], None],
 ) -> None:  # fmt: skip
     """Trains what is not trained yet, and measures; ``on_row`` sees each row as soon as it is there."""
     features, held_out = None, None
@@ -106,9 +110,10 @@ def measured(
                 features = source_features(source)
                 held_out = statistics(features.function(source.test))
             picture = strip(run.config.method, run)
-            for sampling, chosen in variants(run.config.method).items():
-                if sampling == "semantic_only" and chosen.semantic_levels < 2:
-                    continue  # the one level's noise stays in it
+            ways = [(*way, length) for length in levels for way in variants(run.config.method, length).items()]
+            for sampling, chosen, length in ways:
+                if sampling == "semantic_only" and (chosen.semantic_levels < 2 or length != levels[0]):
+                    continue  # the one level's noise stays in it; and refinement does not touch it
                 start = time.perf_counter()
                 made = sampled(chosen, run, n, batch_size)
                 row = {
@@ -128,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY.PATH=VALUE")
     parser.add_argument("--num", type=int, default=1000, help="images per distance")
+    parser.add_argument("--levels", type=int, nargs="+", default=[None], help="of refinement")
     parser.add_argument("--batch", type=int, default=250, help="images sampled at once")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/denoising_ebm"), help="it goes on")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a .json; pictures lie beside it")
@@ -145,7 +151,7 @@ def main() -> None:
 
     measured(
         options.config, options.models, options.seeds, options.settings, options.num, options.batch,
-        options.workdir, keep,
+        options.levels, options.workdir, keep,
     )  # fmt: skip
 
 

@@ -227,6 +227,8 @@ def test_counts_of_evaluations():
     assert evaluation_counts(paper) == {"semantic": 120, "texture": 391, "decoder": 0}
     latent = dataclasses.replace(paper, semantic_chain="latent")
     assert evaluation_counts(latent) == {"semantic": 120, "texture": 391, "decoder": 1}
+    shorter = dataclasses.replace(paper, chain=dataclasses.replace(paper.chain, sampling_steps=5))
+    assert evaluation_counts(shorter) == {"semantic": 20, "texture": 391, "decoder": 0}
     only = dataclasses.replace(paper, sampling="texture_only")
     assert evaluation_counts(only) == {"semantic": 0, "texture": 601, "decoder": 0}
     only = dataclasses.replace(paper, sampling="semantic_only")

@@ -309,10 +309,11 @@ def test_a_level_of_the_semantic_chain_has_its_law_on_latents(key):
 
 @pytest.mark.parametrize("recovery", [False, True])
 def test_the_levels_of_the_first_stage_have_their_law(key, recovery):
-    config, ladder = ChainConfig(num_steps=3, noise_scale=0.6, max_drift=None), np.array([0.9, 0.5, 0.3])
+    chain = ChainConfig(num_steps=7, sampling_steps=3, noise_scale=0.6, max_drift=None)
+    ladder = np.array([0.9, 0.5, 0.3])
 
     def run(k, f, x):
-        return chains.anneal_semantic(k, f, x, ladder, config, recovery=recovery)
+        return chains.anneal_semantic(k, f, x, ladder, chain, recovery=recovery)
 
     samples = ends(key, run)
     if not recovery:

@@ -51,7 +51,8 @@ class ChainConfig:
     """A semantic chain; defaults as in Gao et al. (arXiv 2012.08125) [pixels] and ours [latents].
 
     Attributes:
-        num_steps: K, at each noise level, in training and in sampling.
+        num_steps: K, at each noise level.
+        sampling_steps: steps at each level when images are made; None for K.
         noise_scale: b of a chain on pixels; 0.01414 is b² = 2e-4.
         latent_step_size: η of a chain on latents, of the whole energy at T = 1.
         latent_temperature: τ of a chain on latents. The regularisation holds F to about 1, so a density that is to
@@ -61,6 +62,7 @@ class ChainConfig:
     """
 
     num_steps: int = 30
+    sampling_steps: int | None = None
     noise_scale: float = 0.01414
     latent_step_size: float = 0.05
     latent_temperature: float = 0.01
@@ -68,9 +70,13 @@ class ChainConfig:
 
     def __post_init__(self) -> None:
         check(
-            self, num_steps=">=1", noise_scale=">0", latent_step_size=">0", latent_temperature=">0",
-            max_drift=">0",
+            self, num_steps=">=1", sampling_steps=">=1", noise_scale=">0", latent_step_size=">0",
+            latent_temperature=">0", max_drift=">0",
         )  # fmt: skip
+
+    def when_sampling(self) -> "ChainConfig":
+        """The chain with as many steps as images are made with."""
+        return self if self.sampling_steps is None else dataclasses.replace(self, num_steps=self.sampling_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +185,7 @@ def anneal_semantic(
     Returns:
         One image at the last level's noise, or one latent.
     """
-    run = functools.partial(run_level, config=config, latent=latent)
+    run = functools.partial(run_level, config=config.when_sampling(), latent=latent)
     gaps = recovery_gaps(sigmas)
 
     def level(x: Array, at: tuple[Array, Array, Array]) -> tuple[Array, None]:

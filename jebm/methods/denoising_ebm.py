@@ -282,7 +282,7 @@ def evaluation_counts(config: DenoisingEBMConfig) -> dict[str, int]:
     """What one image costs: gradients of F, evaluations of u (or its gradients, with the full drift), and of g."""
     coarse, fine = _stages(config)
     return {
-        "semantic": len(coarse) * config.chain.num_steps,
+        "semantic": len(coarse) * config.chain.when_sampling().num_steps,
         "texture": len(fine) * config.refinement.steps_per_level + (1 if len(fine) else 0),
         "decoder": int(config.semantic_chain == "latent" and len(coarse) > 0),
     }
