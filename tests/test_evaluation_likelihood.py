@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jebm import evaluation
-from jebm.data import Source
+from jebm.data import Source, to_float
 from jebm.energy import bind
 from jebm.evaluation import annealed_importance as ais
 from jebm.methods.base import Method
@@ -133,3 +133,17 @@ def test_bits_per_dimension_of_a_product_law(key):
     mean = k * (test / 127.5 - 1).sum((1, 2, 3)).mean()
     bits = (mean + log_z) / (2 * np.log(2)) + np.log2(127.5)
     assert values["bits_per_dimension_lower"] - 0.25 < bits < values["bits_per_dimension_upper"] + 0.25
+
+
+def test_no_upper_bound_where_no_chain_found_the_data(key):
+    # every test image sits at the bottom of a well too narrow to fall into
+    test = np.full((8, 2, 1, 1), 200, np.uint8)
+    bottom = to_float(test[0])
+    well = lambda state, x: -50.0 * jnp.exp(-jnp.square((x - bottom) / 0.001).sum((1, 2, 3)))  # noqa: E731
+    method = Method(None, None, None, well, None, None, None)  # type: ignore[arg-type]
+    source = Source("well", test, test, None, None, None, "0" * 16)
+    records = evaluation.evaluate_likelihood(
+        method, {}, source, key, protocol={}, num_levels=50, equilibration_steps=5
+    )
+    assert {record.metric for record in records} == {"log_partition_lower", "bits_per_dimension_lower"}
+    assert records[0].protocol["lowest_reverse_start_energy"] > records[1].protocol["mean_energy"] == -50.0
