@@ -26,7 +26,8 @@ from jebm.methods.denoising_chains import ChainConfig, RefinementConfig
 def get_config():
     return Config(
         method=DenoisingEBMConfig(
-            image_size=8, channels=1, width=4, multipliers=(1,), num_blocks=1, head_outputs=3, head_width=8,
+            image_size=8, channels=1, semantic_chain="pixel", width=4, multipliers=(1,), num_blocks=1,
+            head_outputs=3, head_width=8,
             semantic_levels=3, chain=ChainConfig(num_steps=2), refinement=RefinementConfig(num_levels=2,
             steps_per_level=2), learning_rate=2e-3, warmup_steps=0, negatives="bank", bank_size=8,
         ),

@@ -3,13 +3,15 @@
 Command:   jebm train configs/denoising_ebm/cifar10.py --workdir runs/denoising_cifar10
 Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
            --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
-Hardware:  one GPU of 80 GB or a TPU slice. About 15 hours for 300,000 iterations on an H100-class GPU; this is
-           an estimate from the operation count (26 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Hardware:  one GPU of 80 GB or a TPU slice. About 2 hours for 300,000 iterations on an H100-class GPU; this is
+           an estimate from the operation count (2.4 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
 Expect:    unknown. Sizes, formulas and scores of the paper are not at hand, so this is no replication, and no score of
-           the paper is promised. A sample costs 120 gradients of the semantic energy and 391 evaluations of the U-Net.
+           the paper is promised. A sample costs 20 gradients of the semantic energy, on latents, and
+           391 evaluations of the U-Net.
 
 From the released codes of neighbouring methods: the widths and K = 30, b² = 2e-4 (DRL), the
-head's 128 numbers (CLEL), batch, learning rate, average and iterations (NCSNv2), the energies' L2 (IGEBM).
+head's 128 numbers (CLEL), batch, learning rate, average and iterations (NCSNv2), the energies' L2 (IGEBM;
+its weight is ours).
 The ladders follow the rules of NCSNv2 (arXiv 2006.09011). Ours: everything else, see `jebm.methods.denoising_ebm`.
 """
 

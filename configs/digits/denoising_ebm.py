@@ -18,7 +18,6 @@ def get_config() -> Config:
         method=DenoisingEBMConfig(
             image_size=8,
             channels=1,
-            semantic_chain="latent",
             width=16,
             multipliers=(1, 2),
             num_blocks=1,
@@ -26,8 +25,8 @@ def get_config() -> Config:
             latent_width=16,
             head_outputs=32,
             head_width=128,
-            chain=ChainConfig(num_steps=10),
-            refinement=RefinementConfig(num_levels=30),
+            chain=ChainConfig(num_steps=30, sampling_steps=5),
+            refinement=RefinementConfig(num_levels=10),
             learning_rate=1e-3,
             warmup_steps=100,
         ),

@@ -6,7 +6,7 @@ Hardware:  2 CPU cores. Not timed at this size; `--set method.image_size=14` mak
 Expect:    see results/denoising_ebm.md.
 
 From the released codes of neighbouring methods: b² = 2e-4 (DRL), the averages' decay (NCSNv2), the
-energies' L2 (IGEBM). Ours: everything else, see `jebm.methods.denoising_ebm`.
+energies' L2 (IGEBM; its weight is ours). Ours: everything else, see `jebm.methods.denoising_ebm`.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
@@ -27,8 +27,8 @@ def get_config() -> Config:
             latent_width=16,
             head_outputs=32,
             head_width=128,
-            chain=ChainConfig(num_steps=10),
-            refinement=RefinementConfig(num_levels=30),
+            chain=ChainConfig(num_steps=30, sampling_steps=5),
+            refinement=RefinementConfig(num_levels=10),
             learning_rate=1e-3,
             warmup_steps=100,
         ),

@@ -64,7 +64,7 @@ class ChainConfig:
     num_steps: int = 30
     sampling_steps: int | None = None
     noise_scale: float = 0.01414
-    latent_step_size: float = 0.05
+    latent_step_size: float = 0.2
     latent_temperature: float = 0.01
     max_drift: float | None = 0.3
 

@@ -81,7 +81,7 @@ class DenoisingEBMConfig:
     image_size: int = 32
     channels: int = 3
     semantic_energy: str = "vec_norm"
-    semantic_chain: Literal["latent", "pixel"] = "pixel"
+    semantic_chain: Literal["latent", "pixel"] = "latent"
     width: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = 2
@@ -93,12 +93,12 @@ class DenoisingEBMConfig:
     sigma_min: float = 0.01
     semantic_sigma_min: float = 0.08
     semantic_levels: int = 6
-    chain: ChainConfig = ChainConfig()
+    chain: ChainConfig = ChainConfig(sampling_steps=5)
     negatives: Literal["noisier", "bank", "recovery"] = "noisier"
     bank_size: int = 10_000
     rejuvenation: float = 0.05
     denoising_weight: float = 1.0
-    energy_regularization: float = 1.0
+    energy_regularization: float = 0.1
     texture_weight: float = 1.0
     score_sigma: float = 0.2
     refinement: RefinementConfig = RefinementConfig()
