@@ -1,4 +1,4 @@
-"""Families other than EC-VAE as the prior of a restoration, fresh and narrow."""
+"""Every family as the prior of a restoration, fresh and narrow."""
 
 import pathlib
 
@@ -18,6 +18,8 @@ NARROW = {
     "ec_flow": ["method.width=4", "method.num_steps=1", "method.num_scales=1"],
     "ec_gan": ["method.generator_width=2"],
     "hat_synthesis": ["method.energy_width=4", "method.generator_width=4", "method.bank_size=16"],
+    "hat_autoencoder": [],
+    "denoising_ebm": ["method.width=4", "method.bank_size=16"],
 }
 
 
@@ -29,6 +31,7 @@ def test_restoration_with(name):
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 1)), jnp.float32)
     state = jax.jit(method.init)(jax.random.key(0), images)
     prior = prior_of(Run(RunDirectory(pathlib.Path("nowhere")), config, method, state, 0, {}))
+    assert (prior.generator is None) == (name == "denoising_ebm")
     operator = average_pooling(8, 2)
     y = jax.vmap(operator.apply)(images[:2])
     settings = RestorationConfig(restarts=2, descent_steps=2, num_steps=2, refinement_steps=2)
