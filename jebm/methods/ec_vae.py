@@ -12,6 +12,10 @@ dual step of λ with the C of this iteration.
 Batch statistics: the decoder is applied three times an iteration in training mode (reconstruction, x_g, negatives),
 each time normalised by its own batch and updating the running averages. Generation re-estimates them on prior
 latents alone [ours], as "standing statistics" (Brock et al., arXiv 1809.11096).
+
+With ``calibrated_posterior`` the encoder has the constraint of `posterior_calibration` beside it [inferred]: its
+samples z_q should be near fixed points of a short Langevin chain on the exact posterior. That chain sees the decoder
+under the statistics of the reconstructed batch, held fixed, since a posterior of one image knows of no other.
 """
 
 import dataclasses
@@ -29,9 +33,10 @@ from jebm import energy as energies
 from jebm import losses, mcmc, sharding
 from jebm.config import ConfigError, check
 from jebm.energy import Annealed, Energy
-from jebm.methods import calibration
+from jebm.methods import calibration, posterior_calibration
 from jebm.methods.base import Method, Metrics
 from jebm.methods.calibration import CalibrationConfig
+from jebm.methods.posterior_calibration import PosteriorCalibrationConfig
 from jebm.networks import spectral_norm
 from jebm.networks.ec_vae import Decoder, Encoder
 from jebm.networks.ec_vae_256 import Encoder256, Generator256
@@ -70,6 +75,9 @@ class ECVAEConfig:
         average_decay: of the exponential moving average of encoder and decoder that generates [ours; the released
             code has the class and does not use it]; at step t at most (1 + t)/(10 + t).
         calibration: the chain and the constraint.
+        calibrated_posterior: calibrate the encoder's samples too [inferred]; needs the squared error and β > 0, which
+            make the decoder's errors Gaussian with σ² = β/2.
+        posterior: that chain and constraint.
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
     """
 
@@ -91,6 +99,8 @@ class ECVAEConfig:
     b2: float = 0.9
     average_decay: float = 0.999
     calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
+    calibrated_posterior: bool = False
+    posterior: PosteriorCalibrationConfig = dataclasses.field(default_factory=PosteriorCalibrationConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -120,6 +130,16 @@ class ECVAEConfig:
                 f"{self.image_size} px images below 1 px: use fewer layers, or energy_scales=1"
             )
         losses.get(self.reconstruction)
+        if self.calibrated_posterior and not _gaussian(self):
+            raise ConfigError(
+                f"calibrated_posterior=True does not fit kl_weight={self.kl_weight}, reconstruction="
+                f"{self.reconstruction!r}: it needs kl_weight>0 and the squared error, a Gaussian likelihood"
+            )
+
+
+def _gaussian(config: ECVAEConfig) -> bool:
+    """Whether the loss is 2σ² times a negative ELBO with Gaussian errors."""
+    return config.kl_weight > 0 and config.reconstruction == "squared_error"
 
 
 class Networks(NamedTuple):
@@ -142,7 +162,7 @@ class ECVAEState(NamedTuple):
         energy: parameters of f.
         energy_spectral: its singular vectors; empty without spectral normalisation.
         energy_optimizer: Adam's state.
-        dual: λ, float32.
+        dual: λ, float32; with a calibrated posterior the pair λ and μ_z.
     """
 
     vae: Any
@@ -153,7 +173,7 @@ class ECVAEState(NamedTuple):
     energy: Any
     energy_spectral: Any
     energy_optimizer: Any
-    dual: Array
+    dual: Any
 
 
 class Draws(NamedTuple):
@@ -166,6 +186,7 @@ class Draws(NamedTuple):
         negative_key: of the chains that make the energy's negatives.
         calibration_noise: recorded chain noise [B, K, H, W, C] instead of the key, or None.
         negative_noise: likewise.
+        posterior_key: of the chains on the posterior.
     """
 
     posterior: Array
@@ -174,6 +195,7 @@ class Draws(NamedTuple):
     negative_key: Array
     calibration_noise: Array | None = None
     negative_noise: Array | None = None
+    posterior_key: Array | None = None
 
 
 def networks(config: ECVAEConfig) -> Networks:
@@ -224,6 +246,7 @@ def initialize(config: ECVAEConfig, key: Array, batch: Array) -> ECVAEState:
     }
     energy_spectral = spectral_norm.init(next(keys), energy) if config.spectral_norm else {}
     vae_optimizer, energy_optimizer = optimizers(config)
+    dual = jnp.asarray(config.calibration.dual_initial, jnp.float32)
     return ECVAEState(
         vae=vae,
         batch_stats={"encoder": encoder["batch_stats"], "decoder": decoder["batch_stats"]},
@@ -233,7 +256,7 @@ def initialize(config: ECVAEConfig, key: Array, batch: Array) -> ECVAEState:
         energy=energy,
         energy_spectral=energy_spectral,
         energy_optimizer=energy_optimizer.init(energy),
-        dual=jnp.asarray(config.calibration.dual_initial, jnp.float32),
+        dual=(dual, jnp.asarray(config.posterior.dual_initial, jnp.float32)) if config.calibrated_posterior else dual,
     )
 
 
@@ -248,7 +271,8 @@ def draw(config: ECVAEConfig, key: Array, batch_size: int) -> Draws:
     posterior, latent, calibration_key, negative_key = jax.random.split(key, 4)
     shape = (batch_size, config.latent_size)
     normal = lambda key: sharding.constrain_batch(jax.random.normal(key, shape))  # noqa: E731
-    return Draws(normal(posterior), normal(latent), calibration_key, negative_key)
+    posterior_key = jax.random.fold_in(key, 4)
+    return Draws(normal(posterior), normal(latent), calibration_key, negative_key, posterior_key=posterior_key)
 
 
 def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array) -> tuple[ECVAEState, Metrics]:
@@ -257,6 +281,8 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
     vae_optimizer, energy_optimizer = optimizers(config)
     settings, tau = config.calibration, config.calibration.temperature
     dimension = images[0].size
+    duals: tuple[Any, Any] = state.dual if config.calibrated_posterior else (state.dual, None)
+    dual, posterior_dual = duals
     if config.spectral_norm and config.power_iterations == "per_update":
         state = state._replace(energy_spectral=spectral_norm.iterate(state.energy, state.energy_spectral))
 
@@ -268,14 +294,19 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         (mu, logvar), stats, spectral = _encode(config, nets, vae, stats, spectral, images)
         z = mu + jnp.exp(0.5 * logvar) * draws.posterior
         reconstructed, stats, spectral = _decode(nets, vae, stats, spectral, z)
-        generated, stats, spectral = _decode(nets, vae, stats, spectral, draws.latent)
-        calibrated = calibration.calibrate(draws.calibration_key, head, generated, settings, draws.calibration_noise)
         terms = {
             "reconstruction": jnp.mean(jax.vmap(losses.get(config.reconstruction))(reconstructed, images)),
             "kl": kl_divergence(mu, logvar),
-            "calibration": calibration.calibration_loss(calibrated, generated),
         }
-        total = terms["reconstruction"] + config.kl_weight * terms["kl"] + state.dual * terms["calibration"]
+        total = terms["reconstruction"] + config.kl_weight * terms["kl"]
+        if config.calibrated_posterior:
+            decoder = _decoder_of_batch(nets, vae, state.batch_stats, stats, spectral)
+            terms["posterior_calibration"] = _posterior_distance(config, draws, decoder, images, z)
+            total += posterior_dual * terms["posterior_calibration"]
+        generated, stats, spectral = _decode(nets, vae, stats, spectral, draws.latent)
+        calibrated = calibration.calibrate(draws.calibration_key, head, generated, settings, draws.calibration_noise)
+        terms["calibration"] = calibration.calibration_loss(calibrated, generated)
+        total += dual * terms["calibration"]
         return total, (terms, stats, spectral, calibrated)
 
     gradients, (terms, stats, spectral, calibrated) = jax.grad(vae_loss, has_aux=True)(state.vae)
@@ -297,6 +328,12 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
 
     energy_gradients, (on_data, on_negatives, energy_spectral) = jax.grad(energy_loss, has_aux=True)(state.energy)
     updates, energy_optimizer_state = energy_optimizer.update(energy_gradients, state.energy_optimizer, state.energy)
+    dual = calibration.dual_step(dual, terms["calibration"], settings, dimension)
+    if config.calibrated_posterior:
+        posterior_dual = posterior_calibration.posterior_dual_step(
+            posterior_dual, terms["posterior_calibration"], config.posterior, config.latent_size
+        )
+        terms["posterior_dual"] = posterior_dual
     new_state = ECVAEState(
         vae=vae,
         batch_stats=stats,
@@ -306,10 +343,10 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         energy=optax.apply_updates(state.energy, updates),
         energy_spectral=energy_spectral,
         energy_optimizer=energy_optimizer_state,
-        dual=calibration.dual_step(state.dual, terms["calibration"], settings, dimension),
+        dual=(dual, posterior_dual) if config.calibrated_posterior else dual,
     )
     metrics = terms | {
-        "dual": new_state.dual,
+        "dual": dual,
         "energy_data": jnp.mean(on_data),
         "energy_negative": jnp.mean(on_negatives),
         "vae_gradient_norm": optax.tree.norm(gradients),
@@ -347,6 +384,27 @@ def _decode(nets: Networks, vae: Tree, stats: Tree, spectral: Tree, z: Array) ->
     variables = {"params": params, "batch_stats": stats["decoder"]}
     images, updated = nets.decoder.apply(variables, z, train=True, mutable=["batch_stats"])
     return images, {**stats, "decoder": updated["batch_stats"]}, spectral
+
+
+def _posterior_distance(
+    config: ECVAEConfig, draws: Draws, decoder: energies.Generator, images: Array, z: Array
+) -> Array:
+    assert draws.posterior_key is not None
+    variance = 0.5 * config.kl_weight
+    calibrated = posterior_calibration.calibrate_posterior(
+        draws.posterior_key, decoder, images, z, variance, config.posterior
+    )
+    return posterior_calibration.posterior_loss(calibrated, z)
+
+
+def _decoder_of_batch(nets: Networks, vae: Tree, before: Tree, after: Tree, spectral: Tree) -> energies.Generator:
+    """The decoder of one latent under the statistics of the batch between two running averages."""
+    stats = jax.tree.map(
+        lambda old, new: (new - BatchNorm.decay * old) / (1.0 - BatchNorm.decay), before["decoder"], after["decoder"]
+    )
+    return energies.bind(
+        nets.decoder.apply, {"params": _normalized(vae["decoder"], spectral["decoder"]), "batch_stats": stats}
+    )
 
 
 def _normalized(params: Tree, spectral: Tree) -> Tree:
@@ -422,7 +480,8 @@ def scores(config: ECVAEConfig, key: Array, state: ECVAEState, images: Array) ->
     """Held-out scores.
 
     ``calibration_gap``: ``E ‖x_c - x_g‖² - K s D``, what a calibration chain still moves the samples that generate
-    beyond its own noise; ``energy_gap``: mean f of generated samples minus mean f of data; ``kl``.
+    beyond its own noise; ``energy_gap``: mean f of generated samples minus mean f of data; ``kl``; and, where the loss
+    is that of Gaussian errors, ``elbo``: the bound at σ² = β/2 in nats per image, with one latent each.
     """
     chain_key, latent_key = jax.random.split(key)
     nets = networks(config)
@@ -432,14 +491,16 @@ def scores(config: ECVAEConfig, key: Array, state: ECVAEState, images: Array) ->
     generated = generate(config, latent_key, state, images.shape[0])
     calibrated = calibration.calibrate(chain_key, head, generated, config.calibration)
     distance = calibration.calibration_loss(calibrated, generated)
-    (mu, logvar), _ = _posterior(config, state, images)
+    (mu, logvar), decode = _posterior(config, state, images)
+    z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.fold_in(key, 2), mu.shape)
+    bound = posterior_calibration.evidence_bound(images, decode(z), mu, logvar, 0.5 * config.kl_weight)
     f = lambda x: jnp.mean(jax.vmap(head)(x))  # noqa: E731
     return {
         "calibration_distance": distance,
         "calibration_gap": distance - calibration.noise_floor(config.calibration, images[0].size),
         "energy_gap": f(generated) - f(images),
         "kl": kl_divergence(mu, logvar),
-    }
+    } | ({"elbo": jnp.mean(bound)} if _gaussian(config) else {})
 
 
 def _posterior(config: ECVAEConfig, state: ECVAEState, images: Array) -> tuple[tuple[Array, Array], energies.Generator]:
