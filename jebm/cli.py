@@ -135,6 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--fraction", type=float, help="inpaint (random): known pixels; compressed: coefficients")
     restore.add_argument("--noise", type=float, default=0.0, help="deviation of the measurement's noise (default 0)")
     restore.add_argument("--restarts", type=int, default=4, help="starts per image (default 4)")
+    restore.add_argument(
+        "--estimate", choices=["best", "mean"], default="best",
+        help="of the starts: the best one (default), or their mean: smoother, of lower squared error",
+    )  # fmt: skip
     restore.add_argument("--refinement-steps", type=int, default=0, help="pixel Langevin steps (default 0)")
     restore.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     restore.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
@@ -309,8 +313,9 @@ def _restore(options: argparse.Namespace) -> None:
     }
     try:
         config = RestorationConfig(
-            restarts=options.restarts, noise_std=options.noise, refinement_steps=options.refinement_steps
-        )
+            restarts=options.restarts, noise_std=options.noise, estimate=options.estimate,
+            refinement_steps=options.refinement_steps,
+        )  # fmt: skip
         scores = restore_files(
             run, Task(options.task, **chosen), options.input, options.out, config=config, original=options.original,
             degrade=options.degrade, seed=options.seed,

@@ -213,6 +213,15 @@ def test_the_restart_of_the_lowest_potential_is_kept_and_clipped():
     np.testing.assert_allclose(restored.potential[0, best], expected, rtol=1e-5)
 
 
+def test_the_mean_of_the_restarts_is_another_estimate():
+    case = case_of("mask")
+    config = RestorationConfig(restarts=5, descent_steps=3, num_steps=2, estimate="mean")
+    restored = run(case, config)
+    np.testing.assert_allclose(restored.images[0], jnp.clip(restored.samples[0].mean(0), -1, 1), atol=1e-6)
+    assert float(restored.consistency[0]) < 1e-5
+    np.testing.assert_allclose(case.operator.apply(restored.images[0]), case.y, atol=1e-6)
+
+
 def test_clipping_keeps_the_measurement():
     operator = OPERATORS["pooling"]
     truth = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, SHAPE), jnp.float32)

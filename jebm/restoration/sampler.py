@@ -9,13 +9,13 @@ arXiv 2212.00490). For a measurement ``y = A x`` (plus noise of deviation σ_y) 
     z'   = z - η ∇U(z) + sqrt(2 η T) ξ                           from R starts, after some steps of Adam on U
     x̂'   = A⁺y + (I - A⁺A)(x̂ - η_p ∇E_p(x̂) + sqrt(2 η_p T) ξ)   pixel refinement in the null space of A
 
-and of the R images the one of the lowest U is kept. Where the measurement is noisy, neither x̂ nor the refinement holds
-on to y exactly: see `restore`.
+and of the R images the one of the lowest U is kept, or their mean, which has the measurement too. Where the
+measurement is noisy, neither x̂ nor the refinement holds on to y exactly: see `restore`.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class RestorationConfig:
         likelihood_std: σ; None: ``noise_std`` where it is above 0, else 0.1. Without noise it says how far G(z) may
             be from the image, since the generator does not reach it exactly.
         noise_std: σ_y, the deviation of the measurement's noise, in the units of y; 0 for an exact measurement.
+        estimate: ``"best"``: of the R images that of the lowest U, about as sharp as the prior's own; ``"mean"``: their
+            mean, nearer to the original in squared error the more they differ, and smoother.
         refinement_steps: K_p, Langevin steps on the pixels.
         refinement_step_size: η_p; None: as for ``step_size``, of E_p, and at most ``d/(2 ‖∇E_p‖²)`` at A⁺y or G(z), d
             values in the image: no drift is longer than the noise, also where an energy is piecewise linear.
@@ -61,6 +63,7 @@ class RestorationConfig:
     energy_weight: float = 1.0
     likelihood_std: float | None = None
     noise_std: float = 0.0
+    estimate: Literal["best", "mean"] = "best"
     refinement_steps: int = 0
     refinement_step_size: float | None = None
 
@@ -98,8 +101,8 @@ class Restored(NamedTuple):
     """What `restore` gives.
 
     Attributes:
-        images: [B, H, W, C] in [-1, 1]: the restart of the lowest U, clipped, and kept near y as it is clipped.
-        consistency: [B], mean of ``|A x̂ - y|`` of that restart before it was clipped.
+        images: [B, H, W, C] in [-1, 1]: the estimate, clipped, and kept near y as it is clipped.
+        consistency: [B], mean of ``|A x̂ - y|`` of that estimate before it was clipped.
         potential: U at the end of each latent chain [B, R].
         samples: x̂ of every restart [B, R, H, W, C], not clipped.
         latents: z at the end of each latent chain [B, R, ...].
@@ -182,9 +185,9 @@ def _restore(key: Array, prior: Prior, operator: Operator, measurements: Array, 
     def one(key: Array, y: Array) -> Restored:
         keys = mcmc.chain_keys(key, config.restarts)
         samples, potential, latents = jax.vmap(lambda key: _chain(key, prior, operator, y, config))(keys)
-        best = samples[jnp.argmin(potential)]
-        consistency = jnp.mean(jnp.abs(operator.apply(best) - y))
-        return Restored(_into_range(operator, best, y, config.noise_std), consistency, potential, samples, latents)
+        chosen = samples.mean(0) if config.estimate == "mean" else samples[jnp.argmin(potential)]
+        consistency = jnp.mean(jnp.abs(operator.apply(chosen) - y))
+        return Restored(_into_range(operator, chosen, y, config.noise_std), consistency, potential, samples, latents)
 
     return jax.vmap(one)(mcmc.chain_keys(key, measurements.shape[0]), measurements)
 
