@@ -13,6 +13,7 @@ task; restored is the last arm's.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import platform
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=32)
     parser.add_argument("--restarts", type=int, default=4)
     parser.add_argument("--descent-steps", type=int, default=200)
+    parser.add_argument("--likelihood-std", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
@@ -80,8 +82,9 @@ def main() -> None:
         scores = {}
         for arm, (prior, weight) in arms.items():
             config = RestorationConfig(
-                restarts=options.restarts, descent_steps=options.descent_steps, energy_weight=weight
-            )
+                restarts=options.restarts, descent_steps=options.descent_steps, energy_weight=weight,
+                likelihood_std=options.likelihood_std,
+            )  # fmt: skip
             start = time.process_time()
             restored = jax.block_until_ready(restore(jax.random.key(options.seed), prior, operator, y, config))
             scores[arm] = measure(restored, operator, y, originals)
@@ -106,7 +109,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     about = {
         "command": "python " + " ".join(sys.argv), "commit": commit.strip(), "hardware": f"{platform.machine()}, CPU",
-        "seed": options.seed, "images": options.num,
+        "seed": options.seed, "images": options.num, "settings": dataclasses.asdict(config),
         "training_steps": {name: run.step for name, run in runs.items()},
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
