@@ -99,6 +99,7 @@ def test_one_picture_and_a_mask_of_its_own(restore, cheap_prior, digits, tmp_pat
 def test_mistakes(restore, digits, tmp_path):
     picture("digit.png", digits[0, ..., 0])
     picture("large.png", np.zeros((16, 16), np.uint8))
+    picture("black.png", np.zeros((8, 8), np.uint8))
     picture("colour.png", np.zeros((8, 8, 3), np.uint8))
     np.savez("digits.npz", x=digits)
     np.save("loud.npy", np.full((1, 8, 8, 1), 7.0))
@@ -123,8 +124,10 @@ def test_mistakes(restore, digits, tmp_path):
         (["--input", "digit.png", "--original", "digits.npz"], "digits.npz: 3 originals for 1 measurements"),
         (["--input", "digit.png", "--mask", "large.png"], "the mask is 16x16 pixels, the images are 8x8"),
         (["--input", "digit.png", "--mask", "none.png"], "none.png: no such mask; give box, random or a picture"),
+        (["--input", "digit.png", "--mask", "black.png"], "black.png: no pixel of the mask is white"),
+        (["--input", "digit.png", "--degrade", "--original", "digit.png"], "an input that is degraded first"),
         (["--input", "digit.png", "--task", "superres", "--factor", "3"], "factor 3: it must be at least 2 and divide"),
-        (["--input", "digit.png", "--task", "superres"], "must have the shape (4, 4, 1), got 1 of (8, 8, 1)"),
+        (["--input", "digit.png", "--task", "superres"], "shape (4, 4, 1), got 1 of (8, 8, 1); with --degrade"),
         (["--input", "digit.png", "--task", "colorize"], "colorize: this model makes grey images"),
         (["--input", "digit.png", "--mask", "random", "--fraction", "2"], "fraction 2.0: it must lie between 0 and 1"),
         (["--input", "digit.png", "--restarts", "0"], "restarts=0 is out of range"),

@@ -175,10 +175,16 @@ def restore_files(
     kind = out.suffix.lower()
     if kind not in (".png", ".npz", ""):
         raise DataError(f"{out}: give a .png (one image), an .npz, or a folder (a name without a suffix)")
+    if degrade and original:
+        raise DataError(f"{original}: an input that is degraded first is its own original; leave --original out")
     shape = image_shape(run)
     operator = task.operator(shape)
     measured = jax.eval_shape(operator.apply, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-    names, given = read_images(path, shape if degrade else measured, "the image" if degrade else "the measurement")
+    if degrade:
+        names, given = read_images(path, shape, "the image")
+    else:
+        hint = "" if measured == shape else "; with --degrade give undamaged images"
+        names, given = read_images(path, measured, "the measurement", hint)
     truth = given if degrade else read_images(original, shape, "the original")[1] if original else None
     if truth is not None and len(truth) != len(given):
         raise DataError(f"{original}: {len(truth)} originals for {len(given)} measurements")
@@ -224,7 +230,9 @@ def psnr(x: Array, original: Array) -> Array:
     return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))
 
 
-def read_images(path: pathlib.Path, shape: tuple[int, ...], what: str) -> tuple[list[str], np.ndarray]:
+def read_images(
+    path: pathlib.Path, shape: tuple[int, ...], what: str, hint: str = ""
+) -> tuple[list[str], np.ndarray]:
     """Names and float32 images [n, *shape] of a picture, a folder of pictures, or an array (.npy, or 'x' of .npz).
 
     uint8 images become [-1, 1]; arrays of floats must lie there, up to what noise adds (1.5), unless they are no images
@@ -234,6 +242,7 @@ def read_images(path: pathlib.Path, shape: tuple[int, ...], what: str) -> tuple[
         path: what to read.
         shape: the shape that each must have.
         what: words for it in errors, such as "the original".
+        hint: what to add where the shape is another.
 
     Raises:
         DataError: nothing there, a file that is no picture, another shape, or values out of range.
@@ -242,13 +251,13 @@ def read_images(path: pathlib.Path, shape: tuple[int, ...], what: str) -> tuple[
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
         if not files:
             raise DataError(f"{path}: no picture ({', '.join(PICTURES)}) in this folder")
-        arrays = [_checked(file, read_picture(file)[None], shape, what)[0] for file in files]
+        arrays = [_checked(file, read_picture(file)[None], shape, what, hint)[0] for file in files]
         return [file.name for file in files], np.stack(arrays)
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder")
     if path.suffix.lower() in PICTURES:
-        return [path.name], _checked(path, read_picture(path)[None], shape, what)
-    x = _checked(path, _read_array(path), shape, what)
+        return [path.name], _checked(path, read_picture(path)[None], shape, what, hint)
+    x = _checked(path, _read_array(path), shape, what, hint)
     return [f"{i:06d}.png" for i in range(len(x))], x
 
 
@@ -273,13 +282,15 @@ def read_mask(path: pathlib.Path, size: int) -> np.ndarray:
     """Known pixels, bool [size, size]: white (128 or more) in the picture.
 
     Raises:
-        DataError: no such picture, or one of another size.
+        DataError: no such picture, one of another size, or one without white.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such mask; give box, random or a picture")
     mask = read_picture(path).mean(-1) >= 127.5
     if mask.shape != (size, size):
         raise DataError(f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]} pixels, the images are {size}x{size}")
+    if not mask.any():
+        raise DataError(f"{path}: no pixel of the mask is white, so nothing would be known")
     return mask
 
 
@@ -298,12 +309,12 @@ def _read_array(path: pathlib.Path) -> np.ndarray:
         raise DataError(f"{path}: neither a picture nor a numpy array that can be read") from None
 
 
-def _checked(path: pathlib.Path, x: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+def _checked(path: pathlib.Path, x: np.ndarray, shape: tuple[int, ...], what: str, hint: str) -> np.ndarray:
     if x.ndim == len(shape) and len(shape) == 3 and shape[-1] == 1:  # grey images without their last axis
         x = x[..., None]
     if x.shape[1:] != shape or len(x) == 0:
         given = f"{len(x)} of {x.shape[1:]}" if x.ndim else "a single number"
-        raise DataError(f"{path}: {what} must have the shape {shape}, got {given}")
+        raise DataError(f"{path}: {what} must have the shape {shape}, got {given}{hint}")
     if x.dtype == np.uint8 and len(shape) == 3:
         return images.from_uint8(x)
     if not np.issubdtype(x.dtype, np.floating):
