@@ -44,8 +44,8 @@ class RestorationConfig:
             power iterations find where the chain starts.
         temperature: of the latent chain and of the refinement; 1 samples the posterior, 0 descends.
         energy_weight: ρ.
-        likelihood_std: σ; None: ``noise_std`` where it is above 0, else 0.22. Without noise it says how far G(z) may
-            be from the image, since the generator does not reach it exactly: ``sqrt(β/2)`` of a VAE with weight β.
+        likelihood_std: σ; None: ``noise_std`` where it is above 0, else 0.1. Without noise it says how far G(z) may
+            be from the image, since the generator does not reach it exactly.
         noise_std: σ_y, the deviation of the measurement's noise, in the units of y; 0 for an exact measurement.
         estimate: ``"best"``: of the R images that of the lowest U, about as sharp as the prior's own; ``"mean"``: their
             mean, nearer to the original in squared error the more they differ, and smoother.
@@ -77,7 +77,7 @@ class RestorationConfig:
     @property
     def deviation(self) -> float:
         """The σ of the likelihood."""
-        return (self.noise_std or 0.22) if self.likelihood_std is None else self.likelihood_std
+        return (self.noise_std or 0.1) if self.likelihood_std is None else self.likelihood_std
 
 
 class Prior(NamedTuple):
