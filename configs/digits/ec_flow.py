@@ -2,7 +2,7 @@
 
 Command:   jebm train configs/digits/ec_flow.py --workdir runs/ec_flow
 Hardware:  2 CPU cores, a few minutes.
-Expect:    strokes that look like digits, many broken: a guess, no score has been measured yet.
+Expect:    about 7.8 bits per dimension, and 5.8 without calibration: at the released λ it loses (results/ec_flow.md).
 
 Everything here is ours: the paper (arXiv 2311.04071) names such extensions and gives no numbers.
 """
