@@ -40,8 +40,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "pixel": {"semantic_chain": "pixel"},
     "latent": {"semantic_chain": "latent"},
     "scalar": {"semantic_chain": "pixel", "semantic_energy": "scalar"},
-    # one level for everything that the networks see, where the semantic stage hands over
     "latent_scalar": {"semantic_chain": "latent", "semantic_energy": "scalar"},
+    # one level for everything that the networks see, where the semantic stage hands over
     "one_level": {"semantic_chain": "pixel", "semantic_levels": 1, "sigma_max": 0.2, "semantic_sigma_min": 0.2},
     "latent_one_level": {"semantic_chain": "latent", "semantic_levels": 1, "sigma_max": 0.2, "semantic_sigma_min": 0.2},
 }
