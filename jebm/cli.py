@@ -25,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
     _quiet_logs()
     from jebm.data import DataError
-    from jebm.training import Diverged, NoCheckpoint
+    from jebm.training import CheckpointNotWritten, Diverged, NoCheckpoint
 
     try:
         options.command(options)
     except Diverged as error:
         print(f"jebm: {error}", file=sys.stderr)
         return 1
-    except (ConfigError, DataError, NoCheckpoint, _UserError) as error:
+    except (ConfigError, DataError, CheckpointNotWritten, NoCheckpoint, _UserError) as error:
         print(f"jebm: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has gone
@@ -189,14 +189,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     config = override(load_file(options.config), options.set)
+    from jebm import sharding
+
+    try:
+        many = sharding.initialize()  # before anything asks for a device
+    except ValueError as error:
+        raise _UserError(str(error)) from error
     _enable_compilation_cache()
     from jebm.runs import RunDirectory
     from jebm.training import train
 
     directory = RunDirectory(options.workdir)
-    train(config, directory, say=lambda line: print(f"jebm: {line}", flush=True))
+    main_process = not many or sharding.is_main()
+    train(config, directory, say=lambda line: print(f"jebm: {line}", flush=True) if main_process else None)
+    if not main_process:
+        return
     records = []
-    if config.training.evaluate_at_end:
+    if config.training.evaluate_at_end and not many:  # reading checkpoints needs all processes
         records = _score(_load(options.workdir))
     _write_report(directory)
     newest = sorted(directory.samples.glob("step_*.png"))

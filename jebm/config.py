@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 __all__ = [
-    "Config", "ConfigError", "DataConfig", "EvaluationConfig", "TrainingConfig", "check", "from_dict", "load_file",
-    "nearest", "override", "to_dict",
+    "Config", "ConfigError", "DataConfig", "EvaluationConfig", "RecoveryConfig", "TrainingConfig", "check",
+    "from_dict", "load_file", "nearest", "override", "to_dict",
 ]  # fmt: skip
 
 
@@ -82,6 +82,38 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecoveryConfig:
+    """What a run does when it diverges (`jebm.training.recovery` states the rules).
+
+    Attributes:
+        max_attempts: recoveries before the run stops; 0 stops at the first divergence.
+        learning_rate_factor: each recovery multiplies every learning rate of the method by it.
+        step_size_factor: each recovery multiplies every Langevin step size of the method by it.
+        energy_regularization: each recovery adds it to the method's ``energy_regularization``, where there is one.
+        gap_deviations: the energy gap may lie this many median deviations from its median; 0 turns the rule off.
+        ratio: chain displacements and gradient norms may leave their median by this factor, up or down; 0 for off.
+        stuck_lines: logged lines in which the gap grows away from 0 without a break; 0 turns the rule off.
+        update_ratio: one step may change a network by this share of its norm; 0 turns the rule off.
+    """
+
+    max_attempts: int = 8
+    learning_rate_factor: float = 0.5
+    step_size_factor: float = 1.0
+    energy_regularization: float = 0.0
+    gap_deviations: float = 50.0
+    ratio: float = 50.0
+    stuck_lines: int = 30
+    update_ratio: float = 0.3
+
+    def __post_init__(self) -> None:
+        check(
+            self, max_attempts=">=0", learning_rate_factor="in (0, 1]", step_size_factor="in (0, 1]",
+            energy_regularization=">=0", gap_deviations=">=0", ratio=">=0", stuck_lines=">=0",
+            update_ratio=">=0",
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """The loop.
 
@@ -93,7 +125,9 @@ class TrainingConfig:
         keep_checkpoints: how many of the newest stay.
         num_samples: images in a grid.
         evaluate_at_end: score the model when training ends (`jebm evaluate`).
+        fsdp: devices over which large parameters are split; a batch is spread over all devices whatever it is.
         seed: of initialisation, data order and every draw.
+        recovery: what happens when the run diverges.
     """
 
     num_steps: int = 1000
@@ -103,12 +137,14 @@ class TrainingConfig:
     keep_checkpoints: int = 3
     num_samples: int = 64
     evaluate_at_end: bool = False
+    fsdp: int = 1
     seed: int = 0
+    recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
 
     def __post_init__(self) -> None:
         check(
             self, num_steps=">=1", log_every=">=1", sample_every=">=0", checkpoint_every=">=1",
-            keep_checkpoints=">=1", num_samples=">=1", seed="in [0, 2**63)",
+            keep_checkpoints=">=1", num_samples=">=1", fsdp=">=1", seed="in [0, 2**63)",
         )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def write(directory: RunDirectory) -> None:
         _chain(directory.evaluation),
         _long_run(records),
         _curves(directory.metrics),
+        _recoveries(directory.metrics),
         f"<h2>Configuration</h2><pre>{html.escape(directory.config.read_text())}</pre>",
     ]
     page = (
@@ -207,13 +208,26 @@ training's chain; the drift is 0 for the image that a chain started from, 1 for 
 
 
 def _curves(path: pathlib.Path) -> str:
-    lines = read_metrics(path)
+    lines = [line for line in read_metrics(path) if "event" not in line]
     names = [n for n in (lines[-1] if lines else {}) if n != "step" and "time" not in n and "per_second" not in n]
     if not names:
         return ""
     points = {n: [(line["step"], line[n]) for line in lines if line.get(n) is not None] for n in names}
     picture = _embedded(pictures.curves(points), "svg+xml")
     return f"<h2>Training</h2><img class='plot' alt='curves' src='{picture}'>"
+
+
+def _recoveries(path: pathlib.Path) -> str:
+    events = [line for line in read_metrics(path) if line.get("event") == "recovery"]
+    if not events:
+        return ""
+    rows = [
+        f"<tr><td class='number'>{e['attempt']}</td><td class='number'>{e['detected']:,}</td>"
+        f"<td class='number'>{e['restored']:,}</td><td>{html.escape(e['reason'])}</td></tr>"
+        for e in events
+    ]
+    head = "<tr><th>attempt</th><th>seen at step</th><th>gone on from step</th><th>reason</th></tr>"
+    return f"<h2>Recoveries</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _newest(folder: pathlib.Path, kind: str) -> tuple[str, dict[str, Any]] | None:

@@ -149,7 +149,7 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
     checkpoints = Checkpoints(directory.checkpoints)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract_state(config))
     try:
         state, meta = checkpoints.restore(like, step)

@@ -1,43 +1,130 @@
-"""Devices: the mesh, and what lies where on it. Only this module names mesh axes."""
+"""Devices: the mesh, what lies where on it, and the start of many processes. Only this module names mesh axes.
+
+A mesh has two axes, "data" and "fsdp". Batches, chains and banks are spread over both; parameters, their averages and
+the optimiser's state are split over "fsdp" where they are large, and copied otherwise. The compiler (GSPMD) adds the
+communication, so the program is the same for one device, eight devices and eight hosts.
+"""
+
+import os
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jebm.energy import PyTree
 
-__all__ = ["constrain_batch", "make_mesh", "replicated", "shard_batch", "spread"]
+__all__ = [
+    "constrain_batch", "initialize", "local_rows", "make_mesh", "replicated", "shard_batch", "split_large", "spread",
+    "wait_for_all",
+]  # fmt: skip
 
 DATA_AXIS = "data"
+FSDP_AXIS = "fsdp"
+SMALLEST_SPLIT = 65_536  # entries; below, gathering an array costs more than its copies
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh over all devices, or the first ``num_devices``, with one axis "data" for batches and chains.
+def initialize(environment: dict[str, str] | None = None) -> bool:
+    """Starts `jax.distributed` where this process is one of many; before anything else uses a device.
+
+    That is so where ``JEBM_COORDINATOR`` (host:port), ``JEBM_NUM_PROCESSES`` and ``JEBM_PROCESS_ID`` are set; where
+    ``JEBM_DISTRIBUTED=1`` says that JAX finds the others by itself (a TPU pod); or in a SLURM step of several tasks.
+
+    Args:
+        environment: instead of ``os.environ``.
+
+    Returns:
+        Whether there was something to start. Errors of JAX, such as a coordinator that does not answer, are raised.
 
     Raises:
-        ValueError: more devices asked for than there are.
+        ValueError: one or two of the three variables, or a number that is none.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    names = ("JEBM_COORDINATOR", "JEBM_NUM_PROCESSES", "JEBM_PROCESS_ID")
+    given = [environment[name] for name in names if environment.get(name)]
+    if given:
+        if len(given) < len(names) or not (given[1].isdecimal() and given[2].isdecimal()):
+            raise ValueError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
+        jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
+    elif environment.get("JEBM_DISTRIBUTED") == "1" or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        jax.distributed.initialize()
+    else:
+        return False
+    return True
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come to the point of this name; at once where there is one process."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh over all devices of all processes, or the first ``num_devices``: axes "data" and "fsdp".
+
+    Args:
+        num_devices: all of them by default.
+        fsdp: devices over which large parameters are split; the data axis has ``num_devices / fsdp``.
+
+    Raises:
+        ValueError: more devices asked for than there are, or a number that ``fsdp`` does not divide.
     """
     devices = jax.devices()
     num_devices = len(devices) if num_devices is None else num_devices
     if not 1 <= num_devices <= len(devices):
         raise ValueError(f"a mesh of {num_devices} devices was asked for; this process sees {len(devices)}")
+    if fsdp < 1 or num_devices % fsdp:
+        raise ValueError(f"{num_devices} devices do not divide over an fsdp axis of {fsdp}: take a divisor")
     # Auto axes: banks are gathered by index and chains are vmapped over keys, which Explicit axes refuse
-    types, devices = (AxisType.Auto,), devices[:num_devices]
-    return jax.make_mesh((num_devices,), (DATA_AXIS,), axis_types=types, devices=devices)
+    types, shape = (AxisType.Auto, AxisType.Auto), (num_devices // fsdp, fsdp)
+    return jax.make_mesh(shape, (DATA_AXIS, FSDP_AXIS), axis_types=types, devices=devices[:num_devices])
 
 
 def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Spreads the leading axis of every leaf over the mesh.
+    """Spreads the leading axis of every leaf over the mesh. Of many processes, each brings a whole tree, of which its
+    `local_rows` are taken.
 
     Raises:
         ValueError: a leading axis that the number of devices does not divide.
     """
     sharding = spread(mesh)
 
-    def place(leaf: Array) -> Array:
+    def place(leaf: Array | np.ndarray) -> Array:
         if leaf.shape[0] % mesh.size:
             raise ValueError(f"a leading axis of {leaf.shape[0]} does not divide over {mesh.size} devices")
+        if isinstance(leaf, np.ndarray) and not sharding.is_fully_addressable:  # each process places its own rows
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
         return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a batch that `shard_batch` takes from this process, int64, ascending."""
+    indices = spread(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices if index is not None]))
+
+
+def split_large(tree: PyTree, mesh: Mesh, smallest: int = SMALLEST_SPLIT) -> PyTree:
+    """Shardings for the arrays of ``tree`` (abstract ones will do) that are no batch: parameters and their like.
+
+    A leaf of at least ``smallest`` entries is split over "fsdp" along its longest axis that divides; others are copied.
+    """
+
+    def place(leaf: Array) -> NamedSharding:
+        size = mesh.shape[FSDP_AXIS]
+        axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or leaf.size < smallest or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP_AXIS))
 
     return jax.tree.map(place, tree)
 
@@ -50,7 +137,7 @@ def constrain_batch(tree: PyTree) -> PyTree:
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec(DATA_AXIS))
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -60,4 +147,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def spread(mesh: Mesh) -> NamedSharding:
     """The sharding that spreads the leading axis over all devices of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))

@@ -51,6 +51,14 @@ def tiny_experiment(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def toy_experiment(tmp_path_factory) -> pathlib.Path:
+    """A configuration file of `toy_family`, which compiles in a second; processes find it with tests/ on their path."""
+    path = tmp_path_factory.mktemp("experiment") / "toy.py"
+    path.write_text('"""A toy."""\n\nfrom toy_family import get_config as get_config\n')
+    return path
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny_experiment, tmp_path_factory) -> pathlib.Path:
     """The directory of that experiment, trained without a break. To be copied, not changed."""
     from jebm import cli

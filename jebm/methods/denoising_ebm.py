@@ -40,6 +40,7 @@ from jebm.bank import Bank
 from jebm.config import ConfigError
 from jebm.methods import denoising_chains as chains
 from jebm.methods import denoising_energies as parts
+from jebm.methods import watching
 from jebm.methods.base import Method, Metrics
 from jebm.methods.denoising_model import (
     DenoisingEBMConfig,
@@ -237,8 +238,10 @@ def update(
         params[name] = optax.apply_updates(state.params[name], updates)
         metrics[f"{name}_gradient_norm"] = optax.tree.norm(gradient)
     decay = jnp.minimum(config.average_decay, (1.0 + state.step) / (10.0 + state.step))
-    moved = jnp.sqrt(jnp.mean(jnp.square(rows.negatives - rows.starts)))
-    metrics |= {"energy_gap": metrics["energy_data"] - metrics["energy_negative"], "chain_displacement": moved}
+    metrics |= {"energy_gap": metrics["energy_data"] - metrics["energy_negative"]}
+    metrics |= watching.displacement(rows.starts, rows.negatives)
+    semantic = semantic_function(config, state.params)
+    metrics |= watching.gradient_norms(semantic, rows.positives, rows.negatives, rows.sigmas)
     if rows.bank is not None:
         metrics["bank_age"] = rows.bank.ages.astype(jnp.float32).mean()
     new = DenoisingEBMState(

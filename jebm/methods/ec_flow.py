@@ -25,7 +25,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm import mcmc
 from jebm.config import ConfigError, check
-from jebm.methods import calibration
+from jebm.methods import calibration, watching
 from jebm.methods.base import Method, Metrics
 from jebm.methods.calibrating_energy import EnergyModel, EnergyState
 from jebm.methods.calibration import CalibrationConfig
@@ -215,6 +215,7 @@ def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) 
     updates, optimizer = _optimizer(config).update(gradients, state.optimizer, state.flow)
     flow = optax.apply_updates(state.flow, updates)
     energy, metrics = model.step(energy, images, calibrated, settings.temperature)
+    metrics |= watching.gradient_norms(head, images, calibrated) | watching.saturation(calibrated)
     count = optax.tree.get(state.optimizer, "count")
     decay = jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
     bound = settings
@@ -230,6 +231,7 @@ def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) 
     metrics |= {
         "bits_per_dim": bits,
         "calibration": distance,
+        "chain_displacement": jnp.sqrt(distance / images[0].size),
         "constraint": constraint,
         "dual": new_state.dual,
         "gradient_norm": optax.tree.norm(gradients),

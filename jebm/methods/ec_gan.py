@@ -20,7 +20,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm import mcmc
 from jebm.config import ConfigError, check
-from jebm.methods import calibration
+from jebm.methods import calibration, watching
 from jebm.methods.base import Method, Metrics
 from jebm.methods.calibrating_energy import EnergyModel, EnergyState
 from jebm.methods.calibration import CalibrationConfig
@@ -173,7 +173,9 @@ def update(config: ECGANConfig, key: Array, state: ECGANState, images: Array) ->
     critic_state = critic_state._replace(
         params=optax.apply_updates(critic_state.params, critic_updates), optimizer=critic_optimizer
     )
+    head = model.head(energy)
     energy, metrics = model.step(energy, images, calibrated, settings.temperature)
+    metrics |= watching.gradient_norms(head, images, calibrated) | watching.saturation(calibrated)
     count = optax.tree.get(state.optimizer, "count")
     decay = jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
     new_state = ECGANState(
@@ -187,6 +189,7 @@ def update(config: ECGANConfig, key: Array, state: ECGANState, images: Array) ->
     )
     metrics |= {
         "generator": adversarial, "discriminator": loss, "calibration": distance, "dual": new_state.dual,
+        "chain_displacement": jnp.sqrt(distance / images[0].size),
     }  # fmt: skip
     return new_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
 

@@ -33,7 +33,7 @@ from jebm import energy as energies
 from jebm import losses, mcmc, sharding
 from jebm.config import ConfigError, check
 from jebm.energy import Annealed, Energy
-from jebm.methods import calibration, posterior_calibration
+from jebm.methods import calibration, posterior_calibration, watching
 from jebm.methods.base import Method, Metrics
 from jebm.methods.calibration import CalibrationConfig
 from jebm.methods.posterior_calibration import PosteriorCalibrationConfig
@@ -351,7 +351,10 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         "energy_negative": jnp.mean(on_negatives),
         "vae_gradient_norm": optax.tree.norm(gradients),
         "energy_gradient_norm": tau * optax.tree.norm(energy_gradients),
+        "chain_displacement": jnp.sqrt(terms["calibration"] / dimension),
     }
+    metrics |= watching.gradient_norms(energies.at_step(head, jnp.zeros((), jnp.int32)), images, negatives)
+    metrics |= watching.saturation(negatives)
     return new_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
 
 

@@ -34,7 +34,7 @@ from jebm import bank, mcmc
 from jebm.bank import Bank
 from jebm.config import ConfigError, check
 from jebm.energy import Energy, Generator, PyTree, bind
-from jebm.methods import keras_optimizers
+from jebm.methods import keras_optimizers, watching
 from jebm.methods.base import Method, Metrics, TrainingChain
 from jebm.methods.hat_chains import ChainConfig, Samples, as_pytree, run_chains
 from jebm.networks.hat_ebm import IMAGE_SIZES, HatDecoder, HatEnergy, HatGenerator, code_shape
@@ -299,14 +299,16 @@ def iterate(
     config: HatEBMConfig, base: Base, draws: Draws, state: HatEBMState, images: Array
 ) -> tuple[HatEBMState, Metrics]:
     """One training iteration; see the module's docstring."""
+    hat = bind(hat_network(config).apply, {"params": state.energy})
     samples = run_chains(
-        draws.chain_key, bind(hat_network(config).apply, {"params": state.energy}), bind(base.apply, state.generator),
+        draws.chain_key, hat, bind(base.apply, state.generator),
         draws.latent, config.chain.residual_start_scale * draws.residual, config.chain, config.temperature,
         draws.chain_noise,
     )  # fmt: skip
     data = images + config.data_noise * draws.data
     state, metrics = update_energy(config, state, data, samples.image)
-    metrics |= _chain_metrics(samples)
+    metrics |= _chain_metrics(samples) | watching.saturation(samples.image)
+    metrics |= watching.gradient_norms(hat, data, samples.image)
     if state.bank is not None:
         assert draws.indices is not None
         pairs = bank.read(state.bank, draws.indices)

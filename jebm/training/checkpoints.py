@@ -4,19 +4,25 @@ import contextlib
 import pathlib
 import shutil
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jebm import sharding
 from jebm.training.state import TrainState, fingerprint
 
-__all__ = ["Checkpoints", "NoCheckpoint"]
+__all__ = ["CheckpointNotWritten", "Checkpoints", "NoCheckpoint"]
 
 
 class NoCheckpoint(ValueError):
     """There is no whole checkpoint to read."""
+
+
+class CheckpointNotWritten(RuntimeError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Checkpoints:
@@ -28,6 +34,7 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int | None = None) -> None:
         """Opens ``directory``; with ``keep``, only that many of the newest stay when new ones are saved."""
         self._directory = directory
+        self._failed = False
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
@@ -42,11 +49,25 @@ class Checkpoints:
             return
         meta = {**meta, "fingerprint": np.asarray(fingerprint(state)).tolist()}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=items, force=True)
+        with self._writing():
+            self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
-        """Returns when everything that was started is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything that was started is on disk; raises `CheckpointNotWritten` where it is not."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax passes on what tensorstore and the system say, in many types
+            self._failed = True
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointNotWritten(
+                f"a checkpoint could not be written in {self._directory} ({reason}); those before it are whole. Make "
+                "room, and the same command goes on"
+            ) from error
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """The newest whole checkpoint, or that of ``step``, placed and typed as ``like`` (abstract will do).
@@ -74,7 +95,8 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         # orbax's arrays may view memory that it reuses, and the training step donates: copy
-        state = jax.jit(lambda tree: jax.tree.map(lambda a: a.copy(), tree))(restored.state)
+        placement = jax.tree.map(lambda a: a.sharding, like)
+        state = jax.jit(lambda tree: jax.tree.map(lambda a: a.copy(), tree), out_shardings=placement)(restored.state)
         if np.asarray(fingerprint(state)).tolist() != restored.meta["fingerprint"]:
             raise ValueError("its arrays differ from those that were saved")
         return state, restored.meta
@@ -84,14 +106,18 @@ class Checkpoints:
 
         They are not deleted: what this version cannot read another one may.
         """
+        sharding.wait_for_all("before checkpoints are set aside")
         aside = self._directory.with_name(self._directory.name + "_damaged")
-        for newer in [s for s in self.steps() if s > step]:
+        for newer in [s for s in self.steps() if s > step] if sharding.is_main() else []:
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / str(newer), ignore_errors=True)
             (self._directory / str(newer)).rename(aside / str(newer))
+        sharding.wait_for_all("checkpoints were set aside")
         self._manager.reload()
 
     def close(self) -> None:
         """Waits for what was started and lets go of the directory."""
+        if self._failed:  # orbax would raise the same again
+            return
         with contextlib.closing(self._manager):
             self.wait()

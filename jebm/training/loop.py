@@ -1,30 +1,36 @@
 """The training loop: any `Method`, one compiled step, checkpoints of everything, resumed bit for bit."""
 
+import contextlib
+import dataclasses
 import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jebm import bank, data, images, runs, sharding
 from jebm.config import Config, ConfigError, config_hash, to_dict
 from jebm.methods.base import Method, Metrics
 from jebm.runs import RunDirectory, abstract_state
+from jebm.training import monitors, recovery
 from jebm.training.checkpoints import Checkpoints, NoCheckpoint
 from jebm.training.records import MetricsFile
 from jebm.training.state import TrainState, initial_state
 
 __all__ = ["Diverged", "load_source", "make_step", "train"]
 
+NUM_PROBES = 8  # images of the training set that the monitors watch
+
 
 class Diverged(RuntimeError):
-    """A metric is no longer finite."""
+    """The run is no longer healthy, and no recovery is left."""
 
 
 def load_source(config: Config) -> data.Source:
@@ -48,28 +54,37 @@ def load_source(config: Config) -> data.Source:
 
 
 def make_step(
-    config: Config, method: Method, placement: Any = None
+    config: Config, method: Method, placement: Any = None, probe: np.ndarray | None = None
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """The compiled training step ``(state, uint8 images) -> (state, metrics)``; the old state is given up.
 
-    ``placement``, a tree of shardings, keeps the new state where the old one lay.
+    ``placement``, a tree of shardings, keeps the new state where the old one lay. With ``probe``, a few uint8 images,
+    the metrics hold the monitors (`jebm.training.monitors`).
     """
 
     def step(state: TrainState, batch: Array) -> tuple[TrainState, Metrics]:
         data_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        batch = data.preprocess(
-            data_key, batch, horizontal_flip=config.data.flip, dequantize=config.data.dequantize
-        )
+        batch = data.preprocess(data_key, batch, horizontal_flip=config.data.flip, dequantize=config.data.dequantize)
         method_state, metrics = method.update(update_key, state.method, batch)
+        if probe is not None:
+            watched = data.to_float(jnp.asarray(probe))
+            metrics = monitors.measure(method, state.method, method_state, metrics, watched)
         return TrainState(state.step + 1, state.key, method_state), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=None if placement is None else (placement, None))
+    shardings = None
+    if placement is not None:
+        shardings = (placement, sharding.replicated(jax.tree.leaves(placement)[0].mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = print) -> TrainState:
     """Trains to ``config.training.num_steps``, going on from the newest whole checkpoint in ``directory``.
 
-    SIGTERM or SIGINT saves a checkpoint and ends the run (`SystemExit` 0): the same command goes on from there.
+    A run that diverges (`jebm.training.recovery`) goes back to its newest healthy checkpoint, takes a fresh key and
+    another order of the data, backs off as ``config.training.recovery`` says, and goes on; a second divergence from
+    the same checkpoint goes back to the one before. SIGTERM or SIGINT saves a checkpoint and ends the run
+    (`SystemExit` 0): the same command goes on from there. Where `jax.distributed` runs, all processes call this with
+    the same arguments and one shared ``directory``, in which only process 0 writes metrics and pictures.
 
     Args:
         config: the experiment. It must equal that of a run which is already in ``directory``, but for
@@ -79,88 +94,162 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
 
     Raises:
         ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``.
-        Diverged: a logged metric is not finite; the newest checkpoint is from before.
+        Diverged: and no attempt is left; the newest checkpoint is healthy.
+        CheckpointNotWritten: no room, for example; older checkpoints are as they were.
     """
-    mesh = sharding.make_mesh()
+    try:
+        mesh = sharding.make_mesh(fsdp=config.training.fsdp)
+    except ValueError as error:
+        raise ConfigError(f"training.fsdp={config.training.fsdp}: {error}") from None
     if config.data.batch_size % mesh.size:
         raise ConfigError(
             f"data.batch_size={config.data.batch_size} does not divide over {mesh.size} devices: "
             f"take a multiple of {mesh.size}"
         )
+    recovery.check_back_off(config.method, config.training.recovery)
     source = load_source(config)
-    try:
-        loader = data.Loader(source.train, config.data.batch_size, config.training.seed, config.data.workers)
-    except ValueError as error:
-        raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
+    _loader(config, source, 0)
     _check_same_run(config, directory)
-    method = runs.build(config)
     abstract = abstract_state(config)
-    placement = bank.placement(abstract, sharding.spread(mesh), sharding.replicated(mesh))
+    like = _placed(abstract, mesh)
     checkpoints = Checkpoints(directory.checkpoints, config.training.keep_checkpoints)
-    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placement)
-    state = _start(config, method, checkpoints, like, say)
-    start = int(state.step)
-    if start > config.training.num_steps:
-        checkpoints.close()
-        raise ConfigError(
-            f"training.num_steps={config.training.num_steps}: the run in {directory.path} is at step {start} already"
-        )
-    directory.write_config(config)
-    metrics_file = MetricsFile(directory.metrics, start)
-    meta = {"config_hash": config_hash(config), "data_fingerprint": source.fingerprint, "versions": _versions()}
-    place = lambda batch: sharding.shard_batch(batch, mesh)  # noqa: E731
-    step = make_step(config, method, placement)
-    every = config.training
-    draw_grid = jax.jit(lambda key, state: method.generate(key, state, every.num_samples))
-    pending: tuple[int, Metrics, float] | None = None
-    stop, stopping = _StopSignal(), False
     try:
-        with stop.listening(), jax.set_mesh(mesh), _progress(config, start) as bar:
-            begun = time.perf_counter()
-            for done, batch in enumerate(loader.batches(start, every.num_steps - start, place), start + 1):
-                state, metrics = step(state, batch)
-                bar.update()
-                # read a logged step's metrics when the next one is due: the device is never waited for
-                if done % every.log_every == 0 or done == every.num_steps:
-                    _write(metrics_file, pending, bar)
-                    pending = (done, metrics, (done - start) / (time.perf_counter() - begun))
-                if every.sample_every and (done % every.sample_every == 0 or done == every.num_steps):
-                    _write(metrics_file, pending, bar)
-                    pending = None
-                    drawn = draw_grid(jax.random.fold_in(state.key, 0), state.method)
-                    _require_finite(done, {"a sample": float(jnp.sum(drawn))})
-                    images.save_png(directory.samples / f"step_{done:07d}.png", images.grid(drawn))
-                stopping = stop.received  # read once: a signal that comes after this waits for the next step
-                if done % every.checkpoint_every == 0 or done == every.num_steps or stopping:
-                    _write(metrics_file, pending, bar)
-                    pending = None
-                    _require_finite(done, _floats(metrics) | {"the state": float(_sum_of_magnitudes(state.method))})
-                    checkpoints.save(state, meta)
-                if stopping:
+        past = _start(config, checkpoints, like, say)
+        start = int(past.state.step)
+        if start > config.training.num_steps:
+            given = f"training.num_steps={config.training.num_steps}"
+            raise ConfigError(f"{given}: the run in {directory.path} is at step {start} already")
+        if sharding.is_main():
+            directory.write_config(config)
+        fixed = {"config_hash": config_hash(config), "data_fingerprint": source.fingerprint, "versions": _versions()}
+        metrics_file = MetricsFile(directory.metrics, start, len(past.events), sharding.is_main())
+        files = _Files(directory, checkpoints, metrics_file, fixed)
+        with contextlib.closing(metrics_file):
+            while True:
+                try:
+                    state, stopped = _run(config, source, mesh, like, past, files)
                     break
-            checkpoints.wait()
+                except _Unhealthy as found:
+                    past = _recover(config, like, past.events, found, files, say)
     finally:
-        metrics_file.close()
         checkpoints.close()
-    if stopping:
+    if stopped:
         say(f"stopped by signal after step {int(state.step)}; saved, and the same command goes on from there")
         sys.exit(0)
     return state
 
 
-def _start(
-    config: Config, method: Method, checkpoints: Checkpoints, like: TrainState, say: Callable[[str], None]
-) -> TrainState:
+class _Past(NamedTuple):
+    """Where a run goes on from: its state, recoveries so far, and the healthy lines that detectors remember."""
+
+    state: TrainState
+    events: list[recovery.Event]
+    history: list[dict[str, float]]
+
+
+class _Files(NamedTuple):
+    directory: RunDirectory
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    meta: dict[str, Any]
+
+
+def _run(
+    config: Config, source: data.Source, mesh: jax.sharding.Mesh, like: TrainState, past: _Past, files: _Files
+) -> tuple[TrainState, bool]:
+    """Trains until the end, a signal (then True), or an unhealthy line (`_Unhealthy`)."""
+    every, attempt, (state, events, history) = config.training, len(past.events), past
+    tried = dataclasses.replace(config, method=recovery.backed_off(config.method, every.recovery, attempt))
+    method, loader = runs.build(tried), _loader(config, source, attempt)
+    # every process reads the same rows: a program's constants must be equal everywhere
+    probe = data.Loader(source.train, min(NUM_PROBES, len(source.train)), config.training.seed).batch(0)
+    step = make_step(tried, method, jax.tree.map(lambda a: a.sharding, like), probe)
+    draw_grid = jax.jit(
+        lambda key, state: method.generate(key, state, every.num_samples), out_shardings=sharding.replicated(mesh)
+    )
+    start = int(state.step)
+    pending: tuple[int, Metrics, float] | None = None
+
+    def flush() -> None:
+        nonlocal pending, history
+        if pending is not None:
+            done, values, rate = pending[0], _floats(pending[1]), pending[2]
+            pending = None
+            files.metrics.write({"step": done, **values, **_clock(rate)})
+            postfix = {name: f"{value:.4g}" for name, value in values.items() if "/" not in name and "norm" not in name}
+            bar.set_postfix(postfix, refresh=False)
+            _require_healthy(done, recovery.diagnose(every.recovery, history, values))
+            history = [*history, recovery.watched(values)][-recovery.WINDOW :]
+
+    stop, stopping = _StopSignal(), False
+    place = lambda batch: sharding.shard_batch(batch, mesh)  # noqa: E731
+    with stop.listening(), jax.set_mesh(mesh), _progress(config, start) as bar:
+        begun = time.perf_counter()
+        for done, batch in enumerate(loader.batches(start, every.num_steps - start, place), start + 1):
+            state, metrics = step(state, batch)
+            bar.update()
+            # read a logged step's metrics when the next one is due: the device is never waited for
+            if done % every.log_every == 0 or done == every.num_steps:
+                flush()
+                pending = (done, metrics, (done - start) / (time.perf_counter() - begun))
+            if every.sample_every and (done % every.sample_every == 0 or done == every.num_steps):
+                flush()
+                drawn = draw_grid(jax.random.fold_in(state.key, 0), state.method)
+                _require_healthy(done, _not_finite("a sample", drawn))
+                if sharding.is_main():
+                    images.save_png(files.directory.samples / f"step_{done:07d}.png", images.grid(drawn))
+            stopping = stop.agreed(done)  # read once: a signal that comes after this waits for the next step
+            if done % every.checkpoint_every == 0 or done == every.num_steps or stopping:
+                flush()
+                _require_healthy(done, _not_finite("the state", state.method))
+                past_as_json = {"recoveries": [e._asdict() for e in events], "history": history}
+                files.checkpoints.save(state, files.meta | past_as_json)
+            if stopping:
+                break
+        files.checkpoints.wait()
+    return state, stopping
+
+
+def _recover(
+    config: Config, like: TrainState, events: list[recovery.Event], found: "_Unhealthy", files: _Files,
+    say: Callable[[str], None],
+) -> _Past:  # fmt: skip
+    """The healthy past that the next attempt starts from; raises `Diverged` when there is none to make."""
+    step, reason = found.args
+    allowed = config.training.recovery.max_attempts
+    files.checkpoints.wait()
+    steps = [s for s in files.checkpoints.steps() if s < step]
+    if len(events) >= allowed:
+        newest = f"the newest checkpoint (step {steps[-1]}) is healthy" if steps else "there is no checkpoint yet"
+        raise Diverged(
+            f"step {step}: {reason}; {len(events)} of {allowed} recoveries are used up, and {newest}. Lower "
+            "the learning rates or the step size, or change training.seed"
+        )
+    if len(steps) > 1 and steps[-1] in [event.restored for event in events]:
+        steps.pop()  # it was tried from there: the trouble began earlier
+    files.checkpoints.discard_after(steps[-1] if steps else -1)
+    past = _start(config, files.checkpoints, like, lambda line: None)
+    event = recovery.Event(len(events) + 1, step, int(past.state.step), reason)
+    # the fold before the attempt's keeps its keys apart from those of the steps
+    key = jax.random.fold_in(jax.random.fold_in(past.state.key, 2**32 - 1), event.attempt)
+    files.metrics.rewind(event.restored, len(events))
+    files.metrics.write({"step": event.restored, "event": "recovery", **event._asdict()})
+    say(f"step {step}: {reason}; attempt {event.attempt} of {allowed} goes on from step {event.restored}")
+    return _Past(past.state._replace(key=jax.device_put(key, past.state.key.sharding)), [*events, event], past.history)
+
+
+def _start(config: Config, checkpoints: Checkpoints, like: TrainState, say: Callable[[str], None]) -> _Past:
     if checkpoints.steps():
         try:
-            state, _ = checkpoints.restore(like)
+            state, meta = checkpoints.restore(like)
             checkpoints.discard_after(int(state.step))
             say(f"going on from step {int(state.step)}")
-            return state
+            events = [recovery.Event(**event) for event in meta.get("recoveries", [])]
+            return _Past(state, events, meta.get("history", []))
         except NoCheckpoint:
             say("no checkpoint is whole: starting again from step 0; the old ones lie in checkpoints_damaged")
             checkpoints.discard_after(-1)
-    size, channels = config.method.image_size, config.method.channels
+    method, size, channels = runs.build(config), config.method.image_size, config.method.channels
     shape = (config.data.batch_size, size, size, channels)
     make = jax.jit(
         lambda: initial_state(method, config.training.seed, jnp.zeros(shape)),
@@ -168,11 +257,33 @@ def _start(
         # it runs once: on a CPU most of its time would go into optimising the random draws
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
-    return make()
+    return _Past(make(), [], [])
+
+
+def _placed(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """The abstract state with its shardings: banks spread, large parameters and their like split, the rest copied."""
+    split = sharding.split_large(abstract, mesh)
+    banks = bank.placement(abstract, sharding.spread(mesh), sharding.replicated(mesh))
+    choose = lambda a, s, b: jax.ShapeDtypeStruct(  # noqa: E731
+        a.shape, a.dtype, sharding=s if b.is_fully_replicated else b
+    )
+    placed: TrainState = jax.tree.map(choose, abstract, split, banks)
+    return placed
+
+
+def _loader(config: Config, source: data.Source, attempt: int) -> data.Loader:
+    """Every attempt has an order of the data of its own; the first is that of the seed."""
+    try:
+        seed = (config.training.seed + attempt * 0x9E3779B97F4A7C15) % 2**63
+        mesh = sharding.make_mesh(fsdp=config.training.fsdp)
+        rows = None if jax.process_count() == 1 else sharding.local_rows(mesh, config.data.batch_size)
+        return data.Loader(source.train, config.data.batch_size, seed, config.data.workers, rows)
+    except ValueError as error:
+        raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
 
 
 # keys that may differ from those of the run that goes on: they change no number of it
-_FREE_KEYS = ("num_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_samples",
+_FREE_KEYS = ("fsdp", "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_samples",
               "evaluate_at_end")  # fmt: skip
 
 
@@ -200,14 +311,21 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return out
 
 
-def _write(file: MetricsFile, pending: tuple[int, Metrics, float] | None, bar: Any) -> None:
-    if pending is None:
-        return
-    step, metrics, rate = pending
-    values = _floats(metrics)
-    file.write({"step": step, **values, "steps_per_second": round(rate, 3), "time": round(time.time(), 3)})
-    bar.set_postfix({name: f"{value:.4g}" for name, value in values.items() if "norm" not in name}, refresh=False)
-    _require_finite(step, values)
+class _Unhealthy(Exception):
+    """Its arguments: the step, and what is wrong."""
+
+
+def _require_healthy(step: int, reason: str | None) -> None:
+    if reason:
+        raise _Unhealthy(step, reason)
+
+
+def _not_finite(name: str, tree: Any) -> str | None:
+    return None if math.isfinite(float(_sum_of_magnitudes(tree))) else f"{name} is not finite"
+
+
+def _clock(rate: float) -> dict[str, float]:
+    return {"steps_per_second": round(rate, 3), "time": round(time.time(), 3)}
 
 
 def _floats(metrics: Metrics) -> dict[str, float]:
@@ -221,15 +339,6 @@ def _sum_of_magnitudes(tree: Any) -> Array:
     return jnp.sum(jnp.stack([jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in leaves]))
 
 
-def _require_finite(step: int, values: dict[str, float]) -> None:
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise Diverged(
-            f"step {step}: {', '.join(bad)} is not finite; the newest checkpoint is from before. "
-            "Lower the learning rates or the step size, or change training.seed"
-        )
-
-
 @contextmanager
 def _progress(config: Config, start: int) -> Iterator[Any]:
     from tqdm import tqdm
@@ -237,7 +346,7 @@ def _progress(config: Config, start: int) -> Iterator[Any]:
     quiet = not sys.stderr.isatty()
     with tqdm(
         total=config.training.num_steps, initial=start, desc="train", unit="step", dynamic_ncols=True,
-        mininterval=15.0 if quiet else 0.2,
+        mininterval=15.0 if quiet else 0.2, disable=not sharding.is_main(),
     ) as bar:  # fmt: skip
         yield bar
 
@@ -248,11 +357,22 @@ class _StopSignal:
     def __init__(self) -> None:
         self.received = False
 
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after ``step``: of many processes all stop at the same one, whichever got the signal."""
+        if jax.process_count() == 1:
+            return self.received
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         def note(number: int, frame: Any) -> None:
             self.received = True
 
+        if jax.process_count() > 1:  # the runtime's own handler hears SIGTERM, and tells all processes
+            yield
+            return
         try:
             old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         except ValueError:  # not the main thread: signals stay with whoever runs it

@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32, iterations made.
-        key: the run's typed PRNG key; it never changes.
+        key: the run's typed PRNG key; only a recovery changes it.
         method: the family's own state.
     """
 

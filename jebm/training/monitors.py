@@ -1,0 +1,58 @@
+"""What the trainer itself measures inside the compiled step, whatever the family; families add their own metrics."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jebm.bank import Bank
+from jebm.energy import PyTree
+from jebm.methods.base import Method, Metrics
+
+__all__ = ["measure"]
+
+
+def measure(method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: Array) -> Metrics:
+    """The metrics of a step, with the monitors beside them.
+
+    Args:
+        method: the family.
+        old: its state before the step.
+        new: its state after the step.
+        metrics: the family's own.
+        probe: a few images [n, H, W, C] in [-1, 1] that stay the same through the run.
+
+    Returns:
+        ``metrics``, and ``energy_gap`` (data minus negatives, where both energies are there),
+        ``update_ratio/<network>`` (|θ' - θ| / |θ|), ``probe_energy`` (mean of E over the probe: its course is the
+        energy's drift on images that do not change), and the mean and largest age of each bank, all float32 scalars.
+    """
+    measured = _ratios(method, old, new) | _ages(new)
+    measured["probe_energy"] = jnp.mean(method.energy(new, probe)).astype(jnp.float32)
+    negative = metrics.get("energy_negative", metrics.get("energy_sample"))
+    if negative is not None and "energy_data" in metrics:
+        measured["energy_gap"] = metrics["energy_data"] - negative
+    return measured | metrics
+
+
+def _ratios(method: Method, old: PyTree, new: PyTree) -> Metrics:
+    before, after = method.parameters(old), method.parameters(new)
+    ratios: Metrics = {}
+    for name, tree in before.items():
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(after[name]), strict=True)
+        floating = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating)]
+        if floating:
+            change = optax.tree.norm([b - a for a, b in floating])
+            norm = optax.tree.norm([a for a, _ in floating])
+            ratios[f"update_ratio/{name}"] = (change / (norm + 1e-30)).astype(jnp.float32)
+    return ratios
+
+
+def _ages(state: PyTree) -> Metrics:
+    banks = [b for b in jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, Bank)) if isinstance(b, Bank)]
+    ages: Metrics = {}
+    for i, bank in enumerate(banks):
+        suffix = f"/{i}" if len(banks) > 1 else ""
+        ages[f"bank_age_mean{suffix}"] = jnp.mean(bank.ages.astype(jnp.float32))
+        ages[f"bank_age_max{suffix}"] = jnp.max(bank.ages).astype(jnp.float32)
+    return ages

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Several processes on one machine start the same training:
+#   launch/local.sh PROCESSES CONFIG --workdir DIR [--set key.path=value ...]
+# When one of them dies the others are ended and the status is 1; the same command then goes on. SIGTERM is passed on.
+set -euo pipefail
+
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: $0 PROCESSES CONFIG --workdir DIR [--set key.path=value ...]" >&2
+    exit 2
+fi
+export JEBM_NUM_PROCESSES=$1
+shift
+export JEBM_COORDINATOR=${JEBM_COORDINATOR:-127.0.0.1:12355}
+
+workers=()
+for ((i = 0; i < JEBM_NUM_PROCESSES; i++)); do
+    JEBM_PROCESS_ID=$i "${JEBM_PYTHON:-python}" -m jebm train "$@" &
+    workers+=("$!")
+done
+stopping=0
+trap 'stopping=1; kill -TERM "${workers[@]}" 2>/dev/null || true' TERM INT
+
+while [[ -n $(jobs -p) ]]; do
+    status=0
+    wait -n || status=$?
+    if ((status == 0 || status == 127)); then continue; fi
+    if ((stopping && status > 128)); then continue; fi # the signal ended the waiting, not a worker
+    kill -KILL "${workers[@]}" 2>/dev/null || true
+    wait || true
+    echo "$0: a process ended with status $status; the same command goes on from the newest checkpoint" >&2
+    exit 1
+done

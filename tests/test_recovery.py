@@ -1,0 +1,195 @@
+"""Divergence: the rules on planted lines, and runs that recover, with the bits of a run that was never killed."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import jebm
+from jebm import cli
+from jebm.config import ConfigError, RecoveryConfig, load_file, override
+from jebm.data import Loader
+from jebm.runs import RunDirectory
+from jebm.training import recovery, train
+from jebm.training.records import read_metrics
+
+RULES = RecoveryConfig(gap_deviations=10.0, ratio=100.0)
+
+
+def lines(gaps, **others):
+    return [recovery.watched({"energy_gap": gap, "kl": 3.0, **others}) for gap in gaps]
+
+
+HEALTHY = lines([1.0, 1.2, 0.8, 1.1, 0.9] * 2, chain_displacement=0.5)  # median 1, median deviation 0.1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"energy_gap": 1.9, "chain_displacement": 0.5}, None),
+        ({"energy_gap": 2.1, "chain_displacement": 0.5}, "energy gap 2.1 is 1.1 from its median, more than 1"),
+        ({"energy_gap": -0.1, "chain_displacement": 0.5}, "energy gap -0.1 is 1.1 from its median, more than 1"),
+        ({"energy_gap": 1.0, "chain_displacement": 0.0}, "chain_displacement collapsed: 0, its median was 0.5"),
+        ({"energy_gap": 1.0, "chain_displacement": 51.0}, "chain_displacement exploded: 51, its median was 0.5"),
+        ({"energy_gap": 1.0, "chain_displacement": 49.0}, None),
+        ({"energy_gap": 1.0, "kl": math.inf, "dual": math.nan}, "dual, kl is not finite"),
+        ({"update_ratio/energy": 0.31}, "update_ratio/energy 0.31: one step changes more than 0.3 of the network"),
+        ({"update_ratio/energy": 0.29}, None),
+        ({"kl": 1e9}, None),  # no rule for a family's own terms while they are finite
+    ],
+)
+def test_rules(line, reason):
+    assert recovery.diagnose(RULES, HEALTHY, line) == reason
+
+
+def test_rules_need_enough_lines_and_can_be_turned_off():
+    wild = {"energy_gap": 1e9, "chain_displacement": 1e9}
+    assert recovery.diagnose(RULES, HEALTHY[1:], wild) is None
+    assert recovery.diagnose(RecoveryConfig(gap_deviations=0.0, ratio=0.0), HEALTHY, wild) is None
+    old = lines([1e6] * 60) + lines([0.0] * recovery.WINDOW)  # what is older than the window is forgotten
+    assert recovery.diagnose(RULES, old, {"energy_gap": 0.0}) is None
+
+
+def test_a_stuck_gap():
+    rules = RecoveryConfig(gap_deviations=0.0, stuck_lines=3)
+    assert recovery.diagnose(rules, lines([-1.0, -2.0, -3.0]), {"energy_gap": -4.0}).startswith("stuck gap")
+    assert recovery.diagnose(rules, lines([-1.0, -2.0, -1.5]), {"energy_gap": -4.0}) is None
+    assert recovery.diagnose(rules, lines([1.0, -2.0, -3.0]), {"energy_gap": -4.0}) is None
+    assert recovery.diagnose(rules, lines([-2.0, -3.0]), {"energy_gap": -4.0}) is None
+
+
+def test_back_off():
+    @dataclasses.dataclass(frozen=True)
+    class Chain:
+        step_size: float = 0.1
+        num_steps: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class Method:
+        energy_learning_rate: float = 8.0
+        generator_learning_rate: tuple[tuple[float, int], ...] = ((4.0, 0), (2.0, 100))
+        energy_regularization: float = 1.0
+        chain: Chain = Chain()
+
+    rules = RecoveryConfig(learning_rate_factor=0.5, step_size_factor=0.1, energy_regularization=0.25)
+    assert recovery.backed_off(Method(), rules, 0) == Method()
+    once = Method(4.0, ((2.0, 0), (1.0, 100)), 1.25, Chain(0.1 * 0.1))
+    assert recovery.backed_off(Method(), rules, 1) == once
+    assert recovery.backed_off(Method(), rules, 2).energy_learning_rate == 2.0
+    recovery.check_back_off(Method(), rules)
+    for given in ({"step_size_factor": 0.5}, {"energy_regularization": 0.1}):
+        with pytest.raises(ConfigError, match=f"training.recovery.{next(iter(given))}=.*: Bare has no such setting"):
+            recovery.check_back_off(Bare(), RecoveryConfig(**given))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    learning_rate: float = 1.0
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+def plain(directory):
+    kept = read_metrics(directory / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in ("time", "steps_per_second")} for line in kept]
+
+
+def metrics_lines(directory):
+    return [line for line in plain(directory) if "event" not in line]
+
+
+def recoveries(directory):
+    return [line for line in plain(directory) if "event" in line]
+
+
+def leaves(state):
+    return [np.asarray(a).tobytes() for a in jax.tree.leaves(state)]
+
+
+def test_a_bad_batch_is_survived_and_a_kill_after_it_changes_no_bit(toy_experiment, tmp_path, monkeypatch, capsys):
+    """The eighth batch of the first order holds NaN: the run goes back to step 6 and takes another order."""
+    batch = Loader.batch
+
+    def planted(self, step):
+        images = batch(self, step)
+        return np.full(images.shape, np.nan, np.float32) if step == 7 and self.seed == 0 else images
+
+    monkeypatch.setattr(Loader, "batch", planted)
+    config = load_file(toy_experiment)
+    said = []
+    train(config, RunDirectory(tmp_path / "whole"), said.append)
+    assert len(said) == 1
+    assert said[0].endswith("is not finite; attempt 1 of 8 goes on from step 6")
+    log = plain(tmp_path / "whole")
+    assert [(line["step"], "event" in line) for line in log] == [
+        *((step, False) for step in range(1, 7)), (6, True), *((step, False) for step in range(7, 13)),
+    ]  # fmt: skip
+    (event,) = recoveries(tmp_path / "whole")
+    assert {k: event[k] for k in ("attempt", "detected", "restored")} == {"attempt": 1, "detected": 8, "restored": 6}
+    assert all(v is not None and math.isfinite(v) for line in metrics_lines(tmp_path / "whole") for v in line.values())
+    run = jebm.load(tmp_path / "whole")
+    assert [event["detected"] for event in run.meta["recoveries"]] == [8]
+    assert len(run.meta["history"]) == 12
+
+    # killed at step 10, past the recovery, and gone on
+    def interrupted(self, step):
+        if step == 10 and self.seed != 0:
+            raise KeyboardInterrupt
+        return planted(self, step)
+
+    monkeypatch.setattr(Loader, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, RunDirectory(tmp_path / "cut"), said.append)
+    monkeypatch.setattr(Loader, "batch", planted)
+    train(config, RunDirectory(tmp_path / "cut"), said.append)
+    assert said[-1] == "going on from step 9"
+    assert plain(tmp_path / "cut") == log
+    assert leaves(jebm.load(tmp_path / "cut").state) == leaves(run.state)
+
+    assert cli.main(["report", str(tmp_path / "whole")]) == 0
+    assert "<h2>Recoveries</h2>" in (tmp_path / "whole/report.html").read_text()
+
+
+def test_a_learning_rate_a_hundred_times_too_high_is_recovered_from(toy_experiment, tmp_path):
+    sane = load_file(toy_experiment)
+    rate = 100 * sane.method.learning_rate
+    sets = [f"method.learning_rate={rate}", "training.num_steps=30", "training.recovery.learning_rate_factor=0.1"]
+    directory = tmp_path / "run"
+    train(override(sane, sets), RunDirectory(directory), lambda line: None)
+    events = recoveries(directory)
+    assert 1 <= len(events) <= 3
+    assert [event["detected"] for event in jebm.load(directory).meta["recoveries"]] == [e["detected"] for e in events]
+    after = [line["mismatch"] for line in metrics_lines(directory)]
+    assert all(map(math.isfinite, after))
+    assert after[-1] < 0.8 * after[0]
+
+
+def test_when_attempts_run_out_the_healthy_checkpoint_stays(toy_experiment, tmp_path, monkeypatch, capsys):
+    batch = Loader.batch
+    nan = lambda self, step: batch(self, step) * (np.float32(np.nan) if step >= 4 else np.uint8(1))  # noqa: E731
+    monkeypatch.setattr(Loader, "batch", nan)  # whatever the order of the data
+    words = ["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), "--set"]
+    assert cli.main([*words, "training.recovery.max_attempts=1"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("jebm: step 5: ")
+    assert "is not finite; 1 of 1 recoveries are used up, and the newest checkpoint (step 3) is healthy" in error
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    lines = metrics_lines(tmp_path / "run")
+    assert [line["step"] for line in lines if None in line.values()] == [5]
+    assert [(e["attempt"], e["detected"], e["restored"]) for e in recoveries(tmp_path / "run")] == [(1, 5, 3)]
+    run = jebm.load(tmp_path / "run")
+    assert run.step == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state))
+
+
+def test_a_run_that_may_not_recover_stops_at_its_first_bad_line(toy_experiment, tmp_path, capsys):
+    sets = ["--set", "method.learning_rate=1e30", "--set", "training.recovery.max_attempts=0"]
+    assert cli.main(["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), *sets]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("jebm: step 1: ")
+    assert "0 of 0 recoveries are used up, and there is no checkpoint yet. Lower the learning rates" in error
