@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     sample.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
-    sample.add_argument("--batch-size", type=int, default=256, help="images per call (default 256)")
+    sample.add_argument(
+        "--batch-size", type=int, default=256, help="images in memory at a time, over all devices (default 256)"
+    )
 
     evaluate = add(
         "evaluate", _evaluate, "Score a trained model; one JSON record a metric in DIR/evaluation.",
@@ -229,34 +231,21 @@ def _sample(options: argparse.Namespace) -> None:
         if value < 1:
             raise _UserError(f"--{name} {value}: it must be at least 1")
     _check_seed(options.seed)
-    kind = options.out.suffix.lower()
-    if kind not in (".png", ".npz", ""):
+    from jebm import sampling
+
+    if options.out.suffix.lower() not in sampling.KINDS:
         raise _UserError(f"--out {options.out}: give a .png, an .npz, or a folder (a name without a suffix)")
     run = _load(options.dir, options.step)
-    import jax
-    import numpy as np
     from tqdm import tqdm
 
-    from jebm import images
-
-    size = min(options.batch_size, options.num)
-    draw = jax.jit(lambda key, state: run.method.generate(key, state, size))
-    batches = []
-    with tqdm(total=options.num, desc="sample", unit="image", disable=not sys.stderr.isatty()) as bar:
-        for i in range(-(-options.num // size)):
-            batches.append(images.to_uint8(draw(jax.random.fold_in(jax.random.key(options.seed), i), run.state)))
-            bar.update(min(size, options.num - bar.n))
-    x = np.concatenate(batches)[: options.num]
-    if kind == ".png":
-        images.save_png(options.out, images.grid(images.from_uint8(x)))
-    elif kind == ".npz":
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.out.with_name(options.out.name + ".tmp.npz")
-        np.savez(temporary, x=x)
-        temporary.replace(options.out)
-    else:
-        for i, image in enumerate(x):
-            images.save_png(options.out / f"{i:06d}.png", image, smallest_side=1)
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=options.num, desc="sample", unit="image", mininterval=15.0 if quiet else 0.2) as bar:
+        try:
+            sampling.draw_to(
+                options.out, run, options.num, seed=options.seed, batch_size=options.batch_size, progress=bar.update
+            )
+        except ValueError as error:
+            raise _UserError(str(error)) from error
     print(f"{options.num} samples of step {run.step}: {options.out}")
 
 

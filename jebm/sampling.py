@@ -1,0 +1,106 @@
+"""Many samples of a trained model: drawn batch by batch over all devices, written shard by shard, gone on after a kill.
+
+Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
+file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
+batch's draws are a function of (seed, its number), so neither a kill nor the number of devices changes a sample.
+"""
+
+import json
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jebm import images, sharding
+from jebm.config import config_hash
+from jebm.runs import Run
+
+__all__ = ["KINDS", "draw_to"]
+
+KINDS = (".png", ".npz", "")
+
+
+def draw_to(
+    out: pathlib.Path, run: Run, num: int, *, seed: int = 0, batch_size: int = 256,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> None:  # fmt: skip
+    """Writes ``num`` samples to ``out``: a grid (``.png``), the uint8 array ``x`` (``.npz``), or a folder of PNGs.
+
+    Args:
+        out: its suffix is one of `KINDS`.
+        run: the trained model.
+        num: how many samples.
+        seed: of the draws.
+        batch_size: samples per call over all devices, which bounds the memory; devices that do not divide it draw a
+            few more, which are dropped.
+        progress: is told of each batch that is there, with its number of samples.
+
+    Raises:
+        ValueError: samples that are not finite.
+    """
+    batch_size = min(batch_size, num)
+    parts = out.with_name(out.name + ".parts")
+    request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
+    _prepare(parts, request)
+    mesh = sharding.make_mesh()
+    rows = -(-batch_size // mesh.size) * mesh.size
+    draw = jax.jit(lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.spread(mesh))
+    state = jax.device_put(run.state, sharding.replicated(mesh))
+    numbers = range(-(-num // batch_size))
+    with jax.set_mesh(mesh):
+        for number in numbers:
+            count, path = min(batch_size, num - number * batch_size), _part(parts, number)
+            if not path.exists():
+                key = jax.random.fold_in(jax.random.key(seed), number)
+                drawn = images.to_uint8(draw(key, state))[:count]
+                temporary = path.with_suffix(".tmp")
+                with temporary.open("wb") as file:
+                    np.save(file, drawn)
+                temporary.replace(path)
+            progress(count)
+    batches = (np.load(_part(parts, number)) for number in numbers)
+    {".png": _write_grid, ".npz": _write_array, "": _write_folder}[out.suffix.lower()](out, num, batches)
+    shutil.rmtree(parts)
+
+
+def _part(parts: pathlib.Path, number: int) -> pathlib.Path:
+    return parts / f"{number:06d}.npy"
+
+
+def _prepare(parts: pathlib.Path, request: dict[str, Any]) -> None:
+    """Keeps the parts of the same request, and throws away those of another."""
+    note = parts / "request.json"
+    if note.is_file() and json.loads(note.read_text()) == request:
+        return
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(json.dumps(request))
+    temporary.replace(note)
+
+
+def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+    images.save_png(out, images.grid(images.from_uint8(np.concatenate(list(batches)))))
+
+
+def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+    temporary, first = out.with_name(out.name + ".tmp"), next(batches)
+    with zipfile.ZipFile(temporary, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(first.tobytes())
+        for batch in batches:
+            file.write(batch.tobytes())
+    temporary.replace(out)
+
+
+def _write_folder(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+    number = 0
+    for batch in batches:
+        for image in batch:
+            images.save_png(out / f"{number:06d}.png", image, smallest_side=1)
+            number += 1

@@ -1,0 +1,88 @@
+"""Samples in batches: killed and gone on with the same images, on any number of devices."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import jebm
+from jebm import cli, sampling, sharding
+from jebm.config import load_file
+from jebm.runs import RunDirectory
+from jebm.training import train
+
+TESTS = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def toy_run(toy_experiment, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "toy"
+    train(load_file(toy_experiment), RunDirectory(directory), lambda line: None)
+    return directory
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return file["x"]
+
+
+def test_killed_and_gone_on(toy_run, tmp_path):
+    out, parts = tmp_path / "x.npz", tmp_path / "x.npz.parts"
+    line = "import sys, toy_family; from jebm import cli; sys.exit(cli.main(sys.argv[1:]))"
+    words = ["sample", str(toy_run), "--num", "20001", "--batch-size", "20"]
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", line, *words, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (parts / "000003.npy").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    kept = len(list(parts.glob("*.npy")))
+    assert 4 <= kept < 1001
+
+    # gone on, as if no more had been asked for; what is there is not drawn again
+    note, num, seen = parts / "request.json", 20 * kept + 1, []
+    note.write_text(note.read_text().replace("20001", str(num)))
+    np.save(parts / "000000.npy", np.zeros((20, 8, 8, 1), np.uint8))
+    (parts / "000001.npy").unlink()
+    run = jebm.load(toy_run)
+    sampling.draw_to(out, run, num, batch_size=20, progress=seen.append)
+    assert seen == [20] * kept + [1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npz"]
+    sampling.draw_to(tmp_path / "whole.npz", run, num, batch_size=20)
+    x, whole = arrays(out), arrays(tmp_path / "whole.npz")
+    assert (x[:20] == 0).all()
+    np.testing.assert_array_equal(x[20:], whole[20:])
+    assert (whole.shape, len({image.tobytes() for image in whole})) == ((num, 8, 8, 1), num)
+
+
+def test_devices_change_no_sample_and_each_draws_its_share(toy_run, tmp_path, monkeypatch):
+    run, mesh = jebm.load(toy_run), sharding.make_mesh
+    assert jax.device_count() == 2
+    for number in (1, 2):
+        monkeypatch.setattr(sharding, "make_mesh", lambda number=number: mesh(number))
+        sampling.draw_to(tmp_path / f"{number}.npz", run, 13, batch_size=5)  # two devices draw six, and drop one
+    np.testing.assert_array_equal(arrays(tmp_path / "1.npz"), arrays(tmp_path / "2.npz"))
+    assert arrays(tmp_path / "2.npz").shape == (13, 8, 8, 1)
+
+
+def test_parts_of_another_request_are_not_taken(toy_run, tmp_path, capsys):
+    parts = tmp_path / "x.npz.parts"
+    parts.mkdir()
+    (parts / "request.json").write_text('{"seed": 7}')
+    np.save(parts / "000000.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    words = ["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "x.npz")]
+    assert cli.main(words) == 0
+    captured = capsys.readouterr()
+    assert "4/4" in captured.err  # progress
+    assert (arrays(tmp_path / "x.npz") != 0).any()
