@@ -1,0 +1,79 @@
+"""How far healthy runs come to the rules of recovery: replays them on the metrics of finished runs.
+
+    python benchmarks/recovery_rules.py runs/*/metrics.jsonl
+
+For every log: the largest distance of the energy gap from its median in median deviations, the largest factors by which
+a displacement or a gradient norm left its median, the longest growth of the gap, and what the rules would have said.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+from typing import Any
+
+from jebm.config import RecoveryConfig
+from jebm.training import recovery
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", metavar="METRICS", nargs="+", type=pathlib.Path)
+    logs = [read(path) for path in parser.parse_args().logs]
+    measured = [largest(lines) for lines in logs if len(lines) > recovery.ENOUGH]
+    alarms = [reason for lines in logs if (reason := first_alarm(lines))]
+    print(f"{len(measured)} logs of more than {recovery.ENOUGH} lines, the longest of {max(map(len, logs))}")
+    for name in ("gap_deviations", "ratio_up", "ratio_down", "stuck_lines"):
+        print(f"  {name:15s} largest {max(row[name] for row in measured):.3g}")
+    print(f"  alarms of the default rules: {len(alarms)} {alarms[:3]}")
+
+
+def read(path: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of metrics, with the gap where a log is older than it."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    kept: list[dict[str, float]] = []
+    for line in lines:
+        if "event" not in line:
+            negative = line.get("energy_negative", line.get("energy_sample"))
+            gap = {"energy_gap": line["energy_data"] - negative} if negative is not None else {}
+            kept.append({k: math.nan if v is None else v for k, v in (gap | line).items()})
+    return kept
+
+
+def largest(lines: list[dict[str, float]]) -> dict[str, float]:
+    """The extremes of one log, each line against those before it."""
+    out = dict.fromkeys(("gap_deviations", "ratio_up", "ratio_down", "stuck_lines"), 0.0)
+    growing = 0
+    for i, line in enumerate(lines):
+        past = [recovery.watched(p) for p in lines[max(0, i - recovery.WINDOW) : i]]
+        for name, v in recovery.watched(line).items():
+            values: list[Any] = [p[name] for p in past if name in p]
+            if name == "energy_gap" and values:
+                growing = growing + 1 if values[-1] * v > 0 and abs(v) > abs(values[-1]) else 0
+                out["stuck_lines"] = max(out["stuck_lines"], growing)
+            if len(values) < recovery.ENOUGH:
+                continue
+            median = statistics.median(values)
+            if name == "energy_gap":
+                spread = statistics.median(abs(p - median) for p in values)
+                spread = max(spread, 0.01 * statistics.median(map(abs, values)))
+                out["gap_deviations"] = max(out["gap_deviations"], abs(v - median) / spread if spread else 0.0)
+            elif median > 0 and v > 0:
+                out["ratio_up"] = max(out["ratio_up"], v / median)
+                out["ratio_down"] = max(out["ratio_down"], median / v)
+    return out
+
+
+def first_alarm(lines: list[dict[str, float]]) -> str | None:
+    """What the default rules would have said first."""
+    for i, line in enumerate(lines):
+        past = [recovery.watched(p) for p in lines[:i]]
+        if reason := recovery.diagnose(RecoveryConfig(), past, line):
+            return f"line {i + 1}: {reason}"
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What the trainer's parts cost or save in a step of any experiment: monitors, donation, bfloat16, the compile cache.
+
+    python benchmarks/training_step.py configs/digits/ec_vae.py --repeats 20
+    python benchmarks/training_step.py configs/small/hat_synthesis.py --set data.source=digits --without bfloat16
+
+Variants of one compiled step take turns; processor time and wall time are medians over the turns, and ratios are those
+of the medians. Memory is what the compiler plans for the step: arguments, results, temporaries, less what is reused.
+The compile cache is timed by compiling the same step twice, the second time with an empty memory of this process.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jebm import data, runs
+from jebm.config import Config, load_file, override
+from jebm.methods import watching
+from jebm.training.loop import NUM_PROBES, load_source, make_step
+from jebm.training.state import TrainState, initial_state
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--set", metavar="KEY.PATH=VALUE", action="append", default=[])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--without", action="append", default=[], choices=["bfloat16", "donation", "cache"])
+    options = parser.parse_args()
+    config = override(load_file(options.config), options.set)
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    images = load_source(config).train
+    batch = data.Loader(images, config.data.batch_size).batch(0)
+    probe = data.Loader(images, NUM_PROBES).batch(0)
+
+    steps = {"monitors": compiled(config, batch, probe), "no monitors": compiled(config, batch, None, watch=False)}
+    if "bfloat16" not in options.without:
+        steps["bfloat16"] = compiled(override(config, ["method.dtype=bfloat16"]), batch, probe)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    states = {name: fresh(config, batch) for name in steps}
+    for repeat in range(options.repeats + 1):
+        for name, (step, _) in steps.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            states[name], metrics = step(states[name], batch)
+            jax.block_until_ready(metrics)
+            if repeat:  # the first one warms up
+                times[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
+    base = medians["monitors"]
+    print(f"{options.config}, batch {config.data.batch_size}, {options.repeats} turns; memory as the compiler plans it")
+    for name, (wall, processor) in medians.items():
+        print(
+            f"  {name:12s} {1e3 * wall:9.2f} ms wall {1e3 * processor:9.2f} ms processor"
+            f"   ratio to the trainer's step {wall / base[0]:.3f} {processor / base[1]:.3f}"
+            f"   {memory(steps[name][0]) / 1e6:8.1f} MB   compiled in {steps[name][1]:.1f} s"
+        )
+    if "donation" not in options.without:
+        kept, _ = compiled(config, batch, probe, donate=False)
+        print(f"  without donation of the old state: {memory(kept) / 1e6:.1f} MB")
+    if "cache" not in options.without:
+        jax.clear_caches()
+        print(f"  compiled again, from the cache on disk: {compiled(config, batch, probe)[1]:.1f} s")
+
+
+def compiled(config: Config, batch: Any, probe: Any, *, watch: bool = True, donate: bool = True) -> tuple[Any, float]:
+    """The training step, compiled, and the seconds that took; without ``watch`` the families' monitors are left out."""
+    norms, saturation = watching.gradient_norms, watching.saturation
+    if not watch:
+        watching.gradient_norms = watching.saturation = lambda *_: {}  # type: ignore[assignment]
+    try:
+        step: Any = make_step(config, runs.build(config), probe=probe)
+        if not donate:
+            step = jax.jit(step.__wrapped__)
+        begun = time.perf_counter()
+        state = jax.eval_shape(lambda: fresh(config, batch))
+        return step.lower(state, batch).compile(), time.perf_counter() - begun
+    finally:
+        watching.gradient_norms, watching.saturation = norms, saturation
+
+
+def fresh(config: Config, batch: Any) -> TrainState:
+    """A state to begin with."""
+    return initial_state(runs.build(config), 0, jnp.zeros(batch.shape))
+
+
+def memory(step: Any) -> int:
+    """Bytes that a compiled step needs."""
+    plan = step.memory_analysis()
+    needed: int = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return needed - int(plan.alias_size_in_bytes)
+
+
+if __name__ == "__main__":
+    main()
