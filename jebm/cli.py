@@ -439,8 +439,9 @@ def _enable_compilation_cache() -> None:
 def _quiet_logs() -> None:
     import logging
 
-    for name in ("absl", "orbax", "jax"):
+    for name in ("orbax", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's threads log tracebacks of what they hand on as well
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""Faults of a long run, each in a real process: kills at random moments, a full disk, a data worker that dies."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jebm
+from jebm.config import load_file, override
+from jebm.runs import RunDirectory
+from jebm.training import train
+
+TESTS = pathlib.Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+
+
+def run(experiment, directory, *sets, prefix=(), **more):
+    words = [word for assignment in sets for word in ("--set", assignment)]
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "jebm", "train", str(experiment), "--workdir", str(directory), *words],
+        env={**ENVIRONMENT, **more}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+def lines_of(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("time", "steps_per_second")} for line in lines]
+
+
+def bits(directory):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jebm.load(directory).state)]
+
+
+KILLED = '''
+"""A toy that is killed KILL_AFTER seconds after its first step."""
+
+import os, signal, threading, time
+
+from jebm.data import Loader
+from toy_family import get_config as get_config
+
+batch, read = Loader.batch, []
+
+
+def killed():
+    time.sleep(float(os.environ["KILL_AFTER"]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def counted(self, step):
+    read.append(step)
+    if len(read) == 4 and "KILL_AFTER" in os.environ:  # one for the monitors, one ahead: the first step was made
+        threading.Thread(target=killed, daemon=True).start()
+    return batch(self, step)
+
+
+Loader.batch = counted
+'''
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_no_bit(toy_experiment, tmp_path):
+    killed_toy, moments = tmp_path / "killed.py", random.Random(int(os.environ.get("JEBM_FAULT_SEED", "0")))
+    killed_toy.write_text(KILLED)
+    sets = ("training.num_steps=600", "training.checkpoint_every=20")
+    kills, stops = 0, set()
+    for _ in range(60):
+        result = run(killed_toy, tmp_path / "run", *sets, KILL_AFTER=str(moments.uniform(0.0, 0.7)))
+        if result.returncode == 0:
+            break
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        kills += 1
+        stops.add(len(lines_of(tmp_path / "run")))
+        if kills == 20:
+            break
+    assert kills == 20, f"the run was over after {kills} kills"
+    assert len(stops) > 5  # they came at different steps
+    assert run(killed_toy, tmp_path / "run", *sets).returncode == 0
+    train(override(load_file(toy_experiment), sets), RunDirectory(tmp_path / "whole"), lambda line: None)
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_old_checkpoints(toy_experiment, tmp_path):
+    directory, config = tmp_path / "run", load_file(toy_experiment)
+    train(override(config, ["training.num_steps=6"]), RunDirectory(directory), lambda line: None)
+    # no file may grow beyond 100 KiB, as on a full disk; a checkpoint's weights are larger
+    full = run(toy_experiment, directory, prefix=("bash", "-c", 'ulimit -f 100; exec "$@"', "bash"))
+    assert full.returncode == 2, full.stderr
+    *_, last = full.stderr.splitlines()
+    assert last.startswith("jebm: a checkpoint could not be written in ")
+    assert last.endswith("those before it are whole. Make room, and the same command goes on")
+    assert "Traceback" not in full.stderr
+    assert jebm.load(directory).step == 6
+    train(config, RunDirectory(directory), lambda line: None)
+    train(config, RunDirectory(tmp_path / "whole"), lambda line: None)
+    assert lines_of(directory) == lines_of(tmp_path / "whole")
+    assert bits(directory) == bits(tmp_path / "whole")
+
+
+class Batches:
+    """Numbered arrays, of which one kills the process that reads it, the first time."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        (self.folder / f"{index}").touch()
+        if index == 25 and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.full((2,), int(index))
+
+
+class Deadly(Batches):
+    """Arrays that no process survives reading."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+WORKERS = """
+import pathlib, sys, warnings
+import numpy as np
+from jebm.data import DataError
+from jebm.data.prefetch import prefetched
+from test_faults import Batches, Deadly
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        numbers = [int(batch[0]) for batch in prefetched(Batches(folder), 2)]
+        assert numbers == list(range(40)), numbers
+    assert (folder / "died").exists()
+    assert ["a data worker died" in str(w.message) for w in caught if "worker" in str(w.message)] == [True]
+    try:
+        list(prefetched(Deadly(folder), 1))
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_dies_is_replaced(tmp_path):
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS)
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=500
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("4 data workers died (out of memory?): take fewer data.workers; the same command")
