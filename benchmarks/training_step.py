@@ -1,7 +1,7 @@
 """What the trainer's parts cost or save in a step of any experiment: monitors, donation, bfloat16, the compile cache.
 
     python benchmarks/training_step.py configs/digits/ec_vae.py --repeats 20
-    python benchmarks/training_step.py configs/small/hat_synthesis.py --set data.source=digits --without bfloat16
+    PYTHONPATH=tests python benchmarks/training_step.py tests/toy_family.py --without bfloat16
 
 Variants of one compiled step take turns; processor time and wall time are medians over the turns, and ratios are those
 of the medians. Memory is what the compiler plans for the step: arguments, results, temporaries, less what is reused.
@@ -78,7 +78,7 @@ def compiled(config: Config, batch: Any, probe: Any, *, watch: bool = True, dona
         if not donate:
             step = jax.jit(step.__wrapped__)
         begun = time.perf_counter()
-        state = jax.eval_shape(lambda: fresh(config, batch))
+        state = runs.abstract_state(config)
         return step.lower(state, batch).compile(), time.perf_counter() - begun
     finally:
         watching.gradient_norms, watching.saturation = norms, saturation
@@ -86,7 +86,10 @@ def compiled(config: Config, batch: Any, probe: Any, *, watch: bool = True, dona
 
 def fresh(config: Config, batch: Any) -> TrainState:
     """A state to begin with."""
-    return initial_state(runs.build(config), 0, jnp.zeros(batch.shape))
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None  # it runs once
+    make = jax.jit(lambda: initial_state(runs.build(config), 0, jnp.zeros(batch.shape)), compiler_options=options)
+    state: TrainState = make()
+    return state
 
 
 def memory(step: Any) -> int:
