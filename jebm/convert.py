@@ -245,11 +245,11 @@ def _bank(prefix: pathlib.Path) -> bank.Bank | None:
 def _numpy_file(path: pathlib.Path) -> Any:
     """The array of an ``.npy``, the list of arrays of an ``.npz`` as `numpy.savez` numbers them."""
     try:
-        content = np.load(path)
-        if isinstance(content, np.ndarray):
-            return content
-        with content as file:
-            return [file[f"arr_{i}"] for i in range(len(file.files))]
+        with path.open("rb") as stream:  # numpy leaves a damaged archive open
+            content = np.load(stream)
+            if isinstance(content, np.ndarray):
+                return content
+            return [content[f"arr_{i}"] for i in range(len(content.files))]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} cannot be read as a file of numpy: {error}") from None
 

@@ -288,6 +288,7 @@ def test_reused_negatives_are_the_calibrated_samples(model):
     assert first["energy_negative"] != iterate(draws._replace(calibration_key=jax.random.key(8)))["energy_negative"]
 
 
+@pytest.mark.slow
 def test_power_iterations_of_both_kinds_agree_when_the_vectors_have_converged(model):
     config, state, batch, _ = model
     converged = state._replace(

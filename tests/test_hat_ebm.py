@@ -220,6 +220,7 @@ def test_first_drift_at_the_authors_settings_is_of_the_noises_order(key, size, w
     assert low < float(drift) < high
 
 
+@pytest.mark.slow
 def test_refinement_leaves_its_generator_alone(key, batch):
     method = build(FROZEN)
     state = jax.jit(method.init)(key, batch)

@@ -40,6 +40,7 @@ def synthesis(tmp_path_factory):
     return folder / "tiny.py", folder / "run"
 
 
+@pytest.mark.slow
 def test_a_synthesis_killed_and_started_again(synthesis, tmp_path, capsys):
     experiment, finished = synthesis
     directory = tmp_path / "run"

@@ -130,6 +130,7 @@ def signalled_toy(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp_path):
     train(override(load_file(toy_experiment), []), RunDirectory(tmp_path / "alone"), lambda line: None)
     directory = tmp_path / "run"

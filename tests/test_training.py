@@ -193,6 +193,7 @@ def test_training_goes_on_before_a_damaged_checkpoint(tiny_experiment, finished_
 
 
 @pytest.mark.filterwarnings("default:the checkpoint of step")
+@pytest.mark.slow
 def test_training_starts_again_when_every_checkpoint_is_damaged(tiny_experiment, finished_run, run_copy, capsys):
     for step in (6, 9, 12):
         truncate(largest(data_files(run_copy, step)))
@@ -276,6 +277,7 @@ def test_a_streamed_set_goes_on_where_it_stopped(tiny_experiment, tmp_path, monk
 # --- one program, whatever the devices --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_program_on_one_and_on_two_devices(tiny_experiment, tmp_path, monkeypatch, caplog):
     assert jax.device_count() == 2
     traces = []

@@ -60,7 +60,8 @@ def feature_set(images: np.ndarray, features: Features, *, cache: bool = False) 
     path = cache_directory() / "statistics" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
     if cache and path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # numpy leaves a damaged archive open
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 parts = zip(file["n"], file["mean"], file["covariance"], strict=True)
                 return FeatureSet(tuple(Statistics(int(n), m, c) for n, m, c in parts), file["kept"])
         except (OSError, KeyError, ValueError, zipfile.BadZipFile):
