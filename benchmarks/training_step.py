@@ -1,4 +1,6 @@
-"""What the trainer's parts cost or save in a step of any experiment: monitors, donation, bfloat16, the compile cache.
+"""What parts of the trainer cost or save in a step of any experiment.
+
+These parts are monitors, donation, bfloat16, rematerialised energy gradients and the compile cache.
 
     python benchmarks/training_step.py configs/digits/ec_vae.py --repeats 20
     PYTHONPATH=tests python benchmarks/training_step.py tests/toy_family.py --without bfloat16
@@ -6,6 +8,8 @@
 Variants of one compiled step take turns; processor time and wall time are medians over the turns, and ratios are those
 of the medians. Memory is what the compiler plans for the step: arguments, results, temporaries, less what is reused.
 The compile cache is timed by compiling the same step twice, the second time with an empty memory of this process.
+What an energy gradient keeps is what JAX hands from the energy to its gradient, weights included, before XLA plans: on
+a CPU XLA merges what is computed again with the first evaluation, on an accelerator it does not.
 """
 
 import argparse
@@ -30,7 +34,8 @@ def main() -> None:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--set", metavar="KEY.PATH=VALUE", action="append", default=[])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--without", action="append", default=[], choices=["bfloat16", "donation", "cache"])
+    parts = ["bfloat16", "rematerialized", "donation", "cache"]
+    parser.add_argument("--without", action="append", default=[], choices=parts)
     options = parser.parse_args()
     config = override(load_file(options.config), options.set)
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
@@ -42,6 +47,11 @@ def main() -> None:
     steps = {"monitors": compiled(config, batch, probe), "no monitors": compiled(config, batch, None, watch=False)}
     if "bfloat16" not in options.without:
         steps["bfloat16"] = compiled(override(config, ["method.dtype=bfloat16"]), batch, probe)
+    if "rematerialized" not in options.without:
+        rematerialized = override(config, ["method.rematerialize=true"])
+        steps["rematerialized"] = compiled(rematerialized, batch, probe)
+        kept = [kept_by_gradient(c, jnp.zeros(batch.shape)) / 1e6 for c in (config, rematerialized)]
+        print(f"an energy gradient of the batch keeps {kept[0]:.1f} MB, rematerialised {kept[1]:.1f} MB")
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     states = {name: fresh(config, batch) for name in steps}
     for repeat in range(options.repeats + 1):
@@ -56,13 +66,13 @@ def main() -> None:
     print(f"{options.config}, batch {config.data.batch_size}, {options.repeats} turns; memory as the compiler plans it")
     for name, (wall, processor) in medians.items():
         print(
-            f"  {name:12s} {1e3 * wall:9.2f} ms wall {1e3 * processor:9.2f} ms processor"
+            f"  {name:14s} {1e3 * wall:9.2f} ms wall {1e3 * processor:9.2f} ms processor"
             f"   ratio to the trainer's step {wall / base[0]:.3f} {processor / base[1]:.3f}"
             f"   {memory(steps[name][0]) / 1e6:8.1f} MB   compiled in {steps[name][1]:.1f} s"
         )
     if "donation" not in options.without:
-        kept, _ = compiled(config, batch, probe, donate=False)
-        print(f"  without donation of the old state: {memory(kept) / 1e6:.1f} MB")
+        copied, _ = compiled(config, batch, probe, donate=False)
+        print(f"  without donation of the old state: {memory(copied) / 1e6:.1f} MB")
     if "cache" not in options.without:
         jax.clear_caches()
         print(f"  compiled again, from the cache on disk: {compiled(config, batch, probe)[1]:.1f} s")
@@ -90,6 +100,13 @@ def fresh(config: Config, batch: Any) -> TrainState:
     make = jax.jit(lambda: initial_state(runs.build(config), 0, jnp.zeros(batch.shape)), compiler_options=options)
     state: TrainState = make()
     return state
+
+
+def kept_by_gradient(config: Config, images: jax.Array) -> int:
+    """Bytes that the gradient of the summed energies with respect to the images keeps from the energies."""
+    method, state = runs.build(config), runs.abstract_state(config).method
+    pulled = jax.eval_shape(lambda state, x: jax.vjp(lambda x: method.energy(state, x).sum(), x)[1], state, images)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pulled))
 
 
 def memory(step: Any) -> int:

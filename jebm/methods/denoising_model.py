@@ -76,6 +76,8 @@ class DenoisingEBMConfig:
         average_decay: of the moving average of all weights that generates and scores; at step t at most
             (1 + t)/(10 + t).
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
+        rematerialize: gradients of the energy compute each residual block again instead of keeping its inside: less
+            memory, more time; results the same up to rounding.
     """
 
     image_size: int = 32
@@ -109,6 +111,7 @@ class DenoisingEBMConfig:
     gradient_clip: float = 1.0
     average_decay: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"
+    rematerialize: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -187,9 +190,12 @@ def networks(config: DenoisingEBMConfig) -> Networks:
     encoder = decoder = None
     if latent:
         start_size = c.image_size >> (len(c.multipliers) - 1)
-        encoder = CompactEncoder(c.latent_size, c.latent_width, c.multipliers, dtype=dtype)
+        encoder = CompactEncoder(
+            c.latent_size, c.latent_width, c.multipliers, dtype=dtype, rematerialize=c.rematerialize
+        )
         decoder = CompactDecoder(c.channels, c.latent_width, c.multipliers, start_size=start_size, dtype=dtype)
-    return Networks(DenoisingUNet(c.width, c.multipliers, c.num_blocks, dtype), head, encoder, decoder)
+    unet = DenoisingUNet(c.width, c.multipliers, c.num_blocks, dtype, c.rematerialize)
+    return Networks(unet, head, encoder, decoder)
 
 
 def initial_parameters(config: DenoisingEBMConfig, key: Array) -> dict[str, Tree]:

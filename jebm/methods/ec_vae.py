@@ -79,6 +79,8 @@ class ECVAEConfig:
             make the decoder's errors Gaussian with σ² = β/2.
         posterior: that chain and constraint.
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
+        rematerialize: gradients of the energy compute each residual block again instead of keeping its inside: less
+            memory, more time; results the same up to rounding.
     """
 
     image_size: int = 32
@@ -102,6 +104,7 @@ class ECVAEConfig:
     calibrated_posterior: bool = False
     posterior: PosteriorCalibrationConfig = dataclasses.field(default_factory=PosteriorCalibrationConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    rematerialize: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -218,7 +221,7 @@ def networks(config: ECVAEConfig) -> Networks:
             dtype=dtype,
         )  # fmt: skip
     kind = MSResNet if c.energy_scales == 3 else ResNet
-    energy = kind(layers=c.energy_layers, head_width=c.energy_head_width, dtype=dtype)
+    energy = kind(layers=c.energy_layers, head_width=c.energy_head_width, dtype=dtype, rematerialize=c.rematerialize)
     return Networks(encoder, decoder, energy)
 
 

@@ -76,6 +76,8 @@ class HatEBMConfig:
         generator_average_decay: of the generator's.
         weights: which weights generate and score: ``"raw"``, or their ``"average"``.
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
+        rematerialize: gradients of the energy compute each residual block again instead of keeping its inside: less
+            memory, more time; results the same up to rounding.
     """
 
     application: Literal["synthesis", "refinement", "retrofit"] = "synthesis"
@@ -99,6 +101,7 @@ class HatEBMConfig:
     generator_average_decay: float = 0.9999
     weights: Literal["raw", "average"] = "raw"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    rematerialize: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -182,7 +185,7 @@ class Base(NamedTuple):
 
 def hat_network(config: HatEBMConfig) -> HatEnergy:
     """The hat of a configuration."""
-    return HatEnergy(config.image_size, config.energy_width, jnp.dtype(config.dtype))
+    return HatEnergy(config.image_size, config.energy_width, jnp.dtype(config.dtype), config.rematerialize)
 
 
 def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> Base:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from jebm.networks.convolution import Conv
 from jebm.networks.initializers import normal_fan_in
-from jebm.networks.layers import PointwiseConv, Projection, average_pool, nearest_upsample
+from jebm.networks.layers import PointwiseConv, Projection, average_pool, nearest_upsample, rematerialized
 
 __all__ = [
     "CompactDecoder", "CompactEncoder", "DenoisingUNet", "LatentHead", "PooledHead", "QuadraticHead", "on_sphere",
@@ -34,16 +34,19 @@ class DenoisingUNet(nn.Module):
         multipliers: of the width, per resolution; the image is halved ``len(multipliers) - 1`` times.
         num_blocks: residual blocks per resolution, on the way down and again on the way up.
         dtype: compute dtype; parameters, normalisation statistics and the output are float32.
+        rematerialize: gradients compute each residual block again instead of keeping its inside.
     """
 
     width: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = 2
     dtype: DTypeLike = jnp.float32
+    rematerialize: bool = False
 
     def setup(self) -> None:
-        self.encoder = DownPath(self.width, self.multipliers, self.num_blocks, self.dtype)
-        self.decoder = UpPath(self.width, self.multipliers, self.num_blocks, self.dtype)
+        shape = (self.width, self.multipliers, self.num_blocks, self.dtype, self.rematerialize)
+        self.encoder = DownPath(*shape)
+        self.decoder = UpPath(*shape)
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """[..., H, W, C] and [...] -> [..., H, W, C], float32.
@@ -71,11 +74,13 @@ class CompactEncoder(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = 1
     dtype: DTypeLike = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: Array, sigma: Array) -> Array:
         """[..., H, W, C] and [...] -> [..., latent_size]."""
-        down = DownPath(self.width, self.multipliers, self.num_blocks, self.dtype, name="encoder")
+        shape = (self.width, self.multipliers, self.num_blocks, self.dtype, self.rematerialize)
+        down = DownPath(*shape, name="encoder")
         bottleneck = nn.silu(_norm("norm", self.dtype)(down(x, sigma)[-1]))
         flat = bottleneck.reshape(*bottleneck.shape[:-3], -1)
         return on_sphere(nn.Dense(self.latent_size, dtype=self.dtype, name="latent")(flat).astype(jnp.float32))
@@ -172,16 +177,18 @@ class DownPath(nn.Module):
     multipliers: tuple[int, ...]
     num_blocks: int
     dtype: DTypeLike
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: Array, sigma: Array) -> list[Array]:
         level = NoiseEmbedding(4 * self.width, self.dtype, name="level")(sigma)
         y = _conv(self.width * self.multipliers[0], self.dtype, "stem")(2.0 * x - 1.0)
+        block = rematerialized(ResidualBlock, self.rematerialize)
         maps = []
         for i, multiplier in enumerate(self.multipliers):
             y = average_pool(y) if i > 0 else y
             for j in range(self.num_blocks):
-                y = ResidualBlock(self.width * multiplier, self.dtype, name=f"stage{i}_block{j}")(y, level)
+                y = block(self.width * multiplier, self.dtype, name=f"stage{i}_block{j}")(y, level)
             maps.append(y)
         return maps
 
@@ -193,15 +200,17 @@ class UpPath(nn.Module):
     multipliers: tuple[int, ...]
     num_blocks: int
     dtype: DTypeLike
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, y: Array, skips: list[Array], sigma: Array, channels: int) -> Array:
         level = NoiseEmbedding(4 * self.width, self.dtype, name="level")(sigma)
+        block = rematerialized(ResidualBlock, self.rematerialize)
         for i, multiplier in reversed(list(enumerate(self.multipliers))):
             if i < len(skips):
                 y = jnp.concatenate([nearest_upsample(y), skips[i]], -1)
             for j in range(self.num_blocks):
-                y = ResidualBlock(self.width * multiplier, self.dtype, name=f"stage{i}_block{j}")(y, level)
+                y = block(self.width * multiplier, self.dtype, name=f"stage{i}_block{j}")(y, level)
         return cast(Array, LastConv(channels, self.dtype, name="out")(y))
 
 

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jebm.networks.convolution import Conv
 from jebm.networks.initializers import normal_fan_in
-from jebm.networks.layers import PointwiseConv, average_pool, leaky_relu
+from jebm.networks.layers import PointwiseConv, average_pool, leaky_relu, rematerialized
 
 Layers = tuple[tuple[int, int], ...]
 Activation = Callable[[Array], Array]
@@ -35,12 +35,14 @@ class ResNet(nn.Module):
         head_width: units of the hidden layer of the head.
         activation: the nonlinearity everywhere.
         dtype: compute dtype of the trunk; parameters, the mean over pixels and the head are float32.
+        rematerialize: gradients compute each residual block again instead of keeping its inside.
     """
 
     layers: Layers = LAYERS_32
     head_width: int = 2048
     activation: Activation = leaky_relu
     dtype: DTypeLike = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -49,7 +51,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: images too small to be halved so often.
         """
-        features = _trunk(self.layers, self.activation, self.dtype, x)
+        features = _trunk(self.layers, self.activation, self.dtype, self.rematerialize, x)
         return Head(self.head_width, self.activation, name="head")(features)
 
 
@@ -60,11 +62,13 @@ class MSResNet(nn.Module):
         layers: as in `ResNet`, for each trunk; the image is halved ``len(layers) + 1`` times in all.
         head_width: units of the hidden layer of the head.
         dtype: compute dtype of the trunks; parameters, the mean over pixels and the head are float32.
+        rematerialize: gradients compute each residual block again instead of keeping its inside.
     """
 
     layers: Layers = LAYERS_32
     head_width: int = 2048
     dtype: DTypeLike = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -75,7 +79,8 @@ class MSResNet(nn.Module):
         """
         features = []
         for scale in (1, 2, 3):
-            features.append(Trunk(self.layers, leaky_relu, self.dtype, name=f"scale{scale}")(x))
+            trunk = Trunk(self.layers, leaky_relu, self.dtype, self.rematerialize, name=f"scale{scale}")
+            features.append(trunk(x))
             x = average_pool(x) if scale < 3 else x
         return Head(self.head_width, leaky_relu, name="head")(jnp.concatenate(features, axis=-1))
 
@@ -86,17 +91,18 @@ class Trunk(nn.Module):
     layers: Layers
     activation: Activation
     dtype: DTypeLike
+    rematerialize: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return _trunk(self.layers, self.activation, self.dtype, x)
+        return _trunk(self.layers, self.activation, self.dtype, self.rematerialize, x)
 
 
-def _trunk(layers: Layers, activation: Activation, dtype: DTypeLike, x: Array) -> Array:
+def _trunk(layers: Layers, activation: Activation, dtype: DTypeLike, rematerialize: bool, x: Array) -> Array:
     x = _conv(layers[0][0], dtype, "stem")(x)
     for i, (channels, num_blocks) in enumerate(layers):
         x = average_pool(x) if i > 0 else x
-        x = Stage(channels, num_blocks, activation, dtype, name=f"stage{i}")(x)
+        x = Stage(channels, num_blocks, activation, dtype, rematerialize, name=f"stage{i}")(x)
     return activation(x).astype(jnp.float32).mean((-3, -2))
 
 
@@ -107,11 +113,13 @@ class Stage(nn.Module):
     num_blocks: int
     activation: Activation
     dtype: DTypeLike
+    rematerialize: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        block = rematerialized(ResidualBlock, self.rematerialize)
         for j in range(self.num_blocks):
-            x = ResidualBlock(self.channels, self.activation, self.dtype, name=f"block{j}")(x)
+            x = block(self.channels, self.activation, self.dtype, name=f"block{j}")(x)
         return x
 
 

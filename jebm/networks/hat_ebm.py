@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jebm.networks.convolution import Conv
-from jebm.networks.layers import average_pool
+from jebm.networks.layers import average_pool, rematerialized
 from jebm.networks.normalization import BatchNorm
 
 __all__ = ["IMAGE_SIZES", "HatDecoder", "HatEncoder", "HatEnergy", "HatGenerator", "code_shape"]
@@ -62,11 +62,13 @@ class HatEnergy(nn.Module):
         image_size: 8, 16, 32, 64 or 128.
         width: channels of the widest block (authors: 256 at 32 px, 1024 at 64 px, 1024 or 2048 at 128 px).
         dtype: compute dtype of the blocks; parameters, the mean and H are float32.
+        rematerialize: gradients compute each residual block again instead of keeping its inside.
     """
 
     image_size: int = 32
     width: int = 256
     dtype: DTypeLike = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -79,8 +81,8 @@ class HatEnergy(nn.Module):
         stages = _stages(HAT_STAGES, self.image_size, self.width)
         _check_shape("images", x, (self.image_size, self.image_size))
         for i, (divisor, resample) in enumerate(stages):
-            block = HatBlock(self.width // divisor, resample, i == 0, self.dtype, name=_block_name(i))
-            x = block(x)
+            block = rematerialized(HatBlock, self.rematerialize)
+            x = block(self.width // divisor, resample, i == 0, self.dtype, name=_block_name(i))(x)
         features = nn.relu(x).astype(jnp.float32).mean((-3, -2))
         return nn.Dense(1, use_bias=False, kernel_init=glorot, name="head")(features)[..., 0]
 

@@ -13,7 +13,7 @@ from jebm.networks.initializers import uniform_fan_in, uniform_fan_in_transposed
 
 __all__ = [
     "PointwiseConv", "Projection", "average_pool", "average_pool_to", "gated_linear_unit", "leaky_relu",
-    "nearest_upsample",
+    "nearest_upsample", "rematerialized",
 ]  # fmt: skip
 
 
@@ -54,6 +54,14 @@ def nearest_upsample(x: Array) -> Array:
     *batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, height, 2, width, 2, channels))
     return x.reshape(*batch, 2 * height, 2 * width, channels)
+
+
+def rematerialized(block: type[nn.Module], on: bool) -> type[nn.Module]:
+    """``block`` whose gradient computes its inside again instead of keeping it, where ``on``; parameters are the same.
+
+    A gradient then keeps the maps between blocks, not those within, at the price of one more evaluation.
+    """
+    return nn.remat(block) if on else block
 
 
 class PointwiseConv(nn.Module):
