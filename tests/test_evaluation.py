@@ -310,6 +310,34 @@ def test_records_of_a_long_run(key):
         )
 
 
+def test_step_sizes_are_found_and_kept(key, tmp_path):
+    from jebm import mcmc
+
+    temperature = 2.0
+    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
+    chain = TrainingChain(2, 0.123, temperature)
+    records = evaluation.evaluate(
+        quadratic, STATE, source(20, 20), key, n=1, protocol=PROTOCOL, metrics=("step_sizes",), chain=chain,
+        temperature=temperature,
+    )  # fmt: skip
+    found = {record.metric: evaluation.read_record(evaluation.write_record(tmp_path, record)) for record in records}
+    assert sorted(found) == ["step_size_hmc", "step_size_mala", "step_size_short_run"]
+    assert {record.protocol["configured_step_size"] for record in records} == {0.123}
+    # images of N(0, σ²) have E‖∇E‖² = D/σ²
+    assert found["step_size_short_run"].value == pytest.approx(2 * temperature * SIGMA**2, rel=0.4)
+    x = np.sqrt(temperature) * gaussian_images(jax.random.fold_in(key, 1), 4096)  # the law itself
+    for name, make in {"mala": mcmc.mala, "hmc": lambda e, s, t: mcmc.hmc(e, s, 5, t)}.items():
+        kernel = make(lambda x: jnp.square(x).sum() / (2 * SIGMA**2), found[f"step_size_{name}"].value, temperature)
+        keys = jax.random.split(key, len(x))
+        rate = jax.vmap(kernel.step)(keys, jax.vmap(kernel.init)(x))[1].acceptance_rate.mean()
+        protocol = found[f"step_size_{name}"].protocol
+        assert float(rate) == pytest.approx(protocol["target_acceptance"], abs=0.06)
+        assert protocol["acceptance"] == pytest.approx(protocol["target_acceptance"], abs=0.06)
+    broken = method(energy=lambda state, images: images.sum((1, 2, 3)) * jnp.nan)
+    with pytest.raises(ValueError, match="step_size_short_run came out as nan"):
+        evaluation.evaluate_step_sizes(broken, STATE, key, protocol=PROTOCOL)
+
+
 def test_the_chain_of_each_family():
     from jebm import methods
 

@@ -21,13 +21,14 @@ from jebm.evaluation.outliers import one_resolution, outliers
 from jebm.evaluation.records import Record, read_all, read_record, run_protocol, write_record
 from jebm.evaluation.reference import FeatureSet, feature_set
 from jebm.evaluation.samples import classifier_score, kernel_distance, precision_recall
+from jebm.evaluation.step_sizes import evaluate_step_sizes
 
 __all__ = [
     "DEFAULT_METRICS", "METRICS", "FeatureSet", "Features", "Record", "Statistics", "aupr", "auroc",
     "auroc_interval", "bootstrap_interval", "bracket", "classifier_features", "classifier_score", "evaluate",
     "evaluate_generation", "evaluate_likelihood", "evaluate_long_run", "evaluate_ood", "evaluate_reconstruction",
-    "evaluate_scores", "extrapolated", "feature_set", "forward_weights", "fpr95", "frechet_distance",
-    "generate_images", "inception_features", "kernel_distance", "long_chains", "merge", "one_resolution", "outliers",
-    "precision_recall", "psnr", "random_features", "read_all", "read_record", "reverse_weights", "run_protocol",
-    "source_features", "ssim", "statistics", "tune_steps", "write_record",
+    "evaluate_scores", "evaluate_step_sizes", "extrapolated", "feature_set", "forward_weights", "fpr95",
+    "frechet_distance", "generate_images", "inception_features", "kernel_distance", "long_chains", "merge",
+    "one_resolution", "outliers", "precision_recall", "psnr", "random_features", "read_all", "read_record",
+    "reverse_weights", "run_protocol", "source_features", "ssim", "statistics", "tune_steps", "write_record",
 ]  # fmt: skip

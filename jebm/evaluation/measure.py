@@ -26,6 +26,7 @@ from jebm.evaluation.generation import evaluate_generation, generate_images
 from jebm.evaluation.long_run import evaluate_long_run
 from jebm.evaluation.outliers import channel_statistics, compressed_size, one_resolution, outliers
 from jebm.evaluation.records import Record, cost, file_stem
+from jebm.evaluation.step_sizes import evaluate_step_sizes
 from jebm.methods.base import Method, State, TrainingChain
 
 __all__ = [
@@ -275,11 +276,11 @@ def _energy_of_one(method: Method, temperature: float, state: State, x: Array) -
     return method.energy(state, x[None])[0] / temperature
 
 
-METRICS: tuple[str, ...] = ("generation", "reconstruction", "scores", "ood", "likelihood", "long_run")
+METRICS: tuple[str, ...] = ("generation", "reconstruction", "scores", "ood", "likelihood", "long_run", "step_sizes")
 """What `evaluate` can measure."""
 
 DEFAULT_METRICS: tuple[str, ...] = METRICS[:4]
-"""What it measures unless told otherwise: the two others take long."""
+"""What it measures unless told otherwise: the others take long."""
 
 
 def evaluate(
@@ -318,8 +319,8 @@ def evaluate(
         features: the feature space; by default `features.source_features`.
         reference: the split that generated images are compared with.
         others: image sets for `evaluate_ood`.
-        temperature: T of ``method.energy``, for `evaluate_likelihood`.
-        chain: for ``long_run``, see `jebm.methods.base.Method`.
+        temperature: T of ``method.energy``, for ``likelihood`` and ``step_sizes``.
+        chain: for ``long_run`` and ``step_sizes``, see `jebm.methods.base.Method`.
         directory: where generated images, raw scores and chains are kept beside the records; None: nowhere.
         on_records: called with each group.
 
@@ -360,6 +361,10 @@ def evaluate(
         elif metric == "likelihood":
             group = evaluate_likelihood(
                 *given, own_key, protocol=protocol, temperature=temperature, batch_size=batch_size
+            )
+        elif metric == "step_sizes":
+            group = evaluate_step_sizes(
+                method, state, own_key, protocol=protocol, chain=chain, temperature=temperature
             )
         else:
             assert features is not None
