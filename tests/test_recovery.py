@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -165,6 +166,21 @@ def test_a_learning_rate_a_hundred_times_too_high_is_recovered_from(toy_experime
     after = [line["mismatch"] for line in metrics_lines(directory)]
     assert all(map(math.isfinite, after))
     assert after[-1] < 0.8 * after[0]
+
+
+@pytest.mark.slow
+def test_a_real_family_recovers_from_learning_rates_a_hundred_times_too_high(tmp_path):
+    config = load_file(pathlib.Path(__file__).parents[1] / "configs/digits/ec_vae.py")
+    sets = [
+        *(f"method.{n}={100 * getattr(config.method, n)}" for n in ("vae_learning_rate", "energy_learning_rate")),
+        "training.num_steps=300", "training.log_every=10", "training.checkpoint_every=50", "training.sample_every=0",
+        "training.evaluate_at_end=false",
+    ]  # fmt: skip
+    train(override(config, sets), RunDirectory(tmp_path / "run"), lambda line: None)
+    assert 1 <= len(recoveries(tmp_path / "run")) <= 3
+    errors = [line["reconstruction"] for line in metrics_lines(tmp_path / "run")]
+    assert all(map(math.isfinite, errors))
+    assert np.mean(errors[-5:]) < 0.4 * np.mean(errors[:5])
 
 
 def test_when_attempts_run_out_the_healthy_checkpoint_stays(toy_experiment, tmp_path, monkeypatch, capsys):
