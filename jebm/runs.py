@@ -117,12 +117,13 @@ def generator_of(run: Run) -> Generator:
     """The generator of a trained model: a pure function from one latent to one image [H, W, C], weights as leaves.
 
     Raises:
-        ConfigError: a family without a generator.
+        ConfigError: a model without a generator: a Denoising-EBM whose chains walk pixels.
     """
     family = methods.FAMILIES[methods.family_of(run.config.method)]
-    if family.generator is None:
+    generator = family.generator(run.config.method, run.state)
+    if generator is None:
         raise ConfigError(f"{run.directory.path} holds a model without a generator of its own")
-    return family.generator(run.config.method, run.state)
+    return generator
 
 
 def abstract_state(config: Config) -> Any:

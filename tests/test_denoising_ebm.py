@@ -17,13 +17,14 @@ from jebm.methods.denoising_ebm import (
     denoising_losses,
     evaluation_counts,
     examples,
+    generator_of,
     initialize,
     likelihood_loss,
     part_energies,
     synthesize,
     update,
 )
-from jebm.methods.denoising_model import encode, noise_predictor, semantic_function, semantic_levels
+from jebm.methods.denoising_model import decode, encode, noise_predictor, semantic_function, semantic_levels
 from jebm.networks.denoising_ebm import DenoisingUNet, on_sphere
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -326,3 +327,17 @@ def test_sizes_of_the_experiments(stem, counts):
     assert counts.items() <= cli.parameter_counts(pixel).items()
     latent = cli.parameter_counts(config)
     assert set(latent) == {"unet", "head", "encoder", "decoder", "total"}
+
+
+# the decoder as a generator
+
+
+def test_the_generator_is_the_averaged_decoder_in_the_range_of_images():
+    state = with_noise(LATENT)
+    state = state._replace(average=jax.tree.map(lambda p: 1.3 * p, state.average))
+    z = jax.random.normal(jax.random.key(3), (LATENT.latent_size,))
+    image = jax.jit(lambda state, z: generator_of(LATENT, state)(z))(state, z)
+    assert image.shape == (8, 8, 1)
+    np.testing.assert_allclose(image, 2.0 * decode(LATENT, state.average, z) - 1.0, atol=1e-5)
+    assert float(jnp.abs(image - (2.0 * decode(LATENT, state.params, z) - 1.0)).max()) > 1e-3
+    assert generator_of(TINY, state) is None

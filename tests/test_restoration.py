@@ -277,6 +277,12 @@ def test_measurements_of_another_shape():
         restoration.restore(jax.random.key(0), PRIOR, restoration.average_pooling(8, 2), jnp.zeros((1, 4, 4, 1)))
 
 
+def test_without_a_generator_and_without_a_refinement_nothing_would_be_restored():
+    prior = PRIOR._replace(generator=None)
+    with pytest.raises(ValueError, match="no generator, so refinement_steps=0 restores nothing"):
+        restoration.restore(jax.random.key(0), prior, OPERATORS["pooling"], jnp.zeros((1, 2, 2, 1)))
+
+
 @pytest.mark.parametrize("wrong", [{"restarts": 0}, {"likelihood_std": 0.0}, {"noise_std": -1.0}, {"step_size": 0.0}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* is out of range"):

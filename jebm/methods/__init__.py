@@ -31,16 +31,17 @@ class Family(NamedTuple):
     Attributes:
         config_class: its configuration class.
         build: from a configuration to a `Method`.
-        generator: ``(config, state) -> generator`` of one latent, for a hat over it; None without.
+        generator: ``(config, state) -> generator`` of one latent of law N(0, I), or None where that configuration has
+            none: for a hat over it, and for restoration.
     """
 
     config_class: type
     build: Any
-    generator: Any = None
+    generator: Any
 
 
 FAMILIES: dict[str, Family] = {
-    "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm),
+    "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm, _denoising_ebm.generator_of),
     "ec_flow": Family(ECFlowConfig, ec_flow, _ec_flow.generator_of),
     "ec_gan": Family(ECGANConfig, ec_gan, _ec_gan.generator_of),
     "ec_vae": Family(ECVAEConfig, ec_vae, _ec_vae.standing_decoder),

@@ -38,6 +38,7 @@ from jax import Array
 from jebm import bank, mcmc
 from jebm.bank import Bank
 from jebm.config import ConfigError
+from jebm.energy import Generator
 from jebm.methods import denoising_chains as chains
 from jebm.methods import denoising_energies as parts
 from jebm.methods import watching
@@ -48,6 +49,7 @@ from jebm.methods.denoising_model import (
     compact_predictor,
     decode,
     encode,
+    image_decoder,
     initial_parameters,
     noise_predictor,
     semantic_function,
@@ -57,8 +59,8 @@ from jebm.methods.denoising_model import (
 
 __all__ = [
     "DenoisingEBMConfig", "DenoisingEBMState", "Examples", "Synthesis", "build", "denoising_losses", "energy",
-    "evaluation_counts", "examples", "generate", "initialize", "likelihood_loss", "part_energies", "reconstruct",
-    "scores", "synthesize", "update",
+    "evaluation_counts", "examples", "generate", "generator_of", "initialize", "likelihood_loss", "part_energies",
+    "reconstruct", "scores", "synthesize", "update",
 ]  # fmt: skip
 
 
@@ -356,6 +358,16 @@ def energy(config: DenoisingEBMConfig, state: DenoisingEBMState, images: Array) 
     """``E_sem + λ_t E_tex`` of each image [n] at σ*, float32."""
     of = part_energies(config, state, images, config.score_sigma)
     return of["semantic"] + config.texture_weight * of["texture"]
+
+
+def generator_of(config: DenoisingEBMConfig, state: DenoisingEBMState) -> Generator | None:
+    """``2 g(z) - 1`` of one latent, which g puts on its sphere, averaged weights; None where chains walk pixels.
+
+    [ours] It is the semantic stage without its chain: z ~ N(0, I) is what that chain starts from, not its law.
+    """
+    if config.semantic_chain == "pixel":
+        return None
+    return image_decoder(config, state.average)
 
 
 def reconstruct(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, images: Array) -> Array:

@@ -30,8 +30,8 @@ from jebm.networks.denoising_ebm import (
 )
 
 __all__ = [
-    "DenoisingEBMConfig", "Networks", "compact_predictor", "decode", "encode", "initial_parameters", "networks",
-    "noise_predictor", "semantic_function", "semantic_levels", "wide",
+    "DenoisingEBMConfig", "Networks", "compact_predictor", "decode", "encode", "image_decoder", "initial_parameters",
+    "networks", "noise_predictor", "semantic_function", "semantic_levels", "wide",
 ]  # fmt: skip
 
 Tree = Mapping[str, Any]
@@ -275,6 +275,15 @@ def decode(config: DenoisingEBMConfig, params: Tree, z: Array) -> Array:
     decoder = networks(config).decoder
     assert decoder is not None
     return cast(Array, decoder.apply({"params": params["decoder"]}, z))
+
+
+def image_decoder(config: DenoisingEBMConfig, params: Tree) -> Partial:
+    """``z -> 2 g(z) - 1``, an image in (-1, 1)."""
+    return bind(_decoded, _Static(config), params)
+
+
+def _decoded(static: _Static, params: Tree, z: Array) -> Array:
+    return 2.0 * decode(static.config, params, z) - 1.0
 
 
 def compact_predictor(config: DenoisingEBMConfig, params: Tree) -> NoisePredictor:

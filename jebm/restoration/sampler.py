@@ -84,8 +84,8 @@ class Prior(NamedTuple):
     """What is known of images before any measurement; a pytree.
 
     Attributes:
-        generator: G, one latent in, one image [H, W, C] out; None where the model has none: the start of the
-            refinement is then A⁺y, and there is nothing else to do.
+        generator: G, one latent in, one image [H, W, C] out; None where the model has none: all that is done then is
+            the refinement, from A⁺y.
         energy: E of one image, lower is more likely.
         latent: zeros of the shape of one latent; its prior is N(0, I).
         refinement_energy: E_p of one image, that of the pixel chain; None: ``energy``.
@@ -155,9 +155,12 @@ def restore(
         See `Restored`.
 
     Raises:
-        ValueError: measurements of another shape than the operator gives.
+        ValueError: measurements of another shape than the operator gives; a prior without a generator and no
+            refinement, which would leave A⁺y as it is.
     """
     config = RestorationConfig() if config is None else config
+    if prior.generator is None and config.refinement_steps == 0:
+        raise ValueError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
     prior = jax.tree.map(_as_partial, prior, is_leaf=callable)
     _check_measurements(prior, operator, measurements)
     return _restore(key, prior, operator, measurements, config)

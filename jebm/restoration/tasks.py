@@ -14,13 +14,12 @@ from jax.tree_util import Partial
 from jebm import energy as energies
 from jebm import images, losses
 from jebm.data import DataError
-from jebm.energy import Generator
 from jebm.methods import FAMILIES, family_of
 from jebm.networks.hat_ebm import code_shape
 from jebm.restoration import operators
 from jebm.restoration.operators import Operator
 from jebm.restoration.sampler import Prior, RestorationConfig, Restored, restore
-from jebm.runs import Run, generator_of, load
+from jebm.runs import Run, load
 
 __all__ = [
     "TASKS", "Task", "image_shape", "measure", "prior_of", "psnr", "read_images", "read_mask", "restore_files",
@@ -95,24 +94,23 @@ def prior_of(run: Run) -> Prior:
     E of the latent chain is divided by its standard deviation over 64 generated images [ours], so that an energy
     weight means the same for every family; the refinement's is E as the family has it, over its temperature.
 
+    A Denoising-EBM has a generator where its chains walk latents: the decoder, with latents of N(0, I).
+
     Raises:
         ConfigError: the generator belongs to another run that is not there.
     """
     config, method = run.config.method, run.method
     one = Partial(lambda state, x: method.energy(state, x[None])[0], run.state)
     native = energies.temper(one, config.temperature) if family_of(config) == "hat_ebm" else one
-    if FAMILIES[family_of(config)].generator is None:
+    path = getattr(config, "generator", "")
+    other = run if path in ("", "network") else load(path)
+    generator = FAMILIES[family_of(other.config.method)].generator(other.config.method, other.state)
+    if generator is None:
         return Prior(None, native, jnp.zeros(image_shape(run)))
     latent = jnp.zeros(_latent_shape(config))
-    generator = _generator(run)
     z = jax.random.normal(jax.random.key(0), (SAMPLES, *latent.shape))
     deviation = jax.jit(lambda generator, z: jnp.std(jax.lax.map(lambda z: one(generator(z)), z)))(generator, z)
     return Prior(generator, energies.scale(one, 1.0 / jnp.maximum(deviation, 1e-12)), latent, native)
-
-
-def _generator(run: Run) -> Generator:
-    path = getattr(run.config.method, "generator", "")
-    return generator_of(run if path in ("", "network") else load(path))
 
 
 def _latent_shape(config: Any) -> tuple[int, ...]:
@@ -296,10 +294,10 @@ def read_mask(path: pathlib.Path, size: int) -> np.ndarray:
 
 def _read_array(path: pathlib.Path) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        with path.open("rb") as file:  # numpy leaves damaged archives open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             if "x" not in loaded.files:
                 raise DataError(f"{path}: holds {', '.join(loaded.files) or 'nothing'}, but no array 'x'")
             return loaded["x"]
