@@ -23,6 +23,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm.energy import Energy
 from jebm.methods.base import Metrics
+from jebm.methods.contrast import contrast
 from jebm.networks import spectral_norm
 
 __all__ = ["EnergyModel", "EnergyState"]
@@ -91,9 +92,9 @@ class EnergyModel:
 
         def loss(params: Any) -> tuple[Array, tuple[Array, Array]]:
             normalized = self._normalized(params, state.spectral)
-            on_data = jnp.mean(self._apply(normalized, data))
-            on_negatives = jnp.mean(self._apply(normalized, negatives))
-            return (on_data - on_negatives) / temperature, (on_data, on_negatives)
+            on_data, on_negatives = (self._apply(normalized, x) for x in (data, negatives))
+            loss = contrast(on_data, on_negatives, temperature)
+            return loss, (jnp.mean(on_data), jnp.mean(on_negatives))
 
         gradients, (on_data, on_negatives) = jax.grad(loss, has_aux=True)(state.params)
         updates, optimizer = self._optimizer().update(gradients, state.optimizer, state.params)

@@ -36,6 +36,7 @@ from jebm.energy import Annealed, Energy
 from jebm.methods import calibration, posterior_calibration, watching
 from jebm.methods.base import Method, Metrics
 from jebm.methods.calibration import CalibrationConfig
+from jebm.methods.contrast import contrast
 from jebm.methods.posterior_calibration import PosteriorCalibrationConfig
 from jebm.networks import spectral_norm
 from jebm.networks.ec_vae import Decoder, Encoder
@@ -70,6 +71,7 @@ class ECVAEConfig:
         reconstruction: reconstruction loss, a name of `jebm.losses`.
         vae_learning_rate: Adam's, for encoder and decoder.
         energy_learning_rate: Adam's, for the energy.
+        energy_regularization: α of `contrast.contrast` [ours, a stabiliser; the released code has none].
         b1: Adam's first moment decay, both.
         b2: Adam's second moment decay, both.
         average_decay: of the exponential moving average of encoder and decoder that generates [ours; the released
@@ -97,6 +99,7 @@ class ECVAEConfig:
     reconstruction: str = "squared_error"
     vae_learning_rate: float = 2e-4
     energy_learning_rate: float = 1e-4
+    energy_regularization: float = 0.0
     b1: float = 0.0
     b2: float = 0.9
     average_decay: float = 0.999
@@ -109,9 +112,8 @@ class ECVAEConfig:
     def __post_init__(self) -> None:
         check(
             self, channels=">=1", latent_size=">=1", encoder_width=">=1", decoder_width=">=1", energy_head_width=">=1",
-            kl_weight=">=0",
-            vae_learning_rate=">0", energy_learning_rate=">0", b1="in [0, 1)", b2="in [0, 1)",
-            average_decay="in [0, 1)",
+            kl_weight=">=0", vae_learning_rate=">0", energy_learning_rate=">0", energy_regularization=">=0",
+            b1="in [0, 1)", b2="in [0, 1)", average_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in (8, 16, 32, 64, 256):
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be 8, 16, 32, 64 or 256")
@@ -327,7 +329,8 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
     def energy_loss(params: Tree) -> tuple[Array, Any]:
         on_data, u = _head_values(config, nets, params, energy_spectral, images)
         on_negatives, u = _head_values(config, nets, params, u, negatives)
-        return (jnp.mean(on_data) - jnp.mean(on_negatives)) / tau, (on_data, on_negatives, u)
+        loss = contrast(on_data, on_negatives, tau, config.energy_regularization)
+        return loss, (on_data, on_negatives, u)
 
     energy_gradients, (on_data, on_negatives, energy_spectral) = jax.grad(energy_loss, has_aux=True)(state.energy)
     updates, energy_optimizer_state = energy_optimizer.update(energy_gradients, state.energy_optimizer, state.energy)

@@ -36,6 +36,7 @@ from jebm.config import ConfigError, check
 from jebm.energy import Energy, Generator, PyTree, bind
 from jebm.methods import keras_optimizers, watching
 from jebm.methods.base import Method, Metrics, TrainingChain
+from jebm.methods.contrast import contrast
 from jebm.methods.hat_chains import ChainConfig, Samples, as_pytree, run_chains
 from jebm.networks.hat_ebm import IMAGE_SIZES, HatDecoder, HatEnergy, HatGenerator, code_shape
 
@@ -69,6 +70,7 @@ class HatEBMConfig:
         energy_learning_rate: rows (learning rate, first update), of the hat's Adam.
         generator_learning_rate: likewise of the generator.
         energy_gradient_clip: bound on the norm of each tensor of the hat's gradient, with its factor 1/T; or None.
+        energy_regularization: α of `contrast.contrast` [ours, a stabiliser; the released code has none].
         data_noise: standard deviation of the noise on data.
         generator_loss_scale: factor of the generator's mean squared error.
         bank_size: rows, rounded down to a multiple of the batch.
@@ -94,6 +96,7 @@ class HatEBMConfig:
     energy_learning_rate: Rates = ((1e-4, 0),)
     generator_learning_rate: Rates = ((1e-4, 0),)
     energy_gradient_clip: float | None = None
+    energy_regularization: float = 0.0
     data_noise: float = 1e-3
     generator_loss_scale: float = 1000.0
     bank_size: int = 10_000
@@ -107,7 +110,7 @@ class HatEBMConfig:
         check(
             self, channels=">=1", latent_size=">=1", energy_width=">=1", generator_width=">=1", output_scale=">0",
             temperature=">0", energy_gradient_clip=">0", data_noise=">=0", generator_loss_scale=">0", bank_size=">=1",
-            energy_average_decay="in [0, 1)", generator_average_decay="in [0, 1)",
+            energy_regularization=">=0", energy_average_decay="in [0, 1)", generator_average_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in IMAGE_SIZES:
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be one of {IMAGE_SIZES}")
@@ -333,11 +336,10 @@ def _chain_metrics(samples: Samples) -> Metrics:
 
 
 def energy_loss(config: HatEBMConfig, params: Tree, data: Array, samples: Array) -> tuple[Array, Metrics]:
-    """``L = (mean H(x⁺) - mean H(x⁻))/T``, and the two means."""
-    mean = lambda x: jnp.mean(cast(Array, hat_network(config).apply({"params": params}, x)))  # noqa: E731
-    on_data, on_samples = mean(data), mean(samples)
-    loss = (on_data - on_samples) / config.temperature
-    return loss, {"energy_loss": loss, "energy_data": on_data, "energy_sample": on_samples}
+    """``L = (mean H(x⁺) - mean H(x⁻))/T``, with its regularisation if any, and the two means."""
+    on_data, on_samples = (cast(Array, hat_network(config).apply({"params": params}, x)) for x in (data, samples))
+    loss = contrast(on_data, on_samples, config.temperature, config.energy_regularization)
+    return loss, {"energy_loss": loss, "energy_data": jnp.mean(on_data), "energy_sample": jnp.mean(on_samples)}
 
 
 def update_energy(config: HatEBMConfig, state: HatEBMState, data: Array, samples: Array) -> tuple[HatEBMState, Metrics]:
