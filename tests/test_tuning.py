@@ -48,6 +48,20 @@ def test_hmc_reaches_eight_tenths():
     np.testing.assert_allclose(4 / np.pi * np.arctan(1 / largest), 0.8, atol=0.02)
 
 
+@pytest.mark.parametrize("dimension", [10, 1000])
+@pytest.mark.parametrize("algorithm", ["mala", "hmc"])
+def test_targets_are_reached_in_many_dimensions(algorithm, dimension):
+    """On N(0, I): the acceptance of the step size that was found, measured apart from the tuning."""
+    energy = lambda x: 0.5 * jnp.sum(jnp.square(x))  # noqa: E731
+    make = {"mala": lambda step: jebm.mala(energy, step), "hmc": lambda step: jebm.hmc(energy, step, 5)}[algorithm]
+    x = jax.random.normal(jax.random.key(1), (256, dimension))
+    tune = jax.jit(functools.partial(mcmc.tune_step_size, num_steps=300))
+    found = tune(jax.random.key(0), make(0.01), x[:40]).step_size
+    kernel, keys = make(found), jax.random.split(jax.random.key(2), 256)
+    rate = jax.jit(jax.vmap(lambda key, x: kernel.step(key, kernel.init(x))[1].acceptance_rate))(keys, x).mean()
+    assert abs(float(rate) - mcmc.tuning.TARGETS[algorithm]) < 0.03
+
+
 def test_the_rule_of_short_runs():
     x = {"a": jnp.array([[1.0, 2.0], [3.0, 0.0]]), "b": jnp.array([2.0, -1.0])}
     quadratic = lambda x: 0.5 * jnp.sum(x["a"] ** 2) + 2.0 * x["b"] ** 2  # noqa: E731
