@@ -6,7 +6,7 @@ Hardware:  2 CPU cores; some hours, an estimate and no measurement.
 Expect:    likelihoods of a small flow (above 4 bits per dimension) and textures without objects: it shows that all
            parts run at 32 px.
 
-From the released code: K, s, τ, λ and its rate. Ours: all else, since no flow of images is in it.
+From the released code: K, s, τ and the rate of λ. Ours: all else, since no flow of images is in it.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
