@@ -57,8 +57,8 @@ class ECFlowConfig:
         average_decay: of the moving average of the flow that generates and scores; at step t at most
             (1 + t)/(10 + t).
         calibration: the chain and the constraint; the calibrated samples are always the energy's negatives
-            too, whatever ``reuse_negatives`` says. λ starts at 0.05 and stays below 0.1 [ours]: it weighs C against bits
-            per dimension, where the released code's 30 weighs it against a sum of squares (results/ec_flow.md).
+            too, whatever ``reuse_negatives`` says. λ starts at 0.05 and stays below 0.1 [ours]: it weighs C against
+            bits per dimension, the released code's 30 against a sum of squares (results/ec_flow.md).
     """
 
     image_size: int = 32
