@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("dir", metavar="DIR", help="a run directory")
     evaluate.add_argument(
         "--metrics",
-        help="comma-separated: generation, reconstruction, scores, ood, likelihood, long_run (default: the first four)",
+        help="comma-separated: generation, reconstruction, scores, ood, likelihood, long_run, step_sizes (default: the "
+        "first four)",
     )
     evaluate.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
     evaluate.add_argument("--seed", type=int, help="of the draws (default: evaluation.seed of the run)")
@@ -246,7 +247,8 @@ def _sample(options: argparse.Namespace) -> None:
             )
         except ValueError as error:
             raise _UserError(str(error)) from error
-    print(f"{options.num} samples of step {run.step}: {options.out}")
+    cost = run.method.evaluations_per_image
+    print(f"{options.num} samples of step {run.step}: {options.out}   network evaluations each: {cost}")
 
 
 def _check_seed(seed: int | None) -> None:
@@ -340,9 +342,14 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _write_report(directory: Any) -> None:
+    import zipfile
+
     from jebm import report
 
-    report.write(directory)
+    try:
+        report.write(directory)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _UserError(f"{directory.path}: the report cannot be written: {error}") from error
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -111,6 +111,8 @@ class RecoveryConfig:
             energy_regularization=">=0", gap_deviations=">=0", ratio=">=0", stuck_lines=">=0",
             update_ratio=">=0",
         )  # fmt: skip
+        if 0 < self.ratio <= 1:
+            raise ConfigError(f"ratio={self.ratio} is out of range: it must be 0, for off, or above 1")
 
 
 @dataclasses.dataclass(frozen=True)

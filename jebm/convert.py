@@ -55,7 +55,10 @@ def hat_ebm(checkpoint: pathlib.Path, out: pathlib.Path, config: Config | None =
         hat = _named(hat_prefix)
         _require_kind(hat_prefix, hat, ("hat",))
         pairs = _bank(hat_prefix)
-    config = _infer(hat, generator, pairs) if config is None else _checked(config, pairs, alone=hat_prefix is None)
+    try:
+        config = _infer(hat, generator, pairs) if config is None else _checked(config, pairs, alone=hat_prefix is None)
+    except (KeyError, IndexError, TypeError) as error:  # a tensor that tells the network's size is not as it should be
+        raise ConfigError(f"{checkpoint}: not the tensors of the authors' networks ({error!r})") from None
     directory = runs.RunDirectory(out)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is in use: give --out a directory that is not there yet")

@@ -69,7 +69,9 @@ class RunDirectory:
             raise ConfigError(f"{self.path} is no run directory (it has no config.json): train one with 'jebm train'")
         try:
             return from_dict(json.loads(self.config.read_text()))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{self.config} cannot be read: {error}") from None
 
 

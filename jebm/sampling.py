@@ -30,6 +30,8 @@ def draw_to(
 ) -> None:  # fmt: skip
     """Writes ``num`` samples to ``out``: a grid (``.png``), the uint8 array ``x`` (``.npz``), or a folder of PNGs.
 
+    An archive also has ``network_evaluations_per_image``, of `jebm.methods.base.Method`.
+
     Args:
         out: its suffix is one of `KINDS`.
         run: the trained model.
@@ -63,7 +65,10 @@ def draw_to(
                 temporary.replace(path)
             progress(count)
     batches = (np.load(_part(parts, number)) for number in numbers)
-    {".png": _write_grid, ".npz": _write_array, "": _write_folder}[out.suffix.lower()](out, num, batches)
+    if out.suffix.lower() == ".npz":
+        _write_array(out, num, batches, run.method.evaluations_per_image)
+    else:
+        {".png": _write_grid, "": _write_folder}[out.suffix.lower()](out, num, batches)
     shutil.rmtree(parts)
 
 
@@ -87,14 +92,17 @@ def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> N
     images.save_png(out, images.grid(images.from_uint8(np.concatenate(list(batches)))))
 
 
-def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:
     temporary, first = out.with_name(out.name + ".tmp"), next(batches)
-    with zipfile.ZipFile(temporary, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(first.tobytes())
-        for batch in batches:
-            file.write(batch.tobytes())
+    with zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(first.tobytes())
+            for batch in batches:
+                file.write(batch.tobytes())
+        with archive.open("network_evaluations_per_image.npy", "w") as file:
+            np.lib.format.write_array(file, np.asarray(evaluations))
     temporary.replace(out)
 
 

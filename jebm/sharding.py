@@ -43,10 +43,11 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
     names = ("JEBM_COORDINATOR", "JEBM_NUM_PROCESSES", "JEBM_PROCESS_ID")
     given = [environment[name] for name in names if environment.get(name)]
     if given:
-        if len(given) < len(names) or not (given[1].isdecimal() and given[2].isdecimal()):
+        whole = len(given) == len(names) and given[1].isdecimal() and given[2].isdecimal()
+        if not whole or not given[0].rpartition(":")[2].isdecimal() or ":" not in given[0]:
             raise ValueError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
-    elif environment.get("JEBM_DISTRIBUTED") == "1" or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    elif environment.get("JEBM_DISTRIBUTED") == "1" or environment.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
         jax.distributed.initialize()
     else:
         return False

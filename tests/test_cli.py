@@ -40,10 +40,11 @@ def test_samples_as_a_grid_as_arrays_and_as_files(finished_run, tmp_path, capsys
     for name in ("grid.png", "arrays.npz", "folder"):
         out = tmp_path / "new" / name
         assert cli.main(words(f"sample RUN --num 5 --batch-size 3 --out {out}", finished_run)) == 0
-        assert f"5 samples of step 12: {out}" in capsys.readouterr().out
+        assert f"5 samples of step 12: {out}   network evaluations each: 1\n" in capsys.readouterr().out
     with np.load(tmp_path / "new/arrays.npz") as file:
-        assert file.files == ["x"]
+        assert file.files == ["x", "network_evaluations_per_image"]
         x = file["x"]
+        assert file["network_evaluations_per_image"] == 1
     assert (x.shape, x.dtype) == ((5, 8, 8, 1), np.uint8)
     assert len({image.tobytes() for image in x}) == 5
     files = sorted((tmp_path / "new/folder").iterdir())

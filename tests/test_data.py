@@ -78,6 +78,27 @@ def test_npz_of_one_array_is_split_nine_to_one(tmp_path):
     assert source.train_labels.tolist() != sorted(source.train_labels)
 
 
+def test_a_folder_of_shards_is_one_set(tmp_path):
+    x, y = images(10, 4, 4), np.arange(10)
+    whole, shards = tmp_path / "set.npz", tmp_path / "shards"
+    shards.mkdir()
+    np.savez(whole, x_train=x[:8], x_test=x[8:], y_train=y[:8], y_test=y[8:])
+    for name, train, test in (("b", slice(3, 8), slice(9, 10)), ("a", slice(0, 3), slice(8, 9))):
+        np.savez(shards / f"{name}.npz", x_train=x[train], x_test=x[test], y_train=y[train], y_test=y[test])
+    one, many = data.load(f"npz:{whole}"), data.load(f"npz:{shards}")
+    for name in ("train", "test", "train_labels", "test_labels"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(many, name))
+    np.savez(shards / "c.npz", x_train=x, x_test=x)
+    with pytest.raises(data.DataError, match=r"c.npz: holds .* shards must be alike"):
+        data.load(f"npz:{shards}")
+    np.savez(shards / "c.npz", x_train=images(2, 5, 5), x_test=x[:1], y_train=y[:2], y_test=y[:1])
+    with pytest.raises(data.DataError, match="c.npz: 'x_t.*' is uint8 .*, unlike that of a.npz"):
+        data.load(f"npz:{shards}")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(data.DataError, match="none: no .npz in this folder"):
+        data.load(f"npz:{tmp_path}/none")
+
+
 def test_an_empty_label_array_means_no_labels(tmp_path):
     np.savez(tmp_path / "set.npz", x=images(5, 4, 4), y=np.zeros(0, np.uint8))
     source = data.load(f"npz:{tmp_path}/set.npz")
@@ -126,6 +147,10 @@ def test_files_that_cannot_be_read(tmp_path):
     np.save(tmp_path / "bare.npy", images(5, 8, 8))
     with pytest.raises(data.DataError, match="bare array"):
         data.load(f"npz:{tmp_path}/bare.npy")
+    directory = whole.index(b"PK\x01\x02") + 8  # the flags of the first file: it is encrypted
+    (tmp_path / "locked.npz").write_bytes(whole[:directory] + bytes([whole[directory] | 1]) + whole[directory + 1 :])
+    with pytest.raises(data.DataError, match="locked.npz: cannot read 'x'"):
+        data.load(f"npz:{tmp_path}/locked.npz")
     (tmp_path / "text.npz").write_text("x = 1")
     with pytest.raises(data.DataError, match="text.npz: cannot read"):
         data.load(f"npz:{tmp_path}/text.npz")

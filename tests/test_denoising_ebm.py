@@ -297,6 +297,7 @@ def test_the_networks_see_the_level_and_one_image_alone(key):
         ({"image_size": 20}, "halve between them to 4 px or more"),
         ({"semantic_levels": 0}, "semantic_levels=0 is out of range"),
         ({"score_sigma": 0.0}, "score_sigma=0.0 is out of range"),
+        ({"score_sigma": 50.0}, "score_sigma=50.0 is out of range: it must lie in"),
     ],
 )
 def test_wrong_configurations_are_refused_in_one_line(changes, message):

@@ -268,6 +268,22 @@ def test_evaluate_makes_the_records_asked_for(key):
         evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol={}, metrics=("long_run",))
 
 
+def test_an_outlier_set_called_as_one_that_is_made_is_scored_beside_it(key):
+    others = {"constant": np.full((7, *SHAPE), 3, np.uint8)}
+    records = evaluation.evaluate_ood(
+        method(), STATE, source(120, 60), key, protocol=PROTOCOL, others=others, directory=None
+    )
+    counts = {record.metric: record.protocol["n_outliers"] for record in records}
+    assert (counts["auroc_constant"], counts["auroc_constant-given"]) == (60, 7)
+
+
+def test_records_of_another_split_or_seed_do_not_replace_each_other(tmp_path):
+    for protocol in ({}, {"seed": 0, "split": "test"}, {"split": "train"}, {"seed": 5}, {"split": "train", "seed": 5}):
+        evaluation.write_record(tmp_path, evaluation.Record("kid", 1.0, 10, protocol))
+    names = ["kid-n10.json", "kid-seed5-n10.json", "kid-train-n10.json", "kid-train-seed5-n10.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 # chains that run long
 
 

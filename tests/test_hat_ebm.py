@@ -285,12 +285,24 @@ def test_energy_is_the_hat_and_the_average_is_used_when_asked(key, batch):
         ({"image_size": 24}, "image_size=24 is out of range: it must be one of (8, 16, 32, 64, 128)"),
         ({"energy_learning_rate": ((1e-4, 5),)}, "energy_learning_rate=((0.0001, 5),): rows of (learning rate above 0"),
         ({"temperature": 0.0}, "temperature=0.0 is out of range: it must be >0"),
+        ({"chain": ChainConfig(num_steps=0)}, "chain.num_steps=0 is out of range"),
     ],
 )  # fmt: skip
 def test_wrong_configurations_are_refused(change, message):
     with pytest.raises(ConfigError) as error:
         dataclasses.replace(SMALL, **change)
     assert str(error.value).startswith(message)
+
+
+def test_a_frozen_generator_is_not_drawn_at_random(tmp_path, monkeypatch):
+    """Its weights come from `jebm convert`, into the run's directory, or from another run."""
+    from jebm.config import Config, DataConfig
+    from jebm.runs import RunDirectory
+    from jebm.training import train
+
+    config = Config(method=FROZEN, data=DataConfig(source="digits", batch_size=4))
+    with pytest.raises(ConfigError, match="method.generator='network': there are no weights of it in this --workdir"):
+        train(config, RunDirectory(tmp_path / "run"), lambda line: None)
 
 
 def test_generators_that_do_not_fit_are_refused(key, batch):

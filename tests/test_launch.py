@@ -11,6 +11,8 @@ import time
 import pytest
 import yaml
 
+from jebm import sharding
+
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
@@ -32,6 +34,22 @@ def test_a_script_without_arguments_says_how_it_is_used(script):
     assert result.returncode == 2
     assert result.stderr.startswith("usage: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_mistake_in_the_command_is_status_2(tmp_path):
+    environment = {**os.environ, "JEBM_PYTHON": sys.executable, "PYTHONPATH": str(LAUNCH.parent)}
+    command = ["bash", str(LAUNCH / "local.sh"), "1", "configs/none.py", "--workdir", str(tmp_path / "run")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if "no configuration file" in line]
+    assert "goes on" not in result.stderr
+
+
+@pytest.mark.parametrize("coordinator", ["host", ":", "host:port"])
+def test_a_coordinator_without_a_port(coordinator):
+    given = {"JEBM_COORDINATOR": coordinator, "JEBM_NUM_PROCESSES": "2", "JEBM_PROCESS_ID": "0"}
+    with pytest.raises(ValueError, match="host:port and two whole numbers"):
+        sharding.initialize(given)
 
 
 # --- JobSet ----------------------------------------------------------------------------------------------------------

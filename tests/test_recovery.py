@@ -85,6 +85,12 @@ def test_back_off():
             recovery.check_back_off(Bare(), RecoveryConfig(**given))
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_a_ratio_that_healthy_lines_would_exceed(ratio):
+    with pytest.raises(ConfigError, match=f"ratio={ratio} is out of range: it must be 0, for off, or above 1"):
+        RecoveryConfig(ratio=ratio)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bare:
     learning_rate: float = 1.0

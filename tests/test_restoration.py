@@ -10,9 +10,9 @@ import pytest
 from laws import Move, accept, exact_law, gaussian_test, reject, stationary_covariance
 
 from jebm import energy as energies
-from jebm import restoration
+from jebm import mcmc, restoration
 from jebm.energy import bind
-from jebm.restoration import Inpainting, Matrix, Prior, RestorationConfig, sampler
+from jebm.restoration import Inpainting, Matrix, Prior, RestorationConfig, sampler, tasks
 
 RNG = np.random.default_rng(11)
 SHAPE, LATENT = (4, 4, 1), 3
@@ -199,6 +199,53 @@ def test_the_correction_leaves_what_lies_within_the_noise():
     np.testing.assert_array_equal(sampler._estimate(case.operator, x, jnp.asarray(case.y), 1.1 * size), x)
     half = sampler._estimate(case.operator, x, jnp.asarray(case.y), size / np.sqrt(2))
     np.testing.assert_allclose(half, x + 0.5 * case.operator.pseudo_inverse(jnp.asarray(misfit)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["matrix", "mask"])
+def test_the_correction_under_noise_is_the_linear_estimate(name):
+    case, variance, noise = case_of(name), 0.3, 0.2
+    d = np.random.default_rng(1).standard_normal(case.y.shape)
+    found = sampler._correction(case.operator, jnp.asarray(d, jnp.float32), variance, noise)
+    covariance = variance * case.a @ case.a.T + noise**2 * np.eye(len(case.a))
+    expected = variance * case.a.T @ np.linalg.solve(covariance, d.ravel())
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-4)
+    gain = np.trace(case.a @ case.a.T) / len(case.a)
+    estimated = sampler._error_variance(case.operator, jnp.asarray(d, jnp.float32), noise)
+    np.testing.assert_allclose(estimated, (np.mean(d**2) - noise**2) / gain, rtol=0.4 if name == "matrix" else 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["uniform", "anisotropic", "gaussian"])
+def test_a_noisy_blurred_image_is_nearer_after_the_correction(kernel):
+    """Along singular values that blur has nearly put out a pseudo-inverse would amplify the noise a thousandfold."""
+    operator, noise = tasks.Task("deblur", kernel=kernel).operator((16, 16, 1)), 0.05
+    keys = jax.random.split(jax.random.key(0), 3)
+    start = jax.random.uniform(keys[0], (32, 16, 16, 1), minval=-1.0)
+    x = start + 0.3 * jax.random.normal(keys[1], start.shape)
+    y = jax.vmap(operator.apply)(x)
+    y += noise * jax.random.normal(keys[2], y.shape)
+    found = jax.vmap(lambda start, y: sampler._estimate(operator, start, y, noise))(start, y)
+    error = lambda a: float(jnp.mean(jnp.square(a - x)))  # noqa: E731
+    assert error(found) < 0.95 * error(start)
+    inverted = jax.vmap(lambda start, y: operator.consistent(start, y))(start, y)
+    assert error(found) < error(inverted)
+
+
+def test_a_restart_that_is_nan_is_not_kept(monkeypatch):
+    chain, config = sampler._chain, RestorationConfig(restarts=3, descent_steps=1, num_steps=1)
+    first = jax.random.key_data(mcmc.chain_keys(mcmc.chain_keys(jax.random.key(3), 1)[0], 3))[0]
+
+    def broken(key, *given):
+        parts = chain(key, *given)
+        bad = (jax.random.key_data(key) == first).all()
+        return tuple(jnp.where(bad, jnp.nan, part) for part in parts)
+
+    monkeypatch.setattr(sampler, "_chain", broken)
+    for estimate in ("best", "mean"):
+        sampler._restore.clear_cache()
+        restored = run(case_of("mask"), dataclasses.replace(config, estimate=estimate))
+        assert np.isnan(restored.potential[0]).tolist() == [True, False, False]
+        assert np.isfinite(restored.images).all()
+    sampler._restore.clear_cache()
 
 
 def test_the_restart_of_the_lowest_potential_is_kept_and_clipped():

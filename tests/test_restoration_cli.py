@@ -108,6 +108,12 @@ def test_mistakes(restore, digits, tmp_path):
     np.savez("other.npz", pixels=digits)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "dir.png").mkdir()
+    (tmp_path / "twins").mkdir()
+    picture("twins/a.png", digits[0, ..., 0])
+    picture("twins/a.bmp", digits[0, ..., 0])
+    picture("deep.png", np.full((8, 8), 31000, np.uint16))
+    picture("clear.png", np.zeros((8, 8, 4), np.uint8))
     before = sorted(tmp_path.rglob("*"))
     for arguments, complaint in [
         (["--input", "nowhere.png"], "nowhere.png: no such file or folder"),
@@ -115,6 +121,13 @@ def test_mistakes(restore, digits, tmp_path):
         (["--input", "broken.png"], "broken.png: not a picture that can be read"),
         (["--input", "large.png"], "large.png: the measurement must have the shape (8, 8, 1), got 1 of (16, 16, 1)"),
         (["--input", "colour.png"], "colour.png: the measurement must have the shape (8, 8, 1), got 1 of (8, 8, 3)"),
+        (["--input", "deep.png"], "deep.png: pixels of mode I;16; give 8 bits per channel"),
+        (["--input", "clear.png"], "clear.png: pixels are transparent; put the picture on a background first"),
+        (["--input", "digit.png", "--mask", "deep.png"], "deep.png: pixels of mode I;16; give 8 bits per channel"),
+        (["--input", "twins", "--out", "out"], "twins: two pictures are called 'a'; rename one of them"),
+        (["--input", "digit.png", "--out", "digit.png"], "digit.png: is the input, which would be overwritten"),
+        (["--input", "twins", "--out", "twins"], "twins: is the input, which would be overwritten"),
+        (["--input", "digit.png", "--out", "dir.png"], "dir.png: a folder of that name is there"),
         (["--input", "loud.npy"], "loud.npy: the measurement has values that are not in [-1, 1]; scale it, or give"),
         (["--input", "empty.npy"], "empty.npy: the measurement has values that are not in [-1, 1]"),
         (["--input", "whole.npy"], "whole.npy: the measurement is int64; give uint8 in 0..255, or floats in [-1, 1]"),

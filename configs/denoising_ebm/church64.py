@@ -9,7 +9,7 @@ Expect:    unknown. Sizes, formulas and scores of the paper are not at hand, so 
            the paper is promised. A sample costs 20 gradients of the semantic energy, on latents, and
            786 evaluations of the U-Net.
 
-From the released codes of neighbouring methods: the widths and K = 30, b² = 2e-4 (DRL), the
+From the released codes of neighbouring methods: the widths and K = 30, for chains on pixels b² = 2e-4 (DRL), the
 head's 128 numbers (CLEL), batch, learning rate, average and iterations (NCSNv2), the energies' L2 (IGEBM;
 its weight is ours).
 The ladders follow the rules of NCSNv2 (arXiv 2006.09011). Ours: everything else, see `jebm.methods.denoising_ebm`.

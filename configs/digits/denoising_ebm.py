@@ -1,7 +1,7 @@
 """Denoising-EBM on the bundled 8x8 digits: two-stage sampling, in minutes on a laptop.
 
 Command:   jebm train configs/digits/denoising_ebm.py --workdir runs/digits_denoising
-Hardware:  2 CPU cores; about a minute or two.
+Hardware:  2 CPU cores; some minutes.
 Expect:    blurred digits as semantic images, sharper ones after refinement; figures in results/denoising_ebm.md.
 
 Everything but the idea is ours (see `jebm.methods.denoising_ebm`): no number here is the paper's.

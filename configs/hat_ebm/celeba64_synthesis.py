@@ -4,10 +4,11 @@ Command:   jebm train configs/hat_ebm/celeba64_synthesis.py --workdir runs/hat_c
 Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,770 images to train, 19,962 held out,
            the central 178x178 pixels of the aligned images, antialiased bilinear resize to 64.
 Hardware:  one GPU. 32 TFLOP an iteration, from the operation count: about 2 hours at an assumed 200 TFLOP/s.
+Scores:    jebm evaluate DIR --metrics generation --num 49920 --reference train, as the paper's protocol has it.
 Expect:    Frechet distance 11.57 is what the paper is reported to have; not measured here.
 
 From the released code: all values of training and sampling. Samples come from the raw weights, after 100 steps,
-without clip. Ours: images from a file.
+without clip. Ours: the reading of the data.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig

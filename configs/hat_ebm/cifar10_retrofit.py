@@ -9,7 +9,7 @@ Expect:    no score could be found; not measured here.
 
 From the released code: all values; tau = 1/(2 0.1^2) = 50 in training and in sampling, data noise 1e-2. Samples come
 from the raw weights, after 125 steps, without clip. No prior acts on z, nor is it put back on the sphere, so no density
-of (z, y) exists. Ours: images from a file.
+of (z, y) exists. Ours: the reading of the data.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig

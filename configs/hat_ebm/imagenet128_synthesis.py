@@ -6,11 +6,12 @@ Data:      tfds:imagenet2012 ('jebm data info' says what to bring): 1,281,167 im
            processes.
 Hardware:  8 GPUs or a TPU slice of 8, as the authors say.
            137 TFLOP an iteration, from the operation count, about 57 hours at an assumed 200 TFLOP/s in all.
+Scores:    jebm evaluate DIR --metrics generation --num 49920 --reference train, as the paper's protocol has it.
 Expect:    no score of this width is published.
 
 From the released code: networks, chains, learning rates that fall at 230k and 260k, and the bound of 50 on each
 tensor's gradient, which with its factor 1/T is always at work. Samples come from the raw weights, after 150 steps,
-without clip. Ours: the fixed crop.
+without clip. Ours: the reading of the data.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig

@@ -5,7 +5,7 @@ Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 3
 Hardware:  2 CPU cores. Not timed at this size; `--set method.image_size=16` makes a step about four times cheaper.
 Expect:    see results/denoising_ebm.md.
 
-From the released codes of neighbouring methods: b² = 2e-4 (DRL), the averages' decay (NCSNv2), the
+From the released codes of neighbouring methods: for chains on pixels b² = 2e-4 (DRL), the averages' decay (NCSNv2), the
 energies' L2 (IGEBM; its weight is ours). Ours: everything else, see `jebm.methods.denoising_ebm`.
 """
 

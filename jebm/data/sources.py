@@ -3,8 +3,6 @@
 import dataclasses
 import difflib
 import hashlib
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +52,8 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
 
     * ``digits``: 1,797 handwritten digits, 8 x 8 x 1, ten classes. The grey levels 0..16 become
       ``floor(255 level / 16 + 1/2)``. The first 1,500 in a fixed random order train, the other 297 test.
-    * ``npz:PATH``: a numpy archive with ``x_train`` and ``x_test``, and perhaps ``y_train`` and ``y_test``;
+    * ``npz:PATH``: a numpy archive, or a folder of them (shards, joined in the order of their names), with ``x_train``
+      and ``x_test``, and perhaps ``y_train`` and ``y_test``;
       or with ``x``, and perhaps ``y``, whose last tenth in a fixed random order tests. Images are uint8,
       [N, H, W] or [N, H, W, C] with 1 or 3 channels; labels are integers from 0, an empty array means none.
     * ``folder:PATH``: image files, in folders of any depth; those below ``train`` and ``test`` where these two
@@ -161,7 +160,7 @@ def _digits() -> Source:
 
 def _npz(argument: str) -> Source:
     path = Path(argument).expanduser()
-    arrays = _read_npz(path)
+    arrays = _read_shards(path) if path.is_dir() else _read_npz(path)
     if "x_train" in arrays:
         if "x_test" not in arrays:
             raise DataError(f"{path}: holds 'x_train' but no 'x_test'; give both, or all images as 'x'")
@@ -189,6 +188,22 @@ def _npz(argument: str) -> Source:
     return _split(path.stem, images, labels_or_none, num_test=max(1, len(images) // 10))
 
 
+def _read_shards(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a folder of archives, each joined in the order of the files' names."""
+    shards = {file: _read_npz(file) for file in sorted(path.glob("*.npz"))}
+    if not shards:
+        raise DataError(f"{path}: no .npz in this folder")
+    names = {file: sorted(arrays) for file, arrays in shards.items()}
+    first = next(iter(shards))
+    for file, arrays in shards.items():
+        if names[file] != names[first]:
+            raise DataError(f"{file}: holds {names[file]}, but {first.name} holds {names[first]}; shards must be alike")
+        for name, array in arrays.items():
+            if array.shape[1:] != shards[first][name].shape[1:] or array.dtype != shards[first][name].dtype:
+                raise DataError(f"{file}: {name!r} is {array.dtype} {array.shape}, unlike that of {first.name}")
+    return {name: np.concatenate([arrays[name] for arrays in shards.values()]) for name in names[first]}
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -205,7 +220,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 arrays[name] = archive[name]
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged archives fail in many ways: lengths, versions, encryption, codecs
         reason = type(error).__name__
         raise DataError(
             f"{path}: cannot read {reading}; not an .npz archive, or a broken one ({reason})"

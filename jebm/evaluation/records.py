@@ -107,7 +107,9 @@ def file_stem(name: str, protocol: Mapping[str, Any]) -> str:
 
 
 def write_record(directory: str | os.PathLike, record: Record) -> Path:
-    """Writes ``<metric>[-<weights>][-step<step>]-n<n>.json``, whole or not at all; an older one is replaced.
+    """Writes ``<metric>[-<weights>][-step<step>][-train][-seed<seed>]-n<n>.json``, whole or not at all.
+
+    The split is in the name where it is not ``test``, the seed where it is not 0. An older one is replaced.
 
     Raises:
         ValueError: a protocol that holds NaN, an infinity, or what JSON cannot hold.
@@ -119,7 +121,9 @@ def write_record(directory: str | os.PathLike, record: Record) -> Path:
         raise ValueError(f"the protocol of {record.metric} cannot be recorded: {error}") from error
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{file_stem(record.metric, record.protocol)}-n{record.n}.json"
+    split, seed = record.protocol.get("split", "test"), record.protocol.get("seed", 0)
+    other = f"-{split}" * (split != "test") + f"-seed{seed}" * (seed != 0)
+    path = directory / f"{file_stem(record.metric, record.protocol)}{other}-n{record.n}.json"
     with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".tmp", delete=False) as file:
         try:
             file.write(text + "\n")

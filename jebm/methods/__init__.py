@@ -37,7 +37,7 @@ class Family(NamedTuple):
 
     config_class: type
     build: Any
-    generator: Any
+    generator: Any = lambda config, state: None  # noqa: E731
 
 
 FAMILIES: dict[str, Family] = {

@@ -42,7 +42,8 @@ class EnergyModel:
     """An energy ``E(x) = f(x)/τ`` that learns to tell data from calibrated samples.
 
     Attributes:
-        network: f, a Linen module: [..., *example] to [...], or one example to a scalar.
+        network: f, a Linen module of a batch, [n, *example] to [n], that takes one example, too (to a scalar) or by
+            `head` of a batch: it must treat examples apart, without normalisation over the batch.
         learning_rate: Adam's.
         b1: Adam's first moment decay.
         b2: Adam's second moment decay.

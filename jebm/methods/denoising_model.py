@@ -144,6 +144,12 @@ class DenoisingEBMConfig:
                 "semantic level is left before it"
             )
 
+        if not self.sigma_min <= self.score_sigma <= self.sigma_max:
+            raise ConfigError(
+                f"score_sigma={self.score_sigma} is out of range: it must lie in [sigma_min, sigma_max], "
+                f"[{self.sigma_min}, {self.sigma_max}]"
+            )
+
     def _check_sizes(self) -> None:
         for name in ("width", "latent_width"):
             if getattr(self, name) % 4:

@@ -10,7 +10,7 @@ arXiv 2212.00490). For a measurement ``y = A x`` (plus noise of deviation σ_y) 
     x̂'   = A⁺y + (I - A⁺A)(x̂ - η_p ∇E_p(x̂) + sqrt(2 η_p T) ξ)   pixel refinement in the null space of A
 
 and of the R images the one of the lowest U is kept, or their mean, which has the measurement too. Where the
-measurement is noisy, neither x̂ nor the refinement holds on to y exactly: see `restore`.
+measurement is noisy, E in U is of G(z), and neither x̂ nor the refinement holds on to y exactly: see `restore`.
 """
 
 import dataclasses
@@ -117,7 +117,8 @@ class Restored(NamedTuple):
 
 def latent_potential(prior: Prior, operator: Operator, y: Array, config: RestorationConfig) -> Partial:
     """The energy U of one latent; see the module's docstring. ``prior`` must have a generator."""
-    return bind(_potential, prior, operator, y, config.energy_weight, config.deviation)
+    potential = _potential if config.noise_std == 0 else _noisy_potential
+    return bind(potential, prior, operator, y, config.energy_weight, config.deviation)
 
 
 def _potential(prior: Prior, operator: Operator, y: Array, weight: Array, deviation: Array, z: Array) -> Array:
@@ -129,6 +130,13 @@ def _potential(prior: Prior, operator: Operator, y: Array, weight: Array, deviat
     return standard_normal(z) + weight * value(prior.energy, x + operator.pseudo_inverse(difference)) + misfit
 
 
+def _noisy_potential(prior: Prior, operator: Operator, y: Array, weight: Array, deviation: Array, z: Array) -> Array:
+    assert prior.generator is not None
+    x = prior.generator(z)
+    misfit = squared_distance(operator.apply(x), y) / (2.0 * deviation**2)
+    return standard_normal(z) + weight * value(prior.energy, x) + misfit
+
+
 def restore(
     key: Array, prior: Prior, operator: Operator, measurements: Array, config: RestorationConfig | None = None
 ) -> Restored:
@@ -136,9 +144,13 @@ def restore(
 
     A measurement without noise (``noise_std=0``) is kept exactly: ``A x̂ = y`` up to rounding, if y lies in the range
     of A; the refinement then samples ``exp(-E_p/T)`` restricted to the images with that measurement. With noise, the
-    correction is shrunk, ``x̂ = G(z) + κ A⁺(y - A G(z))`` with ``κ = max(0, 1 - σ_y² / mean (y - A G(z))²)``, the
-    empirical Wiener factor: what lies within the noise is left to the generator. The refinement then samples
-    ``exp(-(E_p(x) + ‖A x - y‖²/(2 σ_y²))/T)`` over all pixels.
+    correction is the linear estimate of least squared error for an image of law N(G(z), s² I),
+    ``x̂ = G(z) + s² Aᵀ (s² A Aᵀ + σ_y² I)⁻¹ d`` with ``d = y - A G(z)``, where the m measurements say how large the
+    generator's own error is, ``s² = max(0, mean d² - σ_y²)/(tr A Aᵀ/m)``: what lies within the noise, in each
+    direction, is left to the generator. The refinement then samples ``exp(-(E_p(x) + ‖A x - y‖²/(2 σ_y²))/T)`` over all
+    pixels.
+
+    A restart that ends at a NaN is never kept; the others decide.
 
     Laws. The latent chain at T = 1 samples ``exp(-U)`` with the inflation of unadjusted Langevin steps: on a linear
     generator and a quadratic energy, with Λ the curvature of U, its stationary covariance is
@@ -188,7 +200,11 @@ def _restore(key: Array, prior: Prior, operator: Operator, measurements: Array, 
     def one(key: Array, y: Array) -> Restored:
         keys = mcmc.chain_keys(key, config.restarts)
         samples, potential, latents = jax.vmap(lambda key: _chain(key, prior, operator, y, config))(keys)
-        chosen = samples.mean(0) if config.estimate == "mean" else samples[jnp.argmin(potential)]
+        whole = jnp.isfinite(potential)
+        if config.estimate == "mean":
+            chosen = jnp.mean(samples, 0, where=whole[:, None, None, None])  # NaN where none is whole
+        else:
+            chosen = samples[jnp.argmin(jnp.where(whole, potential, jnp.inf))]
         consistency = jnp.mean(jnp.abs(operator.apply(chosen) - y))
         return Restored(_into_range(operator, chosen, y, config.noise_std), consistency, potential, samples, latents)
 
@@ -241,12 +257,28 @@ def _step_size(energy: Energy, x: Array, chosen: float | None) -> Array | float:
 
 
 def _estimate(operator: Operator, x: Array, y: Array, noise_std: float) -> Array:
-    """Range-null consistency, shrunk by the empirical Wiener factor where the measurement is noisy."""
+    """Range-null consistency; where the measurement is noisy the linear estimate of `restore`."""
     if noise_std == 0:
         return operator.consistent(x, y)
     difference = y - operator.apply(x)
-    factor = jax.nn.relu(1.0 - noise_std**2 / jnp.mean(jnp.square(difference)))
-    return x + factor * operator.pseudo_inverse(difference)
+    return x + _correction(operator, difference, _error_variance(operator, difference, noise_std), noise_std)
+
+
+def _error_variance(operator: Operator, difference: Array, noise_std: float) -> Array:
+    """s²; tr A Aᵀ from four random signs, which is exact where A Aᵀ is diagonal."""
+    signs = jax.random.rademacher(jax.random.key(0), (4, *difference.shape), difference.dtype)
+    gain = jnp.sum(jnp.square(jax.vmap(operator.adjoint)(signs))) / signs.size
+    return jax.nn.relu(jnp.mean(jnp.square(difference)) - noise_std**2) / gain
+
+
+def _correction(operator: Operator, difference: Array, variance: Array, noise_std: float) -> Array:
+    """``s² Aᵀ (s² A Aᵀ + σ_y² I)⁻¹ d``, by conjugate gradients."""
+
+    def matrix(v: Array) -> Array:
+        return variance * operator.apply(operator.adjoint(v)) + noise_std**2 * v
+
+    solved, _ = jax.scipy.sparse.linalg.cg(matrix, difference, tol=1e-6, maxiter=100)
+    return variance * operator.adjoint(solved)
 
 
 def _into_range(operator: Operator, x: Array, y: Array, noise_std: float) -> Array:

@@ -1,6 +1,7 @@
 """Restoration with a trained run: its prior, the tasks by name, pictures in and out."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from jax.tree_util import Partial
 from jebm import energy as energies
 from jebm import images, losses
 from jebm.data import DataError
+from jebm.data.image_set import IMAGE_MODES
 from jebm.methods import FAMILIES, family_of
 from jebm.networks.hat_ebm import code_shape
 from jebm.restoration import operators
@@ -173,6 +175,12 @@ def restore_files(
     kind = out.suffix.lower()
     if kind not in (".png", ".npz", ""):
         raise DataError(f"{out}: give a .png (one image), an .npz, or a folder (a name without a suffix)")
+    if kind and out.is_dir():
+        raise DataError(f"{out}: a folder of that name is there; give another name")
+    if not kind and out.is_file():
+        raise DataError(f"{out}: a file of that name is there; a folder is to be written")
+    if out.exists() and any(given and given.exists() and out.samefile(given) for given in (path, original)):
+        raise DataError(f"{out}: is the input, which would be overwritten; give another place")
     if degrade and original:
         raise DataError(f"{original}: an input that is degraded first is its own original; leave --original out")
     shape = image_shape(run)
@@ -249,6 +257,9 @@ def read_images(
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
         if not files:
             raise DataError(f"{path}: no picture ({', '.join(PICTURES)}) in this folder")
+        twice = [a.name for a, b in itertools.pairwise(files) if a.stem == b.stem]
+        if twice:
+            raise DataError(f"{path}: two pictures are called {pathlib.Path(twice[0]).stem!r}; rename one of them")
         arrays = [_checked(file, read_picture(file)[None], shape, what, hint)[0] for file in files]
         return [file.name for file in files], np.stack(arrays)
     if not path.is_file():
@@ -269,8 +280,14 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
 
     try:
         with Image.open(path) as picture:
+            if picture.mode not in IMAGE_MODES:
+                raise DataError(f"{path}: pixels of mode {picture.mode}; give 8 bits per channel")
+            if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+                raise DataError(f"{path}: pixels are transparent; put the picture on a background first")
             grey = picture.mode in ("1", "L", "LA")
             pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+            if picture.mode == "P" and (pixels == pixels[..., :1]).all():
+                grey, pixels = True, pixels[..., 0]
     except (OSError, UnidentifiedImageError):
         raise DataError(f"{path}: not a picture that can be read") from None
     return pixels[..., None] if grey else pixels

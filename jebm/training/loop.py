@@ -223,7 +223,7 @@ def _recover(
         newest = f"the newest checkpoint (step {steps[-1]}) is healthy" if steps else "there is no checkpoint yet"
         raise Diverged(
             f"step {step}: {reason}; {len(events)} of {allowed} recoveries are used up, and {newest}. Lower "
-            "the learning rates or the step size, or change training.seed"
+            "the learning rates or the step size, or change training.seed, in another --workdir"
         )
     if len(steps) > 1 and steps[-1] in [event.restored for event in events]:
         steps.pop()  # it was tried from there: the trouble began earlier
@@ -249,6 +249,11 @@ def _start(config: Config, checkpoints: Checkpoints, like: TrainState, say: Call
         except NoCheckpoint:
             say("no checkpoint is whole: starting again from step 0; the old ones lie in checkpoints_damaged")
             checkpoints.discard_after(-1)
+    if getattr(config.method, "generator", "") == "network":
+        raise ConfigError(
+            "method.generator='network': there are no weights of it in this --workdir; bring them with 'jebm convert "
+            "hat-ebm', or name the directory of a run"
+        )
     method, size, channels = runs.build(config), config.method.image_size, config.method.channels
     shape = (config.data.batch_size, size, size, channels)
     make = jax.jit(
@@ -282,7 +287,8 @@ def _loader(config: Config, source: data.Source, attempt: int) -> data.Loader:
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
 
 
-# keys that may differ from those of the run that goes on: they change no number of it
+# keys that may differ from those of the run that goes on: they change no draw and no gradient of it (how often it is
+# logged does decide when a divergence is seen)
 _FREE_KEYS = ("fsdp", "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_samples",
               "evaluate_at_end")  # fmt: skip
 
