@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jebm.config import Config, ConfigError, load_file, override
@@ -318,7 +318,7 @@ def _restore(options: argparse.Namespace) -> None:
         )  # fmt: skip
         scores = restore_files(
             run, Task(options.task, **chosen), options.input, options.out, config=config, original=options.original,
-            degrade=options.degrade, seed=options.seed,
+            degrade=options.degrade, seed=options.seed, progress=_bar("restore"),
         )  # fmt: skip
     except ValueError as error:
         raise _UserError(str(error)) from error
@@ -326,6 +326,23 @@ def _restore(options: argparse.Namespace) -> None:
     print(f"{len(scores['images'])} images: {options.out}")
     for name, value in means.items():
         print(f"  {name:20s} {value:10.5g}")
+
+
+def _bar(title: str) -> Callable[[int, int], None]:
+    """``(n, num)``: moves a progress bar on by n of num; it is there from the first call on, so not over a mistake."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+
+    def advance(n: int, num: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=num, desc=title, unit="image")
+        bar.update(n)
+        if bar.n >= num:
+            bar.close()
+
+    return advance
 
 
 def _report(options: argparse.Namespace) -> None:

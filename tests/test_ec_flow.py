@@ -77,6 +77,8 @@ def test_an_iteration(state, update):
     expected = calibration.dual_step(jnp.asarray(5.0), metrics["constraint"], CONFIG.calibration, 4)
     np.testing.assert_allclose(new.dual, expected, rtol=1e-6)
     assert float(metrics["constraint"]) == float(metrics["calibration"])
+    assert float(metrics["gradient_norm"]) > 0
+    assert float(metrics["energy_gradient_norm"]) > 0
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), new.flow, state.flow)
     assert max(jax.tree.leaves(moved)) > 0
 

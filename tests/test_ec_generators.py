@@ -54,6 +54,7 @@ def test_an_iteration_of_the_gan():
     assert 0.5 * floor < float(metrics["calibration"]) < 30 * floor
     expected = calibration.dual_step(jnp.asarray(7.0), metrics["calibration"], GAN.calibration, 64)
     np.testing.assert_allclose(new.dual, expected, rtol=1e-6)
+    assert all(float(metrics[f"{name}_gradient_norm"]) > 0 for name in ("generator", "energy", "data", "negative"))
     assert 0.5 < float(metrics["discriminator"]) < 3.5  # the hinge loss of a fresh discriminator is near 2
     for before, after in ((state.generator, new.generator), (state.discriminator.params, new.discriminator.params)):
         moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)

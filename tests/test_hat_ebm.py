@@ -294,7 +294,7 @@ def test_wrong_configurations_are_refused(change, message):
     assert str(error.value).startswith(message)
 
 
-def test_a_frozen_generator_is_not_drawn_at_random(tmp_path, monkeypatch):
+def test_a_frozen_generator_is_not_drawn_at_random(tmp_path):
     """Its weights come from `jebm convert`, into the run's directory, or from another run."""
     from jebm.config import Config, DataConfig
     from jebm.runs import RunDirectory

@@ -317,6 +317,18 @@ def test_an_image_does_not_depend_on_its_batch():
     assert float(jnp.abs(both.latents[0, 0] - both.latents[0, 1]).max()) > 0.1  # restarts differ
 
 
+def test_batches_bound_the_memory_and_change_no_draw():
+    case, config, told = case_of("mask"), RestorationConfig(restarts=2, descent_steps=3, num_steps=2), []
+    y = jnp.stack([case.y, 0.5 * case.y, -case.y])
+    whole = restoration.restore(jax.random.key(3), PRIOR, case.operator, y, config)
+    parts = restoration.restore(
+        jax.random.key(3), PRIOR, case.operator, y, config, batch_size=2, progress=told.append
+    )
+    assert told == [2, 1]
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_measurements_of_another_shape():
     with pytest.raises(ValueError, match=r"measurements of \(3, 3, 1\): this operator's are \(2, 2, 1\)"):
         restoration.restore(jax.random.key(0), PRIOR, OPERATORS["pooling"], jnp.zeros((1, 3, 3, 1)))

@@ -87,22 +87,29 @@ def sample_chains(
         num_steps: at least 0; static.
         trace: as in `sample`.
         positions_every: as in `sample`.
-        mesh: spread the chains over all devices of this mesh (`jebm.sharding.make_mesh`).
+        mesh: spread the chains over all devices of this mesh (`jebm.sharding.make_mesh`). Where these do not divide
+            the number of chains, some more are run and dropped.
 
     Returns:
         As `sample`, with a leading chain axis on every leaf.
 
     Raises:
-        ValueError: as `sample`; or a number of chains that the mesh's devices do not divide.
+        ValueError: as `sample`.
     """
     _check(num_steps, positions_every)
     sizes = {leaf.shape[:1] for leaf in map(jnp.asarray, jax.tree.leaves(positions))}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"positions need one leading chain axis common to all leaves, got {sorted(sizes)}")
-    keys = chain_keys(key, sizes.pop()[0])
+    num_chains = sizes.pop()[0]
+    extra = 0 if mesh is None else -num_chains % mesh.size
+    keys = chain_keys(key, num_chains + extra)
+    if extra:
+        positions = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[:1], extra, 0)]), positions)
     if mesh is not None:
         keys, positions = sharding.shard_batch((keys, positions), mesh)
     result = _sample_chains_jitted(keys, kernel, positions, num_steps, _names(trace), positions_every)
+    if extra:
+        return jax.tree.map(lambda a: a[:num_chains], result)
     # what is the same in all chains, as the step count, comes back replicated otherwise
     return result if mesh is None else sharding.shard_batch(result, mesh)
 

@@ -88,7 +88,8 @@ class EnergyModel:
         """One step of Adam on ``(mean f(data) - mean f(negatives))/τ``.
 
         Returns:
-            The new state, and the two means ``energy_data`` and ``energy_negative``.
+            The new state; the two means ``energy_data`` and ``energy_negative``, and ``energy_gradient_norm``, τ times
+            the norm of the loss's gradient.
         """
 
         def loss(params: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -100,4 +101,5 @@ class EnergyModel:
         gradients, (on_data, on_negatives) = jax.grad(loss, has_aux=True)(state.params)
         updates, optimizer = self._optimizer().update(gradients, state.optimizer, state.params)
         new_state = EnergyState(optax.apply_updates(state.params, updates), state.spectral, optimizer)
-        return new_state, {"energy_data": on_data, "energy_negative": on_negatives}
+        norm = temperature * optax.tree.norm(gradients)
+        return new_state, {"energy_data": on_data, "energy_negative": on_negatives, "energy_gradient_norm": norm}

@@ -190,6 +190,7 @@ def update(config: ECGANConfig, key: Array, state: ECGANState, images: Array) ->
     metrics |= {
         "generator": adversarial, "discriminator": loss, "calibration": distance, "dual": new_state.dual,
         "chain_displacement": jnp.sqrt(distance / images[0].size),
+        "generator_gradient_norm": optax.tree.norm(gradients),
     }  # fmt: skip
     return new_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
 

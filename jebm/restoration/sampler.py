@@ -15,6 +15,7 @@ measurement is noisy, E in U is of G(z), and neither x̂ nor the refinement hold
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -138,8 +139,9 @@ def _noisy_potential(prior: Prior, operator: Operator, y: Array, weight: Array, 
 
 
 def restore(
-    key: Array, prior: Prior, operator: Operator, measurements: Array, config: RestorationConfig | None = None
-) -> Restored:
+    key: Array, prior: Prior, operator: Operator, measurements: Array, config: RestorationConfig | None = None,
+    *, batch_size: int | None = None, progress: Callable[[int], Any] = lambda n: None,
+) -> Restored:  # fmt: skip
     """Images that have these measurements and that the prior finds likely; one compiled program, jitted.
 
     A measurement without noise (``noise_std=0``) is kept exactly: ``A x̂ = y`` up to rounding, if y lies in the range
@@ -162,6 +164,8 @@ def restore(
         operator: A.
         measurements: y [B, ...].
         config: see `RestorationConfig`.
+        batch_size: measurements at once, which bounds the memory (times the restarts); None: all. It changes no draw.
+        progress: is told of each batch that is done, with its number of measurements.
 
     Returns:
         See `Restored`.
@@ -175,7 +179,14 @@ def restore(
         raise ValueError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
     prior = jax.tree.map(_as_partial, prior, is_leaf=callable)
     _check_measurements(prior, operator, measurements)
-    return _restore(key, prior, operator, measurements, config)
+    keys, num = mcmc.chain_keys(key, len(measurements)), len(measurements)
+    size = num if batch_size is None else max(1, min(batch_size, num))
+    parts = []
+    for first in range(0, num, size):
+        rows = jnp.minimum(jnp.arange(first, first + size), num - 1)  # the last batch is filled up: one program
+        parts.append(_restore(keys[rows], prior, operator, measurements[rows], config))
+        progress(min(size, num - first))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num], *parts)
 
 
 def _as_partial(part: Any) -> Any:
@@ -196,7 +207,7 @@ def _check_measurements(prior: Prior, operator: Operator, measurements: Array) -
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _restore(key: Array, prior: Prior, operator: Operator, measurements: Array, config: RestorationConfig) -> Restored:
+def _restore(keys: Array, prior: Prior, operator: Operator, measurements: Array, config: RestorationConfig) -> Restored:
     def one(key: Array, y: Array) -> Restored:
         keys = mcmc.chain_keys(key, config.restarts)
         samples, potential, latents = jax.vmap(lambda key: _chain(key, prior, operator, y, config))(keys)
@@ -208,7 +219,7 @@ def _restore(key: Array, prior: Prior, operator: Operator, measurements: Array, 
         consistency = jnp.mean(jnp.abs(operator.apply(chosen) - y))
         return Restored(_into_range(operator, chosen, y, config.noise_std), consistency, potential, samples, latents)
 
-    return jax.vmap(one)(mcmc.chain_keys(key, measurements.shape[0]), measurements)
+    return jax.vmap(one)(keys, measurements)
 
 
 def _chain(

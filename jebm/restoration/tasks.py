@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -29,6 +30,7 @@ __all__ = [
 
 TaskName = Literal["inpaint", "superres", "colorize", "deblur", "compressed"]
 TASKS: tuple[str, ...] = get_args(TaskName)
+BATCH_SIZE = 64  # images restored at once, times the restarts
 SAMPLES = 64  # generated samples over which the energy's standard deviation is taken
 
 
@@ -153,6 +155,7 @@ def restore_files(
     original: pathlib.Path | None = None,
     degrade: bool = False,
     seed: int = 0,
+    progress: Callable[[int, int], Any] = lambda n, num: None,
 ) -> dict[str, Any]:
     """Restores pictures or arrays and writes them: the images to ``out``, the scores to a JSON file beside them.
 
@@ -165,6 +168,7 @@ def restore_files(
         original: the undamaged pictures, to be compared with.
         degrade: degrade the input first, with noise of ``config.noise_std``; it is the original then.
         seed: of the sampler and of that noise.
+        progress: is told of each batch that is done: how many images it had, of how many.
 
     Returns:
         What the JSON file holds.
@@ -202,7 +206,8 @@ def restore_files(
         y += config.noise_std * jax.random.normal(jax.random.fold_in(key, 1), y.shape)
     elif task.name == "inpaint":
         y = jax.vmap(operator.apply)(y)  # whatever stands in the missing pixels
-    restored = restore(key, prior_of(run), operator, y, config)
+    tell = lambda n: progress(n, len(y))  # noqa: E731
+    restored = restore(key, prior_of(run), operator, y, config, batch_size=BATCH_SIZE, progress=tell)
     scores = measure(restored, operator, y, None if truth is None else jnp.asarray(truth))
     about = {
         "task": dataclasses.asdict(task), "settings": dataclasses.asdict(config), "seed": seed, "step": run.step,
