@@ -33,7 +33,7 @@ def test_the_protocol_says_what_was_measured_and_where(protocol):
 def test_write_and_read(tmp_path, protocol):
     record = Record("frechet_distance", 0.1 + 0.2, 500, {**protocol, "extra": np.float32(0.5)})
     path = write_record(tmp_path / "evaluation", record)
-    assert path == tmp_path / "evaluation" / "frechet_distance-ema-step00001200-n500.json"
+    assert path == tmp_path / "evaluation" / "frechet_distance-ema-step00001200-seed3-n500.json"
     again = read_record(path)
     assert (again.metric, again.value, again.n) == ("frechet_distance", 0.1 + 0.2, 500)
     assert again.protocol == {**protocol, "extra": 0.5}

@@ -285,7 +285,6 @@ def test_energy_is_the_hat_and_the_average_is_used_when_asked(key, batch):
         ({"image_size": 24}, "image_size=24 is out of range: it must be one of (8, 16, 32, 64, 128)"),
         ({"energy_learning_rate": ((1e-4, 5),)}, "energy_learning_rate=((0.0001, 5),): rows of (learning rate above 0"),
         ({"temperature": 0.0}, "temperature=0.0 is out of range: it must be >0"),
-        ({"chain": ChainConfig(num_steps=0)}, "chain.num_steps=0 is out of range"),
     ],
 )  # fmt: skip
 def test_wrong_configurations_are_refused(change, message):

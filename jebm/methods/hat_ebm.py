@@ -116,8 +116,6 @@ class HatEBMConfig:
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be one of {IMAGE_SIZES}")
         keras_optimizers.check_steps("energy_learning_rate", self.energy_learning_rate)
         keras_optimizers.check_steps("generator_learning_rate", self.generator_learning_rate)
-        if self.chain.num_steps < 1:
-            raise ConfigError("chain.num_steps=0 is out of range: training's chains need a step, it must be >=1")
         joint = self.application != "synthesis"
         for name, chain in (("chain", self.chain), ("test_chain", self.test_chain)):
             if (chain.latent_noise_scale > 0) != joint:
