@@ -140,6 +140,7 @@ def test_calibration_chain_with_recorded_noise(golden, run):
         np.testing.assert_allclose(calibrated, case[f"{run}/out/x"][-1], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow  # -m golden takes it along
 def test_chain_with_a_power_iteration_at_each_evaluation(golden):
     case, run = golden("E5_sgld_sn_train"), "run"
     start = case[f"{run}/in/x0"]
@@ -313,6 +314,7 @@ def iteration_case(golden):
     return case, config, state, np.where(signs, np.float32(1), np.float32(-1))
 
 
+@pytest.mark.slow  # -m golden takes it along
 def test_two_whole_iterations(golden):
     case, config, state, signs = iteration_case(golden)
     step = jax.jit(functools.partial(iterate, config))
