@@ -280,7 +280,7 @@ def test_an_outlier_set_called_as_one_that_is_made_is_scored_beside_it(key):
 def test_records_of_another_split_or_seed_do_not_replace_each_other(tmp_path):
     for protocol in ({}, {"seed": 0, "split": "test"}, {"split": "train"}, {"seed": 5}, {"split": "train", "seed": 5}):
         evaluation.write_record(tmp_path, evaluation.Record("kid", 1.0, 10, protocol))
-    names = ["kid-n10.json", "kid-seed5-n10.json", "kid-train-n10.json", "kid-train-seed5-n10.json"]
+    names = ["kid-n10.json", "kid-seed5-n10.json", "kid-seed5-train-n10.json", "kid-train-n10.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

@@ -112,6 +112,7 @@ def test_mistakes(restore, digits, tmp_path):
     (tmp_path / "twins").mkdir()
     picture("twins/a.png", digits[0, ..., 0])
     picture("twins/a.bmp", digits[0, ..., 0])
+    picture("twins/a.c.png", digits[0, ..., 0])
     picture("deep.png", np.full((8, 8), 31000, np.uint16))
     picture("clear.png", np.zeros((8, 8, 4), np.uint8))
     before = sorted(tmp_path.rglob("*"))

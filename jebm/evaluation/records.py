@@ -97,19 +97,19 @@ def cost(
 
 
 def file_stem(name: str, protocol: Mapping[str, Any]) -> str:
-    """``<name>[-<weights>][-step<step>]``, of what a record or its arrays are called."""
+    """``<name>[-<weights>][-step<step>][-seed<seed>]``, as a record and its arrays are called; seed 0 is left out."""
     parts = [name]
     if "weights" in protocol:
         parts.append(str(protocol["weights"]))
     if "step" in protocol:
         parts.append(f"step{int(protocol['step']):08d}")
+    if protocol.get("seed"):
+        parts.append(f"seed{int(protocol['seed'])}")
     return "-".join(parts)
 
 
 def write_record(directory: str | os.PathLike, record: Record) -> Path:
-    """Writes ``<metric>[-<weights>][-step<step>][-train][-seed<seed>]-n<n>.json``, whole or not at all.
-
-    The split is in the name where it is not ``test``, the seed where it is not 0. An older one is replaced.
+    """Writes ``<file_stem>[-train]-n<n>.json``, whole or not at all; an older one is replaced.
 
     Raises:
         ValueError: a protocol that holds NaN, an infinity, or what JSON cannot hold.
@@ -121,9 +121,8 @@ def write_record(directory: str | os.PathLike, record: Record) -> Path:
         raise ValueError(f"the protocol of {record.metric} cannot be recorded: {error}") from error
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    split, seed = record.protocol.get("split", "test"), record.protocol.get("seed", 0)
-    other = f"-{split}" * (split != "test") + f"-seed{seed}" * (seed != 0)
-    path = directory / f"{file_stem(record.metric, record.protocol)}{other}-n{record.n}.json"
+    split = "-train" * (record.protocol.get("split") == "train")
+    path = directory / f"{file_stem(record.metric, record.protocol)}{split}-n{record.n}.json"
     with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".tmp", delete=False) as file:
         try:
             file.write(text + "\n")

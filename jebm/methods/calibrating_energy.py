@@ -42,8 +42,8 @@ class EnergyModel:
     """An energy ``E(x) = f(x)/τ`` that learns to tell data from calibrated samples.
 
     Attributes:
-        network: f, a Linen module of a batch, [n, *example] to [n], that takes one example, too (to a scalar) or by
-            `head` of a batch: it must treat examples apart, without normalisation over the batch.
+        network: f, a Linen module that maps a batch [n, *example] to [n] and one example to a scalar, each example on
+            its own: no flattening of the first axis, no normalisation over the batch.
         learning_rate: Adam's.
         b1: Adam's first moment decay.
         b2: Adam's second moment decay.

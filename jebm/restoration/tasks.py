@@ -1,7 +1,7 @@
 """Restoration with a trained run: its prior, the tasks by name, pictures in and out."""
 
+import collections
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -262,9 +262,9 @@ def read_images(
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
         if not files:
             raise DataError(f"{path}: no picture ({', '.join(PICTURES)}) in this folder")
-        twice = [a.name for a, b in itertools.pairwise(files) if a.stem == b.stem]
-        if twice:
-            raise DataError(f"{path}: two pictures are called {pathlib.Path(twice[0]).stem!r}; rename one of them")
+        stems = collections.Counter(file.stem for file in files)  # what their restored pictures are called
+        if stems.most_common(1)[0][1] > 1:
+            raise DataError(f"{path}: two pictures are called {stems.most_common(1)[0][0]!r}; rename one of them")
         arrays = [_checked(file, read_picture(file)[None], shape, what, hint)[0] for file in files]
         return [file.name for file in files], np.stack(arrays)
     if not path.is_file():
