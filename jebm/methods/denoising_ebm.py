@@ -110,7 +110,7 @@ def _initial_bank(config: DenoisingEBMConfig, key: Array, batch_size: int) -> Ba
     shape = (config.latent_size,) if config.semantic_chain == "latent" else config.image_shape
     x = jax.random.normal(key, (size, *shape))
     if config.semantic_chain == "pixel":
-        x = 0.5 + config.sigma_max * x
+        x = 0.5 + config.highest_semantic * x
     return bank.init({"x": x, "level": jnp.arange(size, dtype=jnp.int32) % config.semantic_levels})
 
 
@@ -171,7 +171,7 @@ def examples(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, x
 
     # fresh starts: one level noisier, of another image, or of the same one in the recovery likelihood
     other = jax.random.normal(start_key, x.shape)
-    from_noise = 0.5 + config.sigma_max * other
+    from_noise = 0.5 + config.highest_semantic * other
     starts = jnp.roll(x, 1, 0) + wide(above) * other
     if config.negatives == "recovery":
         starts = noisy + wide(jnp.where(jnp.isfinite(gaps), gaps, 0.0)) * other
@@ -205,15 +205,16 @@ def denoising_losses(config: DenoisingEBMConfig, params: Tree, key: Array, x: Ar
 
     σ is log-uniform, over the whole ladder of the U-Net, and over the semantic ladder of the autoencoder.
     """
-    predictors: list[tuple[str, parts.NoisePredictor, float]] = [
-        ("denoising_loss", noise_predictor(config, params), config.sigma_min)
+    predictors: list[tuple[str, parts.NoisePredictor, float, float]] = [
+        ("denoising_loss", noise_predictor(config, params), config.sigma_min, config.sigma_max)
     ]
     if config.semantic_chain == "latent":
-        predictors.append(("autoencoder_loss", compact_predictor(config, params), config.semantic_sigma_min))
+        compact = compact_predictor(config, params)
+        predictors.append(("autoencoder_loss", compact, config.semantic_sigma_min, config.highest_semantic))
     losses = {}
-    for i, (name, predictor, lowest) in enumerate(predictors):
+    for i, (name, predictor, lowest, highest) in enumerate(predictors):
         level_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
-        log_sigma = jax.random.uniform(level_key, x.shape[:1], minval=np.log(lowest), maxval=np.log(config.sigma_max))
+        log_sigma = jax.random.uniform(level_key, x.shape[:1], minval=np.log(lowest), maxval=np.log(highest))
         losses[name] = parts.denoising_loss(predictor, x, jnp.exp(log_sigma), jax.random.normal(noise_key, x.shape))
     return losses
 
@@ -288,7 +289,7 @@ def evaluation_counts(config: DenoisingEBMConfig) -> dict[str, int]:
     coarse, fine = _stages(config)
     return {
         "semantic": len(coarse) * config.chain.when_sampling().num_steps,
-        "texture": len(fine) * config.refinement.steps_per_level + (1 if len(fine) else 0),
+        "texture": config.refinement.evaluations(len(fine)) if len(fine) else 0,
         "decoder": int(config.semantic_chain == "latent" and len(coarse) > 0),
     }
 
@@ -317,7 +318,7 @@ def synthesize(
             start = jax.random.normal(start_key, (config.latent_size,) if latent else config.image_shape)
             x = chains.anneal_semantic(
                 chain_key, semantic_function(config, state.average),
-                start if latent else 0.5 + config.sigma_max * start, coarse, config.chain,
+                start if latent else 0.5 + config.highest_semantic * start, coarse, config.chain,
                 latent=latent, recovery=config.negatives == "recovery",
             )  # fmt: skip
             semantic = x = decode(config, state.average, x) if latent else x

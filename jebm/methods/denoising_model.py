@@ -53,7 +53,9 @@ class DenoisingEBMConfig:
         latent_width: channels of the compact autoencoder at full resolution, a multiple of 4.
         head_outputs: m, numbers in the vector output.
         head_width: hidden units of the head.
-        sigma_max: σ_1, of both ladders.
+        sigma_max: σ_1, of the texture ladder. Texture-only sampling starts from it, so it should be about the largest
+            distance of two images (NCSNv2's first technique: 50 for CIFAR-10); two-stage sampling needs σ_J alone.
+        semantic_sigma_max: σ_1 of the semantic ladder and of the compact autoencoder, or None for ``sigma_max``.
         sigma_min: σ_L, where refinement ends.
         semantic_sigma_min: the smallest level of the semantic ladder.
         semantic_levels: its levels, geometric.
@@ -92,6 +94,7 @@ class DenoisingEBMConfig:
     head_outputs: int = 128
     head_width: int = 2048
     sigma_max: float = 1.0
+    semantic_sigma_max: float | None = None
     sigma_min: float = 0.01
     semantic_sigma_min: float = 0.08
     semantic_levels: int = 6
@@ -116,8 +119,9 @@ class DenoisingEBMConfig:
     def __post_init__(self) -> None:
         check(
             self, channels=">=1", width=">=1", num_blocks=">=1", latent_size=">=2", latent_width=">=1",
-            head_outputs=">=1", head_width=">=1", sigma_max=">0", sigma_min=">0", semantic_sigma_min=">0",
-            semantic_levels=">=1", bank_size=">=1", rejuvenation="in [0, 1)", denoising_weight=">0",
+            head_outputs=">=1", head_width=">=1", sigma_max=">0", semantic_sigma_max=">0", sigma_min=">0",
+            semantic_sigma_min=">0", semantic_levels=">=1", bank_size=">=1", rejuvenation="in [0, 1)",
+            denoising_weight=">0",
             energy_regularization=">=0", texture_weight=">=0", score_sigma=">0", learning_rate=">0", b1="in [0, 1)",
             warmup_steps=">=0", gradient_clip=">0", average_decay="in [0, 1)",
         )  # fmt: skip
@@ -135,13 +139,18 @@ class DenoisingEBMConfig:
                     "negatives='recovery' conditions on a noisier image: with semantic_chain='latent' take 'noisier' "
                     "or 'bank'"
                 )
-        ladder = parts.noise_ladder(self.sigma_max, self.semantic_sigma_min, self.semantic_levels)
+        ladder = semantic_levels(self)
+        if ladder[0] > self.sigma_max:
+            raise ConfigError(
+                f"semantic_sigma_max={self.semantic_sigma_max} is above sigma_max={self.sigma_max}: the U-Net knows no "
+                "such noise; lower it, or raise sigma_max"
+            )
         parts.noise_ladder(self.sigma_max, self.sigma_min, 2)
         self.refinement.ladder(self.refinement.sigma_start, self.sigma_min, self.dimension)
         if self.refinement.sigma_start > ladder[0]:
             raise ConfigError(
-                f"refinement.sigma_start={self.refinement.sigma_start} is above sigma_max={self.sigma_max}: no "
-                "semantic level is left before it"
+                f"refinement.sigma_start={self.refinement.sigma_start} is above the highest semantic level, "
+                f"{self.highest_semantic}: no semantic level is left before it"
             )
 
         if not self.sigma_min <= self.score_sigma <= self.sigma_max:
@@ -161,6 +170,11 @@ class DenoisingEBMConfig:
                 f"multipliers={self.multipliers} and image_size={self.image_size}: there must be one multiplier or "
                 "more, each >=1, and the image must halve between them to 4 px or more, without rest"
             )
+
+    @property
+    def highest_semantic(self) -> float:
+        """σ_1 of the semantic ladder."""
+        return self.sigma_max if self.semantic_sigma_max is None else self.semantic_sigma_max
 
     @property
     def dimension(self) -> int:
@@ -225,7 +239,7 @@ def initial_parameters(config: DenoisingEBMConfig, key: Array) -> dict[str, Tree
 
 def semantic_levels(config: DenoisingEBMConfig) -> np.ndarray:
     """The levels of the likelihood, falling."""
-    return parts.noise_ladder(config.sigma_max, config.semantic_sigma_min, config.semantic_levels)
+    return parts.noise_ladder(config.highest_semantic, config.semantic_sigma_min, config.semantic_levels)
 
 
 def noise_predictor(config: DenoisingEBMConfig, params: Tree) -> Partial:

@@ -182,7 +182,9 @@ class DownPath(nn.Module):
     @nn.compact
     def __call__(self, x: Array, sigma: Array) -> list[Array]:
         level = NoiseEmbedding(4 * self.width, self.dtype, name="level")(sigma)
-        y = _conv(self.width * self.multipliers[0], self.dtype, "stem")(2.0 * x - 1.0)
+        # noise above 1 would drown what the layers can hold: such images come in at the scale of σ = 1
+        scale = jnp.maximum(jnp.asarray(sigma, x.dtype), 1.0)[..., None, None, None]
+        y = _conv(self.width * self.multipliers[0], self.dtype, "stem")((2.0 * x - 1.0) / scale)
         block = rematerialized(ResidualBlock, self.rematerialize)
         maps = []
         for i, multiplier in enumerate(self.multipliers):
