@@ -58,7 +58,9 @@ def draw_to(
             count, path = min(batch_size, num - number * batch_size), _part(parts, number)
             if not path.exists():
                 key = jax.random.fold_in(jax.random.key(seed), number)
-                drawn = images.to_uint8(draw(key, state))[:count]
+                floating = np.asarray(draw(key, state))[:count]
+                drawn = images.to_uint8(floating)
+                images.warn_of_strays(floating)
                 temporary = path.with_suffix(".tmp")
                 with temporary.open("wb") as file:
                     np.save(file, drawn)
@@ -89,7 +91,7 @@ def _prepare(parts: pathlib.Path, request: dict[str, Any]) -> None:
 
 
 def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
-    images.save_png(out, images.grid(images.from_uint8(np.concatenate(list(batches)))))
+    images.save_png(out, images.grid(np.concatenate(list(batches))))
 
 
 def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:

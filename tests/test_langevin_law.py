@@ -1,5 +1,6 @@
 """The Langevin kernel's law after K steps is the exact one: mean, covariance and autocorrelation."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from laws import accept, exact_law, gaussian_test, ks_test, reject, stationary_covariance
 
 import jebm
+from jebm.methods import latent_chains
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -99,11 +101,65 @@ def test_law_in_float64():
         accept(gaussian_test(state.position, *exact_law(case.moves, case.start, case.spread)[:2]))
 
 
-def test_half_precision_positions_stay_in_their_dtype_with_float32_energies():
-    kernel = jebm.langevin(jebm.energy.standard_normal, 0.1)
-    state, info = jebm.sample(jax.random.key(0), kernel, jnp.ones(3, jnp.bfloat16), 3)
-    assert state.position.dtype == jnp.bfloat16
-    assert state.energy.dtype == info["energy"].dtype == jnp.float32
+def half_precision_network(mean, precision, x):
+    """The Gaussian, computed in bfloat16 from exact numbers (the gradient of x is float32)."""
+    centred = (x - mean).astype(jnp.bfloat16).astype(jnp.float32)
+    return 0.5 * jnp.dot(centred, jnp.dot(precision, centred))
+
+
+def test_a_network_of_half_precision_leaves_the_law_of_the_noise():
+    """Small steps from a point: nearly all of the variance is that of the noise, which bfloat16 would round away."""
+    case = cases.vector(1e-3, 0.6, 50)
+    mean, precision = (jnp.asarray(a, jnp.float32) for a in (cases.MEAN, cases.PRECISION))
+    energy = jebm.energy.bind(half_precision_network, mean, precision)
+    kernel = jebm.langevin(energy, jnp.bfloat16(0.7), jnp.bfloat16(0.6))
+    state = kernel.init(jnp.asarray(cases.START, jnp.float32))
+    assert state.energy.dtype == state.gradient.dtype == jnp.float32
+    moved = kernel.advance(jnp.ones(2), state)[0].position
+    drift = 0.7 * np.asarray(state.gradient)
+    np.testing.assert_allclose(moved, cases.START - drift + np.sqrt(2 * 0.7 * 0.6), rtol=6e-3)  # 0.7 and 0.6 rounded
+    accept(case.test(dataclasses.replace(case.kernel, energy=energy)))
+
+
+def in_bfloat16(case):
+    """What positions of half precision sampled: each step rounded to the grid of its position."""
+    rng, x = np.random.default_rng(1), np.tile(case.start, (2**13, 1)).astype(jnp.bfloat16)
+    for move in case.moves:
+        x32 = x.astype(np.float32)
+        noise = rng.normal(size=x.shape).astype(jnp.bfloat16).astype(np.float32)
+        drift = (x32 - move.mean) @ move.precision * move.step_sizes
+        x = (x32 - drift + np.sqrt(2 * move.temperature * np.asarray(move.step_sizes)) * noise).astype(jnp.bfloat16)
+    return x.astype(np.float64)
+
+
+def test_half_precision_positions_have_another_law_and_are_refused():
+    case = cases.vector(1e-3, 0.6, 50)
+    reject(gaussian_test(in_bfloat16(case), *exact_law(case.moves, case.start, case.spread)[:2]))
+    energy, x = jebm.energy.standard_normal, {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 4), jnp.bfloat16)}
+    one = jax.tree.map(lambda a: a[0], x)
+    for kernel in (jebm.langevin(energy), jebm.mala(energy, 0.1), jebm.hmc(energy, 0.1, 2), jebm.nuts(energy, 0.1)):
+        for run in (
+            lambda k=kernel: jebm.sample_chains(jax.random.key(0), k, x, 2),
+            lambda k=kernel: jebm.sample(jax.random.key(0), k, one, 2),
+            lambda k=kernel: k.init(one),
+        ):
+            with pytest.raises(ValueError, match=r"float32 or float64, got bfloat16 .*x.astype\(") as error:
+                run()
+            assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="got float16"):
+        jebm.langevin(energy, noise=jnp.zeros((2, 3), jnp.float16))
+    with pytest.raises(ValueError, match="got float16"):
+        jebm.mcmc.short_run_step_size(energy, jnp.ones((3, 2), jnp.float16))
+
+
+def test_latent_chains_refuse_half_precision():
+    z, noise = jnp.zeros(2, jnp.bfloat16), jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match="got bfloat16"):
+        latent_chains.lookahead_chain(jebm.energy.standard_normal, lambda z: z, z, noise, 0.1, 1.0)
+    with pytest.raises(ValueError, match="got bfloat16"):
+        latent_chains.joint_chain(
+            jebm.energy.standard_normal, lambda z: z, jnp.zeros(2), z, (noise, noise), (0.1, 0.1), 1.0
+        )
 
 
 def test_zero_temperature_is_gradient_descent_and_zero_step_size_stands_still():
