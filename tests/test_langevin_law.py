@@ -292,6 +292,59 @@ def test_reflection_samples_the_truncated_gaussian_at_small_steps():
     reject(ks_test(position, scipy.stats.truncnorm((low - mean) / cold, (high - mean) / cold, mean, cold).cdf))
 
 
+def annealed_joint(mean, precision, scales, step, x):
+    flat = jnp.concatenate([x["y"].ravel(), x["z"]]) - mean
+    return 0.5 * scales[step] * flat @ precision @ flat
+
+
+def test_blocks_with_schedules_bounds_boxes_and_an_annealed_energy_follow_the_recursion():
+    """Every option at once, apart for each block, against numpy: z first, then y with the gradient at the new z."""
+    num_steps, scales = 4, np.array([1.0, 0.4, 1.7, 0.8, 0.1])
+    temperatures = np.array([0.5, 0.0, 1.2, 0.3])
+    eta = {"z": np.array([0.6, 0.2, 0.4, 0.1]), "y": np.array([0.1, 0.5, 0.3, 0.2])}
+    bound, box = {"z": 0.35, "y": np.inf}, {"z": (-0.9, 1.4), "y": (-1.1, 0.2)}
+    table = lambda a: jebm.mcmc.table_schedule(jnp.asarray(a, jnp.float32))  # noqa: E731
+    given = (jnp.asarray(a, jnp.float32) for a in (cases.JOINT_MEAN, cases.JOINT_PRECISION, scales))
+    rng = np.random.default_rng(8)
+    noise = {"y": rng.normal(size=(num_steps, 1, 1)), "z": rng.normal(size=(num_steps, 2))}
+    kernel = jebm.langevin(
+        jebm.energy.anneal(annealed_joint, *given), {name: table(values) for name, values in eta.items()},
+        table(temperatures), blocks=("z", "y"), max_displacement=bound, noise=noise,
+        box=tuple({name: box[name][side] for name in box} for side in (0, 1)),
+    )  # fmt: skip
+    start = {"z": jnp.array([0.7, 1.1]), "y": jnp.full((1, 1), -1.0)}
+    state, info = jebm.sample(
+        jax.random.key(0), kernel, start, num_steps, trace=("energy", "gradient_norm"), positions_every=1
+    )
+
+    rows, x = {"z": slice(1, 3), "y": slice(0, 1)}, np.array([-1.0, 0.7, 1.1])
+    folded = clipped = 0
+    for k in range(num_steps):
+        squared = 0.0
+        for name in ("z", "y"):
+            gradient = scales[k] * (cases.JOINT_PRECISION @ (x - cases.JOINT_MEAN))[rows[name]]
+            squared += np.sum(gradient**2)
+            drift = eta[name][k] * gradient
+            length = np.linalg.norm(drift)
+            clipped += length > bound[name]
+            drift *= min(1.0, bound[name] / length)
+            spread = np.sqrt(2 * eta[name][k] * temperatures[k])
+            moved = x[rows[name]] - drift + spread * noise[name][k].ravel()
+            low, high = box[name]
+            outside = (moved < low) | (moved > high)
+            folded += outside.sum()
+            moved = np.where(moved < low, 2 * low - moved, np.where(moved > high, 2 * high - moved, moved))
+            x[rows[name]] = moved
+        for name in ("z", "y"):
+            np.testing.assert_allclose(np.ravel(info["position"][name][k]), x[rows[name]], rtol=1e-5, atol=1e-6)
+        centred = x - cases.JOINT_MEAN
+        energy = 0.5 * scales[k + 1] * centred @ cases.JOINT_PRECISION @ centred
+        np.testing.assert_allclose([info["gradient_norm"][k], info["energy"][k]], [squared**0.5, energy], rtol=1e-5)
+    assert clipped > 0
+    assert folded > 0
+    assert state.step == num_steps
+
+
 # Papers' units
 
 
