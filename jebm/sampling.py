@@ -2,8 +2,8 @@
 
 Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
 file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
-batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices changes one by
-the rounding of its arithmetic at most.
+batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices
+changes one by the rounding of its arithmetic at most.
 """
 
 import json
