@@ -351,7 +351,7 @@ class _Module:
     leaves and structure are what there is.
     """
 
-    def __init__(self, function: Callable[..., Any] | None, parts: Any = None) -> None:
+    def __init__(self, function: Any, parts: Any = None) -> None:
         self.function, self.parts = function, parts
 
     def __call__(self, *arguments: Any) -> Any:
@@ -363,8 +363,9 @@ class _Module:
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         if self.function is None:
             return self.parts
-        method = self.function.__func__ if inspect.ismethod(self.function) else None
-        leaves, structure = jax.tree.flatten(self.function if method is None else self.function.__self__)  # type: ignore[attr-defined]
+        is_method = inspect.ismethod(self.function)
+        module, method = (self.function.__self__, self.function.__func__) if is_method else (self.function, None)
+        leaves, structure = jax.tree.flatten(module)
         kept = tuple(None if _is_array(leaf) else (leaf,) for leaf in leaves)
         return tuple(leaf for leaf in leaves if _is_array(leaf)), (structure, kept, method)
 
@@ -453,11 +454,15 @@ def _reads(function: Callable[..., Any]) -> Iterator[Any]:
                     yield from of_function(leaf)
             elif isinstance(leaf, functools.partial) or inspect.ismethod(leaf):
                 yield from of_function(leaf)
-            elif not isinstance(leaf, type | types.ModuleType) and id(leaf) not in seen:
-                seen.add(id(leaf))
+            elif not isinstance(leaf, type | types.ModuleType) and (id(leaf), names) not in seen:
+                seen.add((id(leaf), names))
                 held = getattr(leaf, "__dict__", {})
-                for name in sorted(names & held.keys()):
-                    yield from of_value(held[name], names, known)
+                for name in sorted(names):
+                    method = getattr(type(leaf), name, None) if known else None
+                    if name in held:
+                        yield from of_value(held[name], names, known)
+                    elif inspect.isfunction(method):
+                        yield from of_function(types.MethodType(method, leaf))
 
     yield from of_function(function)
 

@@ -176,7 +176,7 @@ def test_arrays_that_a_function_reads_from_elsewhere_are_followed(monkeypatch):
 
     functions = [
         lambda x: quadratic(params["centre"], x), of_a_variable, of_a_global, through_a_function, trainer,
-        trainer.energy, lambda x: trainer(x), lambda x: quadratic(trainer.centre, x),
+        trainer.energy, lambda x: trainer(x), lambda x: trainer.energy(x), lambda x: quadratic(trainer.centre, x),
         lambda x: jax.vmap(lambda a: quadratic(params["centre"], a))(x[None])[0],
     ]  # fmt: skip
     kernels = [descent(function) for function in functions]
