@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jebm.energy import PyTree
+from jebm.energy import PyTree, is_concrete, require_int
 
 __all__ = ["Bank", "draw", "init", "placement", "read", "rejuvenate", "replace", "rounded_size"]
 
@@ -66,17 +67,33 @@ def draw(key: Array, bank: Bank, n: int) -> tuple[Array, PyTree]:
         Their indices, int32 [n], and their entries.
 
     Raises:
-        ValueError: more rows than the bank has.
+        ValueError: more rows than the bank has, or a number that is negative or no int.
     """
-    if n > bank.size:
+    if require_int(n, "n", 0) > bank.size:
         raise ValueError(f"{n} distinct rows cannot be drawn from a bank of {bank.size}: enlarge the bank")
     indices = jax.random.choice(key, bank.size, (n,), replace=False).astype(jnp.int32)
-    return indices, read(bank, indices)
+    return indices, jax.tree.map(lambda a: a[indices], bank.entries)
 
 
 def read(bank: Bank, indices: Array) -> PyTree:
-    """The entries at these rows."""
-    return jax.tree.map(lambda a: a[indices], bank.entries)
+    """The entries at these rows, int [n].
+
+    Raises:
+        ValueError: a row that the bank has not. Inside a compiled program its values are NaN instead (the least integer
+            of an integer leaf).
+    """
+    _check_rows(bank, indices)
+    return jax.tree.map(lambda a: a.at[indices].get(mode="fill", wrap_negative_indices=False), bank.entries)
+
+
+def _check_rows(bank: Bank, indices: Array) -> None:
+    shape, dtype = jnp.shape(indices), jnp.result_type(indices)
+    if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"indices must be int [n], got {dtype} of shape {shape}")
+    if is_concrete(indices):
+        rows = np.asarray(indices)
+        if rows.size and not 0 <= rows.min() <= rows.max() < bank.size:
+            raise ValueError(f"indices {rows.min()} to {rows.max()} are outside a bank of {bank.size} rows")
 
 
 def replace(bank: Bank, indices: Array, entries: PyTree, ages: Array | None = None) -> Bank:
@@ -87,7 +104,22 @@ def replace(bank: Bank, indices: Array, entries: PyTree, ages: Array | None = No
         indices: distinct rows, as `draw` gives them.
         entries: their new content.
         ages: int32 [n], of the new entries: 0 by default, those of `rejuvenate` for chains that were continued.
+
+    Raises:
+        ValueError: entries or ages that are not n rows as the bank's, and, outside a compiled program, a row that the
+            bank has not or that comes twice.
     """
+    _check_rows(bank, indices)
+    n = len(indices)
+    expected = jax.tree.map(lambda a: (n, *a.shape[1:]), bank.entries)
+    given = jax.tree.map(jnp.shape, entries)
+    if given != expected or (ages is not None and jnp.shape(ages) != (n,)):
+        raise ValueError(
+            f"for {n} indices entries of shapes {expected} and as many ages are needed, got {given}"
+            + ("" if ages is None else f" and ages {jnp.shape(ages)}")
+        )
+    if is_concrete(indices) and len(np.unique(np.asarray(indices))) < n:
+        raise ValueError(f"indices must be distinct, got {np.asarray(indices).tolist()}")
     written = jax.tree.map(lambda a, new: a.at[indices].set(new, unique_indices=True), bank.entries, entries)
     ages = jnp.zeros(indices.shape, jnp.int32) if ages is None else ages
     return Bank(written, (bank.ages + 1).at[indices].set(ages, unique_indices=True))

@@ -1,35 +1,78 @@
 """Pictures: grids of images as PNG files."""
 
 import pathlib
+import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["from_uint8", "grid", "save_png", "to_uint8"]
+from jebm.energy import require_int
+
+__all__ = ["from_uint8", "grid", "save_png", "to_uint8", "warn_of_strays"]
+
+FAR = 2.0  # root mean square of an image far outside [-1, 1], where that of black and white is 1
 
 
 def to_uint8(images: Array | np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8; values outside are clipped.
+    """Floating images in [-1, 1] as uint8; values outside are clipped. Images that are uint8 already stay as they are.
 
     Raises:
-        ValueError: a value that is not finite.
+        ValueError: a value that is not finite, or integers that are not uint8.
     """
-    images = np.asarray(images, np.float32)
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floating in [-1, 1] or uint8 in [0, 255], got {images.dtype}")
+    images = images.astype(np.float32)
     if not np.isfinite(images).all():
         raise ValueError("images with values that are not finite: the model has diverged")
     return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def from_uint8(images: np.ndarray) -> np.ndarray:
-    """The inverse of `to_uint8`: float32 in [-1, 1]."""
+    """The inverse of `to_uint8`: float32 in [-1, 1].
+
+    Raises:
+        ValueError: images that are not uint8.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
     return images.astype(np.float32) / 127.5 - 1.0
 
 
+def warn_of_strays(images: Array | np.ndarray, stacklevel: int = 2) -> None:
+    """One warning with the count of images [n, H, W, C] that are not finite or far outside [-1, 1] (`FAR`).
+
+    Chains end there that have diverged or left the data; clipped, their images still look like images. Inside a
+    compiled program nothing is said.
+    """
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    size = np.asarray(jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(images, jnp.float32)), axis=(1, 2, 3))))
+    lost, far = np.sum(~np.isfinite(size)), np.sum(size[np.isfinite(size)] > FAR)
+    if lost or far:
+        words = [f"{lost} are not finite"] * bool(lost) + [f"{far} lie far outside [-1, 1]"] * bool(far)
+        message = f"of {len(size)} images, {' and '.join(words)}: their chains have left the data"
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
 def grid(images: Array | np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Images [n, H, W, C] side by side, row by row: uint8 [rows * (H + gap), columns * (W + gap), C]."""
+    """Images [n, H, W, C], floating in [-1, 1] or uint8, side by side, row by row.
+
+    Returns:
+        uint8 [rows * (H + gap) + gap, columns * (W + gap) + gap, C], with white gaps.
+
+    Raises:
+        ValueError: as `to_uint8`, or an array that is no batch of images.
+    """
     images = to_uint8(images)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"a grid needs images of shape [n, H, W, C] with n at least 1, got {images.shape}")
     n, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(n))) if columns is None else columns
+    columns = int(np.ceil(np.sqrt(n))) if columns is None else require_int(columns, "columns", 1)
     rows = -(-n // columns)
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
     for i, image in enumerate(images):

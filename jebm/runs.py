@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from jebm import methods
+from jebm import images, methods
 from jebm.config import Config, ConfigError, from_dict, to_dict
 from jebm.energy import Generator
 from jebm.methods.base import Method
@@ -82,7 +83,7 @@ class Run:
     Attributes:
         directory: where it lies.
         config: its configuration.
-        method: its bundle of functions.
+        method: its bundle of functions; ``generate`` warns of images that are not finite or far outside [-1, 1].
         state: the method's state, for ``method.generate(key, state, n)`` and the others.
         step: the training iterations behind it.
         meta: what the checkpoint says of itself.
@@ -158,4 +159,15 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
         state, meta = checkpoints.restore(like, step)
     finally:
         checkpoints.close()
-    return Run(directory, config, build(config), state.method, int(state.step), meta)
+    return Run(directory, config, _watched(build(config)), state.method, int(state.step), meta)
+
+
+def _watched(method: Method) -> Method:
+    """The method, which warns where ``generate`` is called outside a compiled program and its chains have strayed."""
+
+    def generate(key: Array, state: Any, n: int) -> Array:
+        drawn = method.generate(key, state, n)
+        images.warn_of_strays(drawn)
+        return drawn
+
+    return method._replace(generate=generate)

@@ -2,7 +2,8 @@
 
 Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
 file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
-batch's draws are a function of (seed, its number), so neither a kill nor the number of devices changes a sample.
+batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices
+changes one by the rounding of its arithmetic at most.
 """
 
 import json
@@ -58,7 +59,9 @@ def draw_to(
             count, path = min(batch_size, num - number * batch_size), _part(parts, number)
             if not path.exists():
                 key = jax.random.fold_in(jax.random.key(seed), number)
-                drawn = images.to_uint8(draw(key, state))[:count]
+                floating = np.asarray(draw(key, state))[:count]
+                drawn = images.to_uint8(floating)
+                images.warn_of_strays(floating)
                 temporary = path.with_suffix(".tmp")
                 with temporary.open("wb") as file:
                     np.save(file, drawn)
@@ -89,7 +92,7 @@ def _prepare(parts: pathlib.Path, request: dict[str, Any]) -> None:
 
 
 def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
-    images.save_png(out, images.grid(images.from_uint8(np.concatenate(list(batches)))))
+    images.save_png(out, images.grid(np.concatenate(list(batches))))
 
 
 def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:

@@ -5,14 +5,16 @@ the optimiser's state are split over "fsdp" where they are large, and copied oth
 communication, so the program is the same for one device, eight devices and eight hosts.
 """
 
+import collections
 import os
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jebm.energy import PyTree
+from jebm.energy import PyTree, require_int
 
 __all__ = [
     "constrain_batch", "initialize", "local_rows", "make_mesh", "replicated", "shard_batch", "split_large", "spread",
@@ -70,22 +72,39 @@ def wait_for_all(name: str) -> None:
 def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     """A mesh over all devices of all processes, or the first ``num_devices``: axes "data" and "fsdp".
 
+    Where the devices are in several slices, joined by a slower network, the data axis runs over the slices, and an fsdp
+    axis lies within one of them.
+
     Args:
         num_devices: all of them by default.
         fsdp: devices over which large parameters are split; the data axis has ``num_devices / fsdp``.
 
     Raises:
-        ValueError: more devices asked for than there are, or a number that ``fsdp`` does not divide.
+        ValueError: more devices asked for than there are, a number that ``fsdp`` does not divide, or slices of which
+            ``num_devices`` takes unequal parts or ``fsdp`` no whole share.
     """
     devices = jax.devices()
-    num_devices = len(devices) if num_devices is None else num_devices
-    if not 1 <= num_devices <= len(devices):
+    num_devices = len(devices) if num_devices is None else require_int(num_devices, "num_devices", 1)
+    fsdp = require_int(fsdp, "fsdp", 1)
+    if num_devices > len(devices):
         raise ValueError(f"a mesh of {num_devices} devices was asked for; this process sees {len(devices)}")
-    if fsdp < 1 or num_devices % fsdp:
+    if num_devices % fsdp:
         raise ValueError(f"{num_devices} devices do not divide over an fsdp axis of {fsdp}: take a divisor")
     # Auto axes: banks are gathered by index and chains are vmapped over keys, which Explicit axes refuse
-    types, shape = (AxisType.Auto, AxisType.Auto), (num_devices // fsdp, fsdp)
-    return jax.make_mesh(shape, (DATA_AXIS, FSDP_AXIS), axis_types=types, devices=devices[:num_devices])
+    types, devices = (AxisType.Auto, AxisType.Auto), devices[:num_devices]
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        shape = (num_devices // fsdp, fsdp)
+        return jax.make_mesh(shape, (DATA_AXIS, FSDP_AXIS), axis_types=types, devices=devices)
+    (size, *others) = set(slices.values())
+    if others or size % fsdp:
+        sizes = [slices[index] for index in sorted(slices)]
+        raise ValueError(f"slices of {sizes} devices take no mesh with an fsdp axis of {fsdp}: it must divide each")
+    within, between = (size // fsdp, fsdp), (len(slices), 1)
+    # as jax.make_mesh does: on these chips a mesh axis may need a part of a physical one
+    split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
+    placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=split)
+    return Mesh(placed, (DATA_AXIS, FSDP_AXIS), axis_types=types)
 
 
 def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -100,7 +119,8 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     def place(leaf: Array | np.ndarray) -> Array:
         if leaf.shape[0] % mesh.size:
             raise ValueError(f"a leading axis of {leaf.shape[0]} does not divide over {mesh.size} devices")
-        if isinstance(leaf, np.ndarray) and not sharding.is_fully_addressable:  # each process places its own rows
+        if not sharding.is_fully_addressable and (not isinstance(leaf, Array) or leaf.is_fully_addressable):
+            # each process places its own rows
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
         return jax.device_put(leaf, sharding)
 

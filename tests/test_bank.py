@@ -112,6 +112,53 @@ def test_mistakes_are_named(key):
         bank.init({"z": jnp.zeros((2, 1)), "image": jnp.zeros((3, 1))})
 
 
+def rows(n):
+    return {"z": jnp.ones((n, 3)), "image": jnp.ones((n, 2, 2, 1))}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bank.draw(jax.random.key(0), numbered(4), -1), "n must be an int of at least 0, got -1"),
+        (lambda: bank.draw(jax.random.key(0), numbered(4), 2.0), "n must be an int"),
+        (lambda: bank.read(numbered(4), jnp.array([0, 4])), "indices 0 to 4 are outside a bank of 4 rows"),
+        (lambda: bank.read(numbered(4), jnp.array([-1, 2])), "indices -1 to 2 are outside"),
+        (lambda: bank.read(numbered(4), jnp.array([0.0, 2.0])), "indices must be int"),
+        (lambda: bank.read(numbered(4), 2), "indices must be int"),
+        (lambda: bank.replace(numbered(4), jnp.array([0, 2]), rows(1)), "for 2 indices entries of shapes"),
+        (lambda: bank.replace(numbered(4), jnp.array([0, 2]), rows(3)), "for 2 indices entries of shapes"),
+        (lambda: bank.replace(numbered(4), jnp.array([0]), {"z": jnp.ones((1, 3))}), "for 1 indices entries of shapes"),
+        (lambda: bank.replace(numbered(4), jnp.array([0, 2]), rows(2), jnp.zeros(1, int)), r"and ages \(1,\)"),
+        (lambda: bank.replace(numbered(4), jnp.array([0, 4]), rows(2)), "outside a bank of 4 rows"),
+        (lambda: bank.replace(numbered(4), jnp.array([2, 2]), rows(2)), r"indices must be distinct, got \[2, 2\]"),
+        (
+            lambda: jax.jit(lambda i: bank.replace(numbered(4), i, rows(1)))(jnp.array([0, 2])),
+            "for 2 indices entries of shapes",
+        ),
+    ],
+)
+def test_mistakes_are_named_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_are_not_there_are_no_rows_in_a_compiled_program():
+    entries = jax.jit(lambda i: bank.read(numbered(4), i))(jnp.array([3, 4, -1]))
+    assert entries["z"][0].tolist() == [3.0] * 3
+    assert np.isnan(entries["z"][1:]).all()
+    assert np.isnan(entries["image"][1:]).all()
+    np.testing.assert_array_equal(bank.read(numbered(4), jnp.array([2, 0]))["z"][:, 0], [2.0, 0.0])
+
+
+def test_draws_depend_on_the_key_and_begin_alike_for_banks_of_other_content(key):
+    state = numbered(50)
+    first, other = (bank.draw(k, state, 20)[0].tolist() for k in (key, jax.random.key(9)))
+    assert first != other
+    assert first == bank.draw(key, bank.init(jnp.zeros(50)), 20)[0].tolist()
+    assert bank.draw(key, state, 0)[0].shape == (0,)
+
+
 def test_rounded_size():
     assert bank.rounded_size(10_000, 128) == 9_984
     assert bank.rounded_size(100, 128) == 128

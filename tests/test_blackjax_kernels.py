@@ -126,7 +126,17 @@ def test_positions_may_be_pytrees_and_keep_their_shapes():
     ("make", "message"),
     [
         (lambda: jebm.hmc(energy(), 0.1, 0), "num_integration_steps"),
+        (lambda: jebm.hmc(energy(), 0.1, 2.0), "num_integration_steps must be an int of at least 1, got 2.0"),
         (lambda: jebm.mala(energy(), 0.0), "step_size must be above 0"),
+        (
+            lambda: jebm.mala(energy(), 0.1, jebm.mcmc.table_schedule(jnp.ones(3))),
+            "mala needs a temperature that is the same at every step, got a schedule",
+        ),
+        (lambda: jebm.hmc(energy(), 0.1, 2, lambda step: 1.0 + step), "hmc needs a temperature that is the same"),
+        (lambda: jebm.nuts(energy(), 0.1, lambda step: 1.0 + step), "nuts needs a temperature that is the same"),
+        (lambda: jebm.nuts(energy(), lambda step: 0.1), "nuts needs a step_size that is the same at every step"),
+        (lambda: jebm.mala(energy(), jnp.full(2, 0.1)), r"mala needs one number as step_size, got shape \(2,\)"),
+        (lambda: jebm.mala(energy(), {"a": 0.1}), "mala needs one number as step_size"),
         (lambda: jebm.nuts(energy(), 0.1, 0.0), "temperature must be above 0"),
         (lambda: jebm.mala(jebm.energy.anneal(lambda k, x: k * x), 0.1), "an annealed one"),
         (lambda: jebm.sample(jax.random.key(0), jebm.mala(energy(), 0.1), jnp.zeros((), int), 2), "floating"),

@@ -1,5 +1,6 @@
 """The Langevin kernel's law after K steps is the exact one: mean, covariance and autocorrelation."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from laws import accept, exact_law, gaussian_test, ks_test, reject, stationary_covariance
 
 import jebm
+from jebm.methods import latent_chains
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -99,11 +101,65 @@ def test_law_in_float64():
         accept(gaussian_test(state.position, *exact_law(case.moves, case.start, case.spread)[:2]))
 
 
-def test_half_precision_positions_stay_in_their_dtype_with_float32_energies():
-    kernel = jebm.langevin(jebm.energy.standard_normal, 0.1)
-    state, info = jebm.sample(jax.random.key(0), kernel, jnp.ones(3, jnp.bfloat16), 3)
-    assert state.position.dtype == jnp.bfloat16
-    assert state.energy.dtype == info["energy"].dtype == jnp.float32
+def half_precision_network(mean, precision, x):
+    """The Gaussian, computed in bfloat16 from exact numbers (the gradient of x is float32)."""
+    centred = (x - mean).astype(jnp.bfloat16).astype(jnp.float32)
+    return 0.5 * jnp.dot(centred, jnp.dot(precision, centred))
+
+
+def test_a_network_of_half_precision_leaves_the_law_of_the_noise():
+    """Small steps from a point: nearly all of the variance is that of the noise, which bfloat16 would round away."""
+    case = cases.vector(1e-3, 0.6, 50)
+    mean, precision = (jnp.asarray(a, jnp.float32) for a in (cases.MEAN, cases.PRECISION))
+    energy = jebm.energy.bind(half_precision_network, mean, precision)
+    kernel = jebm.langevin(energy, jnp.bfloat16(0.7), jnp.bfloat16(0.6))
+    state = kernel.init(jnp.asarray(cases.START, jnp.float32))
+    assert state.energy.dtype == state.gradient.dtype == jnp.float32
+    moved = kernel.advance(jnp.ones(2), state)[0].position
+    drift = 0.7 * np.asarray(state.gradient)
+    np.testing.assert_allclose(moved, cases.START - drift + np.sqrt(2 * 0.7 * 0.6), rtol=6e-3)  # 0.7 and 0.6 rounded
+    accept(case.test(dataclasses.replace(case.kernel, energy=energy)))
+
+
+def in_bfloat16(case):
+    """What positions of half precision sampled: each step rounded to the grid of its position."""
+    rng, x = np.random.default_rng(1), np.tile(case.start, (2**13, 1)).astype(jnp.bfloat16)
+    for move in case.moves:
+        x32 = x.astype(np.float32)
+        noise = rng.normal(size=x.shape).astype(jnp.bfloat16).astype(np.float32)
+        drift = (x32 - move.mean) @ move.precision * move.step_sizes
+        x = (x32 - drift + np.sqrt(2 * move.temperature * np.asarray(move.step_sizes)) * noise).astype(jnp.bfloat16)
+    return x.astype(np.float64)
+
+
+def test_half_precision_positions_have_another_law_and_are_refused():
+    case = cases.vector(1e-3, 0.6, 50)
+    reject(gaussian_test(in_bfloat16(case), *exact_law(case.moves, case.start, case.spread)[:2]))
+    energy, x = jebm.energy.standard_normal, {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 4), jnp.bfloat16)}
+    one = jax.tree.map(lambda a: a[0], x)
+    for kernel in (jebm.langevin(energy), jebm.mala(energy, 0.1), jebm.hmc(energy, 0.1, 2), jebm.nuts(energy, 0.1)):
+        for run in (
+            lambda k=kernel: jebm.sample_chains(jax.random.key(0), k, x, 2),
+            lambda k=kernel: jebm.sample(jax.random.key(0), k, one, 2),
+            lambda k=kernel: k.init(one),
+        ):
+            with pytest.raises(ValueError, match=r"float32 or float64, got bfloat16 .*x.astype\(") as error:
+                run()
+            assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="got float16"):
+        jebm.langevin(energy, noise=jnp.zeros((2, 3), jnp.float16))
+    with pytest.raises(ValueError, match="got float16"):
+        jebm.mcmc.short_run_step_size(energy, jnp.ones((3, 2), jnp.float16))
+
+
+def test_latent_chains_refuse_half_precision():
+    z, noise = jnp.zeros(2, jnp.bfloat16), jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match="got bfloat16"):
+        latent_chains.lookahead_chain(jebm.energy.standard_normal, lambda z: z, z, noise, 0.1, 1.0)
+    with pytest.raises(ValueError, match="got bfloat16"):
+        latent_chains.joint_chain(
+            jebm.energy.standard_normal, lambda z: z, jnp.zeros(2), z, (noise, noise), (0.1, 0.1), 1.0
+        )
 
 
 def test_zero_temperature_is_gradient_descent_and_zero_step_size_stands_still():
@@ -234,6 +290,59 @@ def test_reflection_samples_the_truncated_gaussian_at_small_steps():
     accept(ks_test(position, scipy.stats.truncnorm((low - mean) / scale, (high - mean) / scale, mean, scale).cdf))
     cold = deviation  # as if T were 1
     reject(ks_test(position, scipy.stats.truncnorm((low - mean) / cold, (high - mean) / cold, mean, cold).cdf))
+
+
+def annealed_joint(mean, precision, scales, step, x):
+    flat = jnp.concatenate([x["y"].ravel(), x["z"]]) - mean
+    return 0.5 * scales[step] * flat @ precision @ flat
+
+
+def test_blocks_with_schedules_bounds_boxes_and_an_annealed_energy_follow_the_recursion():
+    """Every option at once, apart for each block, against numpy: z first, then y with the gradient at the new z."""
+    num_steps, scales = 4, np.array([1.0, 0.4, 1.7, 0.8, 0.1])
+    temperatures = np.array([0.5, 0.0, 1.2, 0.3])
+    eta = {"z": np.array([0.6, 0.2, 0.4, 0.1]), "y": np.array([0.1, 0.5, 0.3, 0.2])}
+    bound, box = {"z": 0.35, "y": np.inf}, {"z": (-0.9, 1.4), "y": (-1.1, 0.2)}
+    table = lambda a: jebm.mcmc.table_schedule(jnp.asarray(a, jnp.float32))  # noqa: E731
+    given = (jnp.asarray(a, jnp.float32) for a in (cases.JOINT_MEAN, cases.JOINT_PRECISION, scales))
+    rng = np.random.default_rng(8)
+    noise = {"y": rng.normal(size=(num_steps, 1, 1)), "z": rng.normal(size=(num_steps, 2))}
+    kernel = jebm.langevin(
+        jebm.energy.anneal(annealed_joint, *given), {name: table(values) for name, values in eta.items()},
+        table(temperatures), blocks=("z", "y"), max_displacement=bound, noise=noise,
+        box=tuple({name: box[name][side] for name in box} for side in (0, 1)),
+    )  # fmt: skip
+    start = {"z": jnp.array([0.7, 1.1]), "y": jnp.full((1, 1), -1.0)}
+    state, info = jebm.sample(
+        jax.random.key(0), kernel, start, num_steps, trace=("energy", "gradient_norm"), positions_every=1
+    )
+
+    rows, x = {"z": slice(1, 3), "y": slice(0, 1)}, np.array([-1.0, 0.7, 1.1])
+    folded = clipped = 0
+    for k in range(num_steps):
+        squared = 0.0
+        for name in ("z", "y"):
+            gradient = scales[k] * (cases.JOINT_PRECISION @ (x - cases.JOINT_MEAN))[rows[name]]
+            squared += np.sum(gradient**2)
+            drift = eta[name][k] * gradient
+            length = np.linalg.norm(drift)
+            clipped += length > bound[name]
+            drift *= min(1.0, bound[name] / length)
+            spread = np.sqrt(2 * eta[name][k] * temperatures[k])
+            moved = x[rows[name]] - drift + spread * noise[name][k].ravel()
+            low, high = box[name]
+            outside = (moved < low) | (moved > high)
+            folded += outside.sum()
+            moved = np.where(moved < low, 2 * low - moved, np.where(moved > high, 2 * high - moved, moved))
+            x[rows[name]] = moved
+        for name in ("z", "y"):
+            np.testing.assert_allclose(np.ravel(info["position"][name][k]), x[rows[name]], rtol=1e-5, atol=1e-6)
+        centred = x - cases.JOINT_MEAN
+        energy = 0.5 * scales[k + 1] * centred @ cases.JOINT_PRECISION @ centred
+        np.testing.assert_allclose([info["gradient_norm"][k], info["energy"][k]], [squared**0.5, energy], rtol=1e-5)
+    assert clipped > 0
+    assert folded > 0
+    assert state.step == num_steps
 
 
 # Papers' units

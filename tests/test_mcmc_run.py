@@ -109,6 +109,44 @@ def test_keys_are_not_reused():
             jebm.sample_chains(jax.random.key(3), each, x, 2, trace=())
 
 
+# Chains that leave the finite numbers
+
+
+def quartic(x):
+    return jnp.sum(x**4)
+
+
+def test_lost_chains_are_counted_in_one_warning():
+    x = jnp.array([[0.1, 0.2], [8.0, 0.1], [0.3, -0.2], [0.0, -9.0]])
+    kernels = [jebm.langevin(quartic, 0.1, 1e-4), jebm.langevin(quartic, 0.1, 1e-4, box=None)]
+    for kernel in kernels:
+        with pytest.warns(UserWarning, match="^2 of 4 chains left the finite numbers") as caught:
+            state, _ = jebm.sample_chains(KEY, kernel, x, 12)
+        assert len(caught) == 1
+        assert "\n" not in str(caught[0].message)
+        assert caught[0].filename == __file__
+        assert np.isnan(state.position).any(1).tolist() == [False, True, False, True]  # still there to be looked at
+    with pytest.warns(UserWarning, match="^1 of 1 chains left the finite numbers"):
+        jebm.sample(KEY, kernels[0], x[1], 12)
+    with pytest.warns(UserWarning, match="^2 of 3 chains"):  # those that fill up the mesh are not counted
+        jebm.sample_chains(KEY, kernels[0], x[1:], 12, mesh=jebm.sharding.make_mesh(2))
+    jebm.sample_chains(KEY, kernels[0], x[::2], 12)
+
+
+def test_nothing_is_said_inside_a_compiled_program():
+    kernel, x = jebm.langevin(quartic, 0.1, 1e-4), jnp.full((2, 2), 9.0)
+    jax.jit(lambda x: jebm.sample_chains(KEY, kernel, x, 12)[0].position)(x)
+    jax.jit(lambda x: jebm.sample(KEY, kernel, x, 12)[0].position)(x[0])
+    jax.vmap(lambda x: jebm.sample(KEY, kernel, x, 12)[0].position)(x)
+    program = jax.jit(lambda x: jebm.sample_chains(KEY, kernel, x, 12)).lower(x).as_text()
+    assert "callback" not in program
+
+
+def test_numbers_of_other_integer_types_are_taken():
+    state, info = jebm.sample(KEY, kernel(noise=NOISE), jnp.zeros(2), np.int64(4), positions_every=np.int32(2))
+    assert (int(state.step), info["position"].shape) == (4, (2, 2))
+
+
 # Retracing and the price of a step
 
 
@@ -215,6 +253,18 @@ def run_on(position, **options):
         (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 2, positions_every=-1), "positions_every"),
         (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 2, trace=("enrgy",)), "has no \\['enrgy'\\]"),
         (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 0, trace=("enrgy",)), "has no \\['enrgy'\\]"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 1e3), "num_steps must be an int of at least 0, got 1000.0"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 2.5), "num_steps must be an int .* got 2.5"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), True), "num_steps must be an int .* got True"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), "3"), "num_steps must be an int"),
+        (lambda: jax.jit(lambda n: jebm.sample(KEY, kernel(), jnp.zeros(2), n)[0])(3), "num_steps must be an int"),
+        (lambda: jebm.sample(KEY, kernel(), jnp.zeros(2), 2, positions_every=1.0), "positions_every must be an int"),
+        (lambda: jebm.sample_chains(KEY, kernel(), jnp.zeros((3, 2)), 2.5), "num_steps must be an int"),
+        (lambda: jebm.sample_chains(KEY, kernel(), jnp.zeros((3, 2)), 2, positions_every=0.5), "positions_every must"),
+        (lambda: jebm.chain_keys(KEY, 2.0), "num_chains must be an int"),
+        (lambda: jebm.sharding.make_mesh(2.0), "num_devices must be an int of at least 1"),
+        (lambda: jebm.sharding.make_mesh(2, fsdp=0), "fsdp must be an int of at least 1"),
+        (lambda: jebm.sharding.make_mesh(2, fsdp=3), "do not divide"),
         (lambda: jebm.sample_chains(KEY, kernel(), jnp.zeros(()), 2), "leading chain axis"),
         (lambda: jebm.sample_chains(KEY, kernel(), PAIR, 2), "leading chain axis"),
         (lambda: jebm.sample(KEY, jebm.langevin(lambda x: jnp.square(x)), jnp.zeros(2), 2), "one scalar"),

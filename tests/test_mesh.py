@@ -1,5 +1,6 @@
 """One program on any mesh: eight simulated devices, and two processes that a worker's death brings down."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,9 +10,12 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
+import jebm
+from jebm import sharding
 from jebm.config import load_file, override
 from jebm.runs import RunDirectory
 from jebm.training import train
@@ -84,7 +88,115 @@ def test_one_and_eight_devices_and_a_checkpoint_moved_between_them(toy_experimen
     assert_same_metrics(one, moved)
 
 
+# --- slices ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a slice, as far as a mesh is concerned."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "fake"
+    client: str = "fake"
+
+
+def slices(monkeypatch, sizes):
+    chips = [Chip(10 * number + i, number) for number, size in enumerate(sizes) for i in range(size)]
+    monkeypatch.setattr(jax, "devices", lambda: chips[::-1])
+
+
+def test_the_data_axis_runs_over_the_slices_and_fsdp_stays_within_one(monkeypatch):
+    slices(monkeypatch, [4, 4, 4])
+    mesh = sharding.make_mesh(fsdp=2)
+    assert (mesh.axis_names, mesh.devices.shape) == (("data", "fsdp"), (6, 2))
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
+    assert {chip.id for chip in mesh.devices.flat} == {10 * s + i for s in range(3) for i in range(4)}
+    for row, of_row in enumerate(mesh.devices):
+        assert {chip.slice_index for chip in of_row} == {row // 2}  # neighbours on the slow axis share a slice
+    assert sharding.make_mesh().devices.shape == (12, 1)
+    assert sharding.make_mesh(4).devices.shape == (4, 1)  # one slice
+
+
+@pytest.mark.parametrize(("sizes", "asked"), [([4, 4], {"num_devices": 6}), ([4, 2], {}), ([4, 4], {"fsdp": 8})])
+def test_slices_that_take_no_mesh_are_refused_in_one_line(monkeypatch, sizes, asked):
+    slices(monkeypatch, sizes)
+    with pytest.raises(ValueError, match=r"slices of \[.*\] devices take no mesh with an fsdp axis") as error:
+        sharding.make_mesh(**asked)
+    assert "\n" not in str(error.value)
+
+
 # --- two processes -----------------------------------------------------------------------------------------------
+
+CHAINS = textwrap.dedent(
+    """
+    import os, sys, warnings
+    import jax, jax.numpy as jnp, numpy as np
+    import jebm
+
+    warnings.simplefilter("error")
+    jebm.sharding.initialize()
+    assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 4, 2)
+    mesh = jebm.sharding.make_mesh()
+    energy = jebm.energy.gaussian(jnp.array([1.0, -2.0]), jnp.array([1.6, 0.7]))
+    kernel, found = jebm.langevin(energy, 0.1, 0.6), {}
+    for n, kind in ((8, jnp.asarray), (6, np.asarray)):  # 6: four devices do not divide them
+        x = {"a": kind(np.linspace(-1.0, 1.0, 2 * n, dtype=np.float32).reshape(n, 2))}
+        on_a = jebm.langevin(jebm.energy.bind(lambda energy, x: energy(x["a"]), energy), 0.1, 0.6)
+        state, info = jebm.sample_chains(jax.random.key(3), on_a, x, 5, positions_every=2, mesh=mesh)
+        leaves = {"last": state.position["a"], "every": info["position"]["a"], "energy": info["energy"]}
+        for name, leaf in leaves.items():
+            assert leaf.shape[0] == n
+            if n == 8:
+                assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
+            for shard in leaf.addressable_shards:
+                index = shard.index[0].indices(n)
+                for row, value in zip(range(*index), np.asarray(shard.data)):
+                    found[f"{n}/{name}/{row}"] = value
+    np.savez(sys.argv[1] + os.environ["JEBM_PROCESS_ID"], **found)
+
+    # each process speaks of the chains on its own devices
+    warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        starts = jnp.array([0.1, 0.2, 0.1, 0.2, 0.1, 9.0, 9.0, 0.1])
+        jebm.sample_chains(jax.random.key(3), jebm.langevin(lambda x: x**4, 0.1, 1e-4), starts, 12, mesh=mesh)
+    said = [str(warning.message)[:30] for warning in caught]
+    assert said == ([] if jax.process_index() == 0 else ["2 of 4 chains left the finite "]), said
+    """
+)
+
+
+def test_chains_over_two_processes_are_those_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHAINS, str(tmp_path / "chains")],
+            env={
+                **environment(2), "JEBM_COORDINATOR": f"127.0.0.1:{port}", "JEBM_NUM_PROCESSES": "2",
+                "JEBM_PROCESS_ID": str(i),
+            },
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    found = {}
+    for i in range(2):
+        with np.load(tmp_path / f"chains{i}.npz") as file:
+            found |= dict(file)
+    energy = jebm.energy.gaussian(np.float32([1.0, -2.0]), np.float32([1.6, 0.7]))
+    for n in (8, 6):
+        x = np.linspace(-1.0, 1.0, 2 * n, dtype=np.float32).reshape(n, 2)
+        state, info = jebm.sample_chains(jax.random.key(3), jebm.langevin(energy, 0.1, 0.6), x, 5, positions_every=2)
+        for name, expected in (("last", state.position), ("every", info["position"]), ("energy", info["energy"])):
+            together = np.stack([found[f"{n}/{name}/{row}"] for row in range(n)])
+            np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-6)
+
 
 SIGNALLED = '''
 """A toy whose process SIGNALLED_PROCESS sends itself SIGNAL_NUMBER before the ninth step."""

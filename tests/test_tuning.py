@@ -75,5 +75,8 @@ def test_the_rule_of_short_runs():
 def test_mistakes():
     with pytest.raises(ValueError, match=r"target 1.2 must lie in \(0, 1\)"):
         mcmc.tune_step_size(jax.random.key(0), jebm.mala(energy(), 0.1), starts(), target=1.2)
+    for num_steps in (1, 20.0):
+        with pytest.raises(ValueError, match=f"num_steps must be an int of at least 2, got {num_steps}"):
+            mcmc.tune_step_size(jax.random.key(0), jebm.mala(energy(), 0.1), starts(), num_steps)
     with pytest.raises(ValueError, match="drift_to_noise 0.0 must be above 0"):
         mcmc.short_run_step_size(energy(), starts(), drift_to_noise=0.0)

@@ -56,10 +56,11 @@ def long_chains(
         bind(energy_of(method), state), chain.step_size, chain.temperature, max_displacement=chain.max_displacement
     )
     energies, norms, kept = [], [], []
+    trace = ("energy", "gradient_norm")
+    # compiled here, so that chains that leave the finite numbers are named by the records, not at each piece
+    walk = jax.jit(lambda key, kernel, x: mcmc.sample_chains(key, kernel, x, chain.num_steps, trace=trace))
     for i in range(multiples[-1]):
-        last, info = mcmc.sample_chains(
-            jax.random.fold_in(key, i), kernel, positions, chain.num_steps, trace=("energy", "gradient_norm")
-        )
+        last, info = walk(jax.random.fold_in(key, i), kernel, positions)
         positions = last.position
         energies.append(info["energy"][:, -1].mean())
         norms.append(info["gradient_norm"][:, -1].mean())

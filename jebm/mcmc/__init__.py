@@ -14,6 +14,7 @@ from jebm.mcmc.run import Kernel as Kernel
 from jebm.mcmc.run import chain_keys as chain_keys
 from jebm.mcmc.run import sample as sample
 from jebm.mcmc.run import sample_chains as sample_chains
+from jebm.mcmc.run import warn_of_lost_chains as warn_of_lost_chains
 from jebm.mcmc.tuning import Tuned as Tuned
 from jebm.mcmc.tuning import short_run_step_size as short_run_step_size
 from jebm.mcmc.tuning import tune_step_size as tune_step_size

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.tree_util import Partial
 
-from jebm.energy import Annealed, Energy, PyTree, require, value
+from jebm.energy import Annealed, Energy, PyTree, as_partial, require, require_int, value
 from jebm.mcmc.langevin import floating
 
 __all__ = ["BlackjaxKernel", "hmc", "mala", "nuts"]
@@ -71,8 +70,7 @@ def hmc(
 
     The momenta see ``E/T``; ``inverse_mass_matrix`` is over the flattened x, by default ones.
     """
-    if num_integration_steps < 1:
-        raise ValueError(f"num_integration_steps must be at least 1, got {num_integration_steps}")
+    num_integration_steps = require_int(num_integration_steps, "num_integration_steps", 1)
     parameters = {"step_size": step_size, "inverse_mass_matrix": inverse_mass_matrix}
     return _kernel("hmc", energy, temperature, parameters, num_integration_steps)
 
@@ -97,7 +95,11 @@ def _kernel(
 ) -> BlackjaxKernel:
     if isinstance(energy, Annealed):
         raise ValueError(f"{algorithm} needs an energy that is the same at every step, got an annealed one")
-    require(parameters["step_size"], lambda a: a > 0, "step_size", "must be above 0")
-    require(temperature, lambda a: a > 0, "temperature", "must be above 0")
-    energy = energy if isinstance(energy, Partial) else Partial(energy)
-    return BlackjaxKernel(energy, temperature, parameters, algorithm, num_integration_steps)
+    for name, given in (("step_size", parameters["step_size"]), ("temperature", temperature)):
+        if callable(given):
+            raise ValueError(f"{algorithm} needs a {name} that is the same at every step, got a schedule")
+        if not jax.tree_util.all_leaves([given]) or jnp.ndim(given) != 0:
+            shapes = jax.tree.map(jnp.shape, given)
+            raise ValueError(f"{algorithm} needs one number as {name}, got shape {shapes}")
+        require(given, lambda a: a > 0, name, "must be above 0")
+    return BlackjaxKernel(as_partial(energy), temperature, parameters, algorithm, num_integration_steps)

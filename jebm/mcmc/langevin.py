@@ -21,7 +21,7 @@ import optax
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import Annealed, Energy, PyTree, at_step, is_concrete, require, value
+from jebm.energy import Annealed, Energy, PyTree, as_partial, at_step, is_concrete, require, value
 
 ScalarOrSchedule = float | Array | Callable[[Array], Array]
 
@@ -35,7 +35,7 @@ class LangevinState(NamedTuple):
     """What the next step needs.
 
     Attributes:
-        position: the example ``x``, a pytree of floating arrays.
+        position: the example ``x``, a pytree of float32 (or float64) arrays.
         energy: ``E(x)``, a scalar of at least float32.
         gradient: ``∇E(x)``, cached: of all of ``x``, or of the first block when there are blocks.
         step: int32, the number of steps made; schedules and annealed energies read it.
@@ -78,8 +78,8 @@ class LangevinKernel:
         """The state at ``position``: one evaluation of energy and gradient.
 
         Raises:
-            ValueError: a position of integers, without the kernel's blocks, or unlike the per-leaf
-                parameters.
+            ValueError: a position of integers or of half precision, without the kernel's blocks, or unlike the
+                per-leaf parameters.
         """
         position = jax.tree.map(floating, position)
         if self.blocks is not None and not (isinstance(position, dict) and set(self.blocks) <= set(position)):
@@ -134,8 +134,8 @@ class LangevinKernel:
         return jax.value_and_grad(lambda b: value(energy, {**position, block: b}))(position[block])
 
     def _move(self, x: PyTree, gradient: PyTree, noise: PyTree, step: Array, block: str | None) -> PyTree:
-        step_size = _per_leaf(_entry(self.step_size, block), x, step)
-        temperature = _at(self.temperature, step)
+        step_size = jax.tree.map(_wide, _per_leaf(_entry(self.step_size, block), x, step))
+        temperature = _wide(_at(self.temperature, step))
         drift = jax.tree.map(lambda eta, g: eta * g, step_size, gradient)
         if self.max_displacement is not None:
             bounds = _per_leaf(_entry(self.max_displacement, block), x, step)
@@ -200,12 +200,12 @@ def langevin(
     if blocks is not None and not blocks:
         raise ValueError("blocks must name at least one key of the position, or be None")
     return LangevinKernel(
-        energy=energy if isinstance(energy, Annealed | Partial) else Partial(energy),
+        energy=energy if isinstance(energy, Annealed) else as_partial(energy),
         step_size=_schedules_to_partials(step_size),
         temperature=_schedules_to_partials(temperature),
         max_displacement=_schedules_to_partials(max_displacement),
         box=box,
-        noise=jax.tree.map(jnp.asarray, noise),
+        noise=jax.tree.map(floating, noise),
         blocks=None if blocks is None else tuple(blocks),
     )
 
@@ -245,16 +245,28 @@ def _lookup(values: Array, step: Array) -> Array:
 
 
 def floating(a: Any) -> Array:
-    """``a`` as a floating array; a ValueError where it is none."""
+    """``a`` as an array of float32 or float64, else a ValueError.
+
+    In half precision a step is rounded to the grid of its position, and normal draws have other tails: the chain would
+    sample another law.
+    """
     a = jnp.asarray(a)
     if not jnp.issubdtype(a.dtype, jnp.floating):
         raise ValueError(f"a position must be made of floating arrays, got {a.dtype} of shape {a.shape}")
+    if a.dtype.itemsize < 4:
+        raise ValueError(
+            f"a position must be float32 or float64, got {a.dtype} of shape {a.shape}, in which steps are lost to "
+            "rounding: pass x.astype(jnp.float32); networks may compute in half precision inside the energy"
+        )
     return a
 
 
+def _wide(a: Any) -> Any:
+    return jnp.asarray(a, jnp.float32) if jnp.result_type(a).itemsize < 4 else a
+
+
 def _schedules_to_partials(tree: PyTree) -> PyTree:
-    wrap = lambda a: Partial(a) if callable(a) and not isinstance(a, Partial) else a  # noqa: E731
-    return jax.tree.map(wrap, tree, is_leaf=callable)
+    return jax.tree.map(lambda a: as_partial(a) if callable(a) else a, tree, is_leaf=callable)
 
 
 def _at(entry: ScalarOrSchedule, step: Array) -> Array:

@@ -1,18 +1,21 @@
 """Running chains: one `lax.scan` drives any kernel; many chains are one `vmap`, with one key per chain."""
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from jebm import sharding
-from jebm.energy import PyTree
+from jebm.energy import PyTree, require_int
+from jebm.mcmc.langevin import floating
 
-__all__ = ["Kernel", "chain_keys", "sample", "sample_chains"]
+__all__ = ["Kernel", "chain_keys", "sample", "sample_chains", "warn_of_lost_chains"]
 
 
 class Kernel(Protocol):
@@ -27,7 +30,7 @@ class Kernel(Protocol):
 
 def chain_keys(key: Array, num_chains: int) -> Array:
     """One key per chain, ``fold_in(key, i)``: chain i's key does not depend on how many chains there are."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(require_int(num_chains, "num_chains", 0)))
 
 
 def sample(
@@ -45,11 +48,13 @@ def sample(
     outside the loop: where nobody reads the last energy and gradient (a training chain), the compiler drops
     them, and a chain of K steps costs K gradients.
 
+    A chain that leaves the finite numbers is said in a warning; inside a compiled program nothing is said.
+
     Args:
         key: a typed PRNG key, for this chain alone.
         kernel: any kernel: `langevin`, `mala`, `hmc`, `nuts`, or your own.
-        position: one example, a pytree of floating arrays without a chain axis.
-        num_steps: at least 0; static.
+        position: one example, a pytree of float32 (or float64) arrays without a chain axis.
+        num_steps: an int of at least 0; static.
         trace: which fields of the kernel's info to record at each step, such as
             ``("energy", "gradient_norm")``; by default the energy, where the kernel reports it.
         positions_every: n > 0 also records ``info["position"]`` after steps n, 2n, ...
@@ -59,10 +64,14 @@ def sample(
         ``num_steps`` (``num_steps // positions_every`` for ``"position"``).
 
     Raises:
-        ValueError: a negative number of steps, or a name that the kernel's info has not.
+        ValueError: a number of steps that is negative or no int, a position of integers or of half precision, or a
+            name that the kernel's info has not.
     """
-    _check(num_steps, positions_every)
-    return _sample_jitted(key, kernel, position, num_steps, _names(trace), positions_every)
+    num_steps, positions_every = _counts(num_steps, positions_every)
+    position = jax.tree.map(floating, position)
+    state, info, finite = _sample_jitted(key, kernel, position, num_steps, _names(trace), positions_every)
+    _watch(kernel, finite)
+    return state, info
 
 
 def sample_chains(
@@ -78,13 +87,16 @@ def sample_chains(
     """Runs many independent chains, jitted.
 
     Chain i is ``sample(chain_keys(key, n)[i], kernel, positions[i], ...)``. A chain's draws depend neither on
-    the number of chains nor on the devices they are spread over.
+    the number of chains nor on the devices they are spread over; what is computed from them is compiled for each
+    number of chains and devices, so that positions may differ in their last bits.
+
+    Chains that leave the finite numbers are counted in one warning; inside a compiled program nothing is said.
 
     Args:
         key: a typed PRNG key.
         kernel: as in `sample`, shared by all chains.
-        positions: a pytree whose leaves have a leading chain axis.
-        num_steps: at least 0; static.
+        positions: a pytree whose leaves have a leading chain axis. Of many processes, each brings all of them.
+        num_steps: an int of at least 0; static.
         trace: as in `sample`.
         positions_every: as in `sample`.
         mesh: spread the chains over all devices of this mesh (`jebm.sharding.make_mesh`). Where these do not divide
@@ -96,8 +108,9 @@ def sample_chains(
     Raises:
         ValueError: as `sample`.
     """
-    _check(num_steps, positions_every)
-    sizes = {leaf.shape[:1] for leaf in map(jnp.asarray, jax.tree.leaves(positions))}
+    num_steps, positions_every = _counts(num_steps, positions_every)
+    positions = jax.tree.map(floating, positions)
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(positions)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"positions need one leading chain axis common to all leaves, got {sorted(sizes)}")
     num_chains = sizes.pop()[0]
@@ -109,15 +122,40 @@ def sample_chains(
         keys, positions = sharding.shard_batch((keys, positions), mesh)
     result = _sample_chains_jitted(keys, kernel, positions, num_steps, _names(trace), positions_every)
     if extra:
-        return jax.tree.map(lambda a: a[:num_chains], result)
-    # what is the same in all chains, as the step count, comes back replicated otherwise
-    return result if mesh is None else sharding.shard_batch(result, mesh)
+        result = jax.tree.map(lambda a: a[:num_chains], result)
+    elif mesh is not None:  # what is the same in all chains, as the step count, comes back replicated otherwise
+        result = sharding.shard_batch(result, mesh)
+    state, info, finite = result
+    _watch(kernel, finite)
+    return state, info
 
 
-def _check(num_steps: int, positions_every: int) -> None:
-    if num_steps < 0 or positions_every < 0:
-        given = f"{num_steps}, {positions_every}"
-        raise ValueError(f"num_steps and positions_every must be at least 0, got {given}")
+def warn_of_lost_chains(finite: Array, stacklevel: int = 2) -> None:
+    """One warning with the count of chains that left the finite numbers; silent where ``finite`` is a tracer.
+
+    Args:
+        finite: bool [chains] (or [] of one chain). Of many processes, each speaks of the chains on its own devices.
+        stacklevel: of the warning, as in `warnings.warn`.
+    """
+    if isinstance(finite, jax.core.Tracer):
+        return
+    here = [np.ravel(shard.data) for shard in finite.addressable_shards if shard.replica_id == 0]
+    lost, total = sum(int((~flags).sum()) for flags in here), sum(flags.size for flags in here)
+    if lost:
+        warnings.warn(
+            f"{lost:,} of {total:,} chains left the finite numbers (NaN or infinity): take a smaller step size, or "
+            "bound the drift (max_displacement of langevin)",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _watch(kernel: Kernel, finite: Array) -> None:
+    if getattr(kernel, "noise", None) is None:  # recorded noise is NaN after its end
+        warn_of_lost_chains(finite, stacklevel=3)
+
+
+def _counts(num_steps: Any, positions_every: Any) -> tuple[int, int]:
+    return require_int(num_steps, "num_steps", 0), require_int(positions_every, "positions_every", 0)
 
 
 def _sample(
@@ -127,7 +165,7 @@ def _sample(
     num_steps: int,
     trace: tuple[str, ...] | None,
     positions_every: int,
-) -> tuple[Any, dict[str, Array]]:
+) -> tuple[Any, dict[str, Array], Array]:
     num_kept = num_steps // positions_every if positions_every else 0
 
     def body(carry: tuple[Any, PyTree], k: Array) -> tuple[tuple[Any, PyTree], dict[str, Array]]:
@@ -149,7 +187,8 @@ def _sample(
         traces = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), traces, last)
     if positions_every:
         traces["position"] = kept
-    return state, traces
+    finite = jax.tree.map(lambda a: jnp.isfinite(a).all(), state.position)
+    return state, traces, jax.tree.reduce(jnp.logical_and, finite, jnp.asarray(True))
 
 
 def _names(trace: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jebm.energy import Energy, PyTree, value
+from jebm.energy import Energy, PyTree, require_int, value
 from jebm.mcmc.blackjax_kernels import BlackjaxKernel
+from jebm.mcmc.langevin import floating
 from jebm.mcmc.run import chain_keys
 
 __all__ = ["TARGETS", "Tuned", "short_run_step_size", "tune_step_size"]
@@ -49,8 +50,9 @@ def tune_step_size(
     from blackjax.adaptation.step_size import dual_averaging_adaptation
 
     target = TARGETS[kernel.algorithm] if target is None else target
-    if not 0 < target < 1 or num_steps < 2:
-        raise ValueError(f"target {target} must lie in (0, 1), and num_steps {num_steps} be at least 2")
+    num_steps = require_int(num_steps, "num_steps", 2)
+    if not 0 < target < 1:
+        raise ValueError(f"target {target} must lie in (0, 1)")
     init, update, final = dual_averaging_adaptation(target)
     num_chains = jax.tree.leaves(positions)[0].shape[0]
 
@@ -81,6 +83,7 @@ def short_run_step_size(
     """
     if drift_to_noise <= 0:
         raise ValueError(f"drift_to_noise {drift_to_noise} must be above 0")
+    positions = jax.tree.map(floating, positions)
     gradients = jax.vmap(jax.grad(lambda x: value(energy, x)))(positions)
     num_chains = jax.tree.leaves(positions)[0].shape[0]
     mean_square = optax.tree.norm(gradients, squared=True) / num_chains

@@ -1,5 +1,7 @@
 """Model families: each is one file, and builds a `Method` from its configuration."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jebm.methods import denoising_ebm as _denoising_ebm
@@ -9,6 +11,7 @@ from jebm.methods import ec_vae as _ec_vae
 from jebm.methods import hat_autoencoder as _hat_autoencoder
 from jebm.methods import hat_ebm as _hat_ebm
 from jebm.methods.base import Method as Method
+from jebm.methods.base import requiring_images as _requiring_images
 from jebm.methods.denoising_ebm import DenoisingEBMConfig as DenoisingEBMConfig
 from jebm.methods.ec_flow import ECFlowConfig as ECFlowConfig
 from jebm.methods.ec_gan import ECGANConfig as ECGANConfig
@@ -17,12 +20,23 @@ from jebm.methods.hat_autoencoder import HatAutoencoderConfig as HatAutoencoderC
 from jebm.methods.hat_chains import ChainConfig as ChainConfig
 from jebm.methods.hat_ebm import HatEBMConfig as HatEBMConfig
 
-denoising_ebm = _denoising_ebm.build
-ec_flow = _ec_flow.build
-ec_gan = _ec_gan.build
-ec_vae = _ec_vae.build
-hat_autoencoder = _hat_autoencoder.build
-hat_ebm = _hat_ebm.build
+
+def _of_own_images(build: Callable[..., Method]) -> Callable[..., Method]:
+    @functools.wraps(build)
+    def checked(config: Any, *arguments: Any, **options: Any) -> Method:
+        method_config = getattr(config, "method", config)
+        method = build(config, *arguments, **options)
+        return _requiring_images(method, method_config.image_size, method_config.channels)
+
+    return checked
+
+
+denoising_ebm = _of_own_images(_denoising_ebm.build)
+ec_flow = _of_own_images(_ec_flow.build)
+ec_gan = _of_own_images(_ec_gan.build)
+ec_vae = _of_own_images(_ec_vae.build)
+hat_autoencoder = _of_own_images(_hat_autoencoder.build)
+hat_ebm = _of_own_images(_hat_ebm.build)
 
 
 class Family(NamedTuple):

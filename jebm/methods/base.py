@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 State = Any
 Metrics = dict[str, Array]
 
-__all__ = ["Method", "TrainingChain"]
+__all__ = ["Method", "TrainingChain", "requiring_images"]
 
 
 class TrainingChain(NamedTuple):
@@ -55,3 +56,28 @@ class Method(NamedTuple):
     parameters: Callable[[State], dict[str, Any]]
     evaluations_per_image: int = 1
     training_chain: TrainingChain | None = None
+
+
+def requiring_images(method: Method, image_size: int, channels: int) -> Method:
+    """The method with an energy and a reconstruction that refuse what are no images of its own.
+
+    Networks of convolutions would score images of any size, and integers of [0, 255], without a word.
+    """
+
+    def require(images: Array) -> None:
+        shape, dtype = jnp.shape(images), jnp.result_type(images)
+        if len(shape) != 4 or shape[1:] != (image_size, image_size, channels):
+            expected = f"[n, {image_size}, {image_size}, {channels}]"
+            raise ValueError(f"images of this model have shape {expected}, got {list(shape)}: resize or reshape them")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"images must be floating in [-1, 1], got {dtype}: use jebm.data.to_float for uint8")
+
+    def energy(state: State, images: Array) -> Array:
+        require(images)
+        return method.energy(state, images)
+
+    def reconstruct(key: Array, state: State, images: Array) -> Array:
+        require(images)
+        return method.reconstruct(key, state, images)  # type: ignore[misc]
+
+    return method._replace(energy=energy, reconstruct=None if method.reconstruct is None else reconstruct)

@@ -33,7 +33,7 @@ from jax.tree_util import Partial
 
 from jebm import mcmc
 from jebm.config import check
-from jebm.energy import Energy, Generator, PyTree, bind, squared_distance, value
+from jebm.energy import Energy, Generator, PyTree, as_partial, bind, squared_distance, value
 
 __all__ = ["ChainConfig", "JointKernel", "Samples", "conditional_kernel", "joint_kernel", "run_chains"]
 
@@ -87,7 +87,7 @@ class Samples(NamedTuple):
 
 def as_pytree(function: Energy) -> Partial:
     """``function`` as a pytree; one that `jebm.energy.bind` made stays, its parameters being leaves."""
-    return function if isinstance(function, Partial) else Partial(function)
+    return as_partial(function)
 
 
 def conditional_kernel(
@@ -243,6 +243,8 @@ def run_chains(
         samples = _joint_chains(keys, hat, generator, z, y, config, temperature, noise)
     else:
         samples = _conditional_chains(keys, hat, jax.vmap(generator)(z), z, y, config, temperature, noise)
+    if noise is None and samples.image.size:
+        mcmc.warn_of_lost_chains(jnp.isfinite(samples.image).all(axis=tuple(range(1, samples.image.ndim))))
     return jax.lax.stop_gradient(samples)
 
 

@@ -13,6 +13,7 @@ from jax import Array
 
 from jebm import mcmc
 from jebm.energy import Energy, value
+from jebm.mcmc.langevin import floating
 
 __all__ = ["joint_chain", "lookahead_chain"]
 
@@ -35,6 +36,7 @@ def lookahead_chain(
     Returns:
         The last z, and the energies ``E(G(z) + δ)`` before each step [K].
     """
+    z = floating(z)
     eta = mcmc.from_half_step(step_size, temperature)
 
     def body(carry: tuple[Array, Array], xi: Array) -> tuple[tuple[Array, Array], Array]:
@@ -74,6 +76,7 @@ def joint_chain(
     Returns:
         The last x and z, and the energies ``E(x̃)`` of each step [K].
     """
+    x, z = floating(x), floating(z)
     eta_x, eta_z = (mcmc.from_half_step(s, temperature) for s in step_sizes)
 
     def body(carry: tuple[Array, Array], xi: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
