@@ -6,10 +6,11 @@ Pure functions over what is logged. A rule looks at one line of metrics and at t
 * ``not finite``: any metric is NaN or infinite.
 * ``update``: one step changed a network by more than ``update_ratio`` of its norm; the only rule of size that needs no
   past, for a run that is wrong from its first step.
-* ``energy gap``: |gap - median| > ``gap_deviations`` · max(MAD, 1 % of the median |gap|), MAD the median deviation.
+* ``energy gap``: |gap - median| > ``gap_deviations`` · max(MAD, 1 % of the median |gap|, 5 % of the largest), MAD the
+  median deviation; the largest, since a gap grows by itself while an energy wakes from its first weights.
 * ``stuck gap``: the gap kept one sign and grew away from 0 over ``stuck_lines`` lines: the sampler or the data wins.
 * ``collapsed``, ``exploded``: a chain displacement or a gradient norm is below median / ``ratio`` or above
-  median · ``ratio``: frozen or runaway chains, an energy gone flat or steep.
+  median · ``ratio`` and twice the largest: frozen or runaway chains, an energy gone flat or steep.
 
 Those rules compare a run with its own past, or one step with the network. `senseless` holds the absolute ones, for runs
 that are finite and steady but wrong from their first line; each has its bound and the reason for it in a constant:
@@ -53,10 +54,10 @@ LASTING = 5
 # |energy| in units of the temperature, of data and samples both: exp(-E/T) is 1 within this everywhere, so that a chain
 # walks as if there were no energy. A network's first energies can be small: `ENOUGH` lines, not one [4e-3].
 LEAST_ENERGY = 1e-5
-# In blocks: medians of the gap, each above 0 and above the one before by this factor.
-GROWTH_LINES = 30
+# Medians of the gap in blocks of lines, each above 0 and above the one before by this factor [1.1; flipped: 1.5].
+GROWTH_LINES = 25
 GROWTH_BLOCKS = 5
-GROWTH = 1.15
+GROWTH = 1.2
 
 Line = Mapping[str, float]
 
@@ -202,7 +203,8 @@ def _gap(rules: RecoveryConfig, past: list[float], line: Line) -> str | None:
     if rules.gap_deviations and len(past) >= ENOUGH:
         median = statistics.median(past)
         deviation = statistics.median(abs(value - median) for value in past)
-        allowed = rules.gap_deviations * max(deviation, 0.01 * statistics.median(map(abs, past)))
+        sizes = [abs(value) for value in past]
+        allowed = rules.gap_deviations * max(deviation, 0.01 * statistics.median(sizes), 0.05 * max(sizes))
         if abs(gap - median) > allowed > 0:
             return f"energy gap {gap:.4g} is {abs(gap - median):.4g} from its median, more than {allowed:.4g}"
     recent = [*past, gap][-rules.stuck_lines - 1 :]
@@ -217,7 +219,9 @@ def _scale(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str | 
     for name in sorted(filter(_has_scale, line)) if rules.ratio else ():
         past = [h[name] for h in history if name in h]
         median = statistics.median(past) if len(past) >= ENOUGH else 0.0
-        if median > 0 and not median / rules.ratio <= line[name] <= median * rules.ratio:
+        # twice the largest: norms, too, grow by themselves while an energy wakes
+        highest = max(median * rules.ratio, 2.0 * max(past)) if past else 0.0
+        if median > 0 and not median / rules.ratio <= line[name] <= highest:
             word = "exploded" if line[name] > median else "collapsed"
             return f"{name} {word}: {line[name]:.4g}, its median was {median:.4g}"
     return None
