@@ -344,9 +344,9 @@ def test_a_second_training_in_a_directory_is_refused(npz_run, capsys):
 
 
 def test_a_killed_training_frees_its_directory(tmp_path):
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); input()"
     path = tmp_path / "train.lock"
-    with subprocess.Popen([sys.executable, "-c", hold, path], stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen([sys.executable, "-uc", hold, path], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match="another training is running in it"), locked(path):
             pass
@@ -408,7 +408,8 @@ def test_what_a_checkpoint_says_of_its_origin():
 
 BAD_LINES = [
     b"null", b"5", b"[]", b'"step"', b'{"a": 1.0}', b'{"step": "2"}', b'{"step": null}', b'{"step": 2.5}',
-    b'{"step": true}', b'{"step": -1}', b'{"step": 2, "a": "text"}', b'{"step": 2, "a": [1]}', b'{"step": 2, "a": ' + b"9" * 400 + b"}",
+    b'{"step": true}', b'{"step": -1}', b'{"step": 2, "a": "text"}', b'{"step": 2, "a": [1]}',
+    b'{"step": 2, "a": ' + b"9" * 400 + b"}",
     b'{"step": 2, "attempt": "<script>"}', b'{"step": 2, "event": "recovery", "attempt": "1"}', b"\xff\xfe{",
     b"[" * 100_000, b'{"step": 2, "a"', b'{"step": ' + b"9" * 400 + b"}",
 ]  # fmt: skip

@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 from jebm.config import ConfigError, RecoveryConfig
 
 __all__ = [
-    "ENOUGH", "WINDOW", "Event", "Scale", "Senseless", "backed_off", "check_back_off", "diagnose", "scale_of",
-    "senseless", "watched",
+    "ENERGIES", "ENOUGH", "WINDOW", "Event", "Scale", "Senseless", "backed_off", "check_back_off", "diagnose",
+    "scale_of", "senseless", "watched",
 ]  # fmt: skip
 
 WINDOW = 50
