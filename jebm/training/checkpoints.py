@@ -200,8 +200,11 @@ def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
 
 def _damage(folder: pathlib.Path, within: str = "") -> str | None:
     """What in a checkpoint is not as it was saved, in words; None where nothing shows it. Raises OSError."""
+    os.stat(folder)  # where all of it has gone, so may have the file system
     for item in ("state", "meta"):
-        if not (folder / item).exists():
+        try:
+            os.stat(folder / item)
+        except (FileNotFoundError, NotADirectoryError):
             return f"{item} is missing"
     try:
         text = (folder / FILES).read_bytes()

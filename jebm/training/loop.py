@@ -281,7 +281,7 @@ def _recover(
     newest = f"the newest checkpoint (step {steps[-1]}) is healthy" if steps else "there is no checkpoint yet"
     ending = None
     if senseless and (senseless.lasting or not steps):  # what backing off does not mend
-        ending = f"{senseless.advice}, in another --workdir. No recovery is tried: it has been so from the start"
+        ending = f"{senseless.advice}, in another --workdir. No recovery is tried: backing off would not mend it"
     elif len(events) >= allowed:
         ending = (
             f"{len(events)} of {allowed} recoveries are used up, and {newest}. "
@@ -470,7 +470,8 @@ class _StopSignal:
             if jax.process_count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [number for number in STOPPING if number != signal.SIGHUP or not nohup]
         if jax.process_count() > 1:  # the runtime's own handler hears SIGTERM, and tells all processes
             numbers = [number for number in numbers if number != signal.SIGTERM]
         try:
