@@ -516,7 +516,8 @@ def _quiet_logs() -> None:
 
     for name in ("orbax", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's threads log tracebacks of what they hand on as well
+    for name in ("absl", "asyncio", "concurrent.futures"):  # threads log tracebacks of what they hand on as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     devices = logging.getLogger("jax._src.xla_bridge")  # it says when an accelerator is there and not used
     devices.setLevel(logging.WARNING)
     shown = logging.StreamHandler()

@@ -93,9 +93,14 @@ class Checkpoints:
         except Exception as error:  # orbax passes on what tensorstore and the system say, in many types
             self._failed = True
             reason = " ".join(str(error).split())[:300]
+            if not self._directory.is_dir():
+                ending = "the directory is gone, and the checkpoints with it"
+            else:
+                others = any(path.name.isdigit() for path in self._directory.iterdir())
+                before = "those before it are whole" if others else "there is none before it"
+                ending = f"{before}. Make room, and the same command goes on"
             raise CheckpointNotWritten(
-                f"a checkpoint could not be written in {self._directory} ({reason}); those before it are whole. Make "
-                "room, and the same command goes on"
+                f"a checkpoint could not be written in {self._directory} ({reason}); {ending}"
             ) from error
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
