@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from jebm import sharding as sharding
     from jebm.mcmc import chain_keys as chain_keys
     from jebm.mcmc import hmc as hmc
-    from jebm.mcmc import langevin as langevin
+    from jebm.mcmc import langevin as langevin  # type: ignore[no-redef]  # a module of that name there, too
     from jebm.mcmc import mala as mala
     from jebm.mcmc import nuts as nuts
     from jebm.mcmc import sample as sample

@@ -41,18 +41,18 @@ ENOUGH = 10
 
 # Bounds of the absolute rules. In brackets, what healthy runs of all families reached (results/scaling.md).
 # Images lie in [-1, 1] and latents are of that size: a chain that moves ten half-ranges from its start is near no image
-# [1.5].
+# [1.9].
 MOST_DISPLACEMENT = 10.0
-# Samples whose every value is beyond black or white; images of black and white alone leave some within [0.6].
+# Samples whose every value is beyond black or white; images of black and white alone leave some within [0.43].
 MOST_SATURATED = 0.999
 # |gradient| per value of an image: losses are sums over the image of errors of about 1, so their gradients grow with it
-# [9]. Beyond, one term is so large (a dual variable, a weight) that in float32 the others are lost beside it.
+# [40]. Beyond, one term is so large (a dual variable, a weight) that in float32 the others are lost beside it.
 MOST_GRADIENT = 1e4
-# |change| of a network over its norm: half of float32's spacing is 6e-8, so less changes next to nothing [1e-4].
+# |change| of a network over its norm: half of float32's spacing is 6e-8, so less changes next to nothing [7.6e-5].
 LEAST_UPDATE = 1e-8
 LASTING = 5
 # |energy| in units of the temperature, of data and samples both: exp(-E/T) is 1 within this everywhere, so that a chain
-# walks as if there were no energy. A network's first energies can be small: `ENOUGH` lines, not one [4e-3].
+# walks as if there were no energy. A network's first energies can be small: `ENOUGH` lines, not one [4e-4].
 LEAST_ENERGY = 1e-5
 # Medians of the gap in blocks of lines, each above 0 and above the one before by this factor [1.1; flipped: 1.5].
 GROWTH_LINES = 25
