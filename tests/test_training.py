@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -19,10 +20,12 @@ import pytest
 
 import jebm
 from jebm import cli, sharding
-from jebm.config import ConfigError, load_file, override
+from jebm.config import Config, ConfigError, load_file, override
+from jebm.energy import bind
+from jebm.methods import ECVAEConfig
 from jebm.methods import _ec_vae as ec_vae
 from jebm.runs import RunDirectory
-from jebm.training import CheckpointNotRead, Checkpoints, NoCheckpoint, identity, train
+from jebm.training import CheckpointNotRead, Checkpoints, NoCheckpoint, checkpoints, identity, train
 from jebm.training.lock import locked
 from jebm.training.records import MetricsFile, read_metrics
 from jebm.training.state import fingerprint
@@ -273,13 +276,23 @@ def test_a_description_of_another_form(tiny_experiment, run_copy, capsys):
 
 
 def test_checkpoints_set_aside_twice_are_both_kept(run_copy):
-    checkpoints = Checkpoints(run_copy / "checkpoints", 3)
     shutil.copytree(run_copy / "checkpoints/12", run_copy / "spare")
     for _ in range(3):
-        checkpoints.discard_after(9)
+        opened = Checkpoints(run_copy / "checkpoints", 3)
+        opened.discard_after(9)
+        opened.close()
         shutil.copytree(run_copy / "spare", run_copy / "checkpoints/12")
-    checkpoints.close()
     assert sorted(path.name for path in (run_copy / "checkpoints_damaged").iterdir()) == ["12", "12.1", "12.2"]
+
+
+def test_the_record_of_a_checkpoint_agrees_with_its_files(run_copy):
+    """Orbax may write after the record is made; then every checkpoint would look torn."""
+    for step in checkpoint_steps(run_copy):
+        folder = run_copy / f"checkpoints/{step}"
+        assert {"meta/metadata", "state/_METADATA"} < set(json.loads((folder / "files.json").read_text()))
+        assert checkpoints._damage(folder) is None
+        flip_bytes(folder / "_CHECKPOINT_METADATA")
+        assert checkpoints._damage(folder) == "_CHECKPOINT_METADATA is damaged"
 
 
 @pytest.mark.slow
@@ -401,6 +414,20 @@ def test_what_a_checkpoint_says_of_its_origin():
         {"data_fingerprint": "d0", "generator_fingerprint": "g0"}, now
     )
     assert "fingerprint d9 then and d0 now" in identity.changed({"data_fingerprint": "d9"}, now)
+
+
+def test_the_fingerprint_of_a_frozen_generator(monkeypatch):
+    def of(generator="runs/base", weight=1.0, width=4):
+        base = types.SimpleNamespace(config=Config(ECVAEConfig(image_size=8, channels=1, encoder_width=width)))
+        monkeypatch.setattr(jebm.runs, "load", lambda path: base)
+        monkeypatch.setattr(jebm.runs, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
+        method = types.SimpleNamespace(generator=generator)
+        return identity.generator_fingerprint(types.SimpleNamespace(method=method))
+
+    assert of() == of()
+    assert len({of(), of(weight=1.5), of(width=5)}) == 3
+    assert of(generator="") is None
+    assert of(generator="network") is None  # its weights came with the run's own state
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from jebm.training.state import TrainState, fingerprint
 __all__ = ["CheckpointNotRead", "CheckpointNotWritten", "Checkpoints", "NoCheckpoint"]
 
 FILES = "files.json"  # in each checkpoint: {path of a file: [bytes, SHA-256]}
+STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time to it when the record is made: its items are compared
 
 
 class NoCheckpoint(ValueError):
@@ -200,6 +201,8 @@ def _shapes(state: Any) -> dict[str, str]:
 
 def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
     with path.open("rb") as file:
+        if path.name == STAMPED:
+            return 0, str(sorted(json.load(file)["item_handlers"]))
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -227,6 +230,8 @@ def _damage(folder: pathlib.Path, within: str = "") -> str | None:
             found = _size_and_digest(folder / name)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return f"{name} is missing"
+        except (ValueError, KeyError, TypeError, RecursionError):  # of the one that is parsed
+            return f"{name} is damaged"
         if found != expected:
             return f"{name} has changed"
     return None

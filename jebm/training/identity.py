@@ -18,7 +18,7 @@ from jebm.config import Config, ConfigError, to_dict
 from jebm.data import Source
 from jebm.training.state import fingerprint
 
-__all__ = ["Facts", "changed", "check_processes", "disagreement", "facts"]
+__all__ = ["Facts", "changed", "check_processes", "disagreement", "facts", "generator_fingerprint"]
 
 Facts = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ COMPARED = {
 def facts(config: Config, source: Source) -> Facts:
     """``data_fingerprint``, ``generator_fingerprint`` (None without another run's), ``versions``, ``configuration``."""
     return {
-        "data_fingerprint": source.fingerprint, "generator_fingerprint": _generator_fingerprint(config),
+        "data_fingerprint": source.fingerprint, "generator_fingerprint": generator_fingerprint(config),
         "versions": _versions(), "configuration": to_dict(config),
     }  # fmt: skip
 
@@ -110,7 +110,7 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
     return str(one), str(other)
 
 
-def _generator_fingerprint(config: Config) -> str | None:
+def generator_fingerprint(config: Config) -> str | None:
     """16 hexadecimal digits over the weights of the run that ``method.generator`` names, and over its architecture."""
     path = getattr(config.method, "generator", "")
     if path in ("", "network"):
