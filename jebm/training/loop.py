@@ -130,11 +130,12 @@ def train(
     source = load_source(config)
     _loader(config, source, 0)
     _check_same_run(config, directory)
+    like = _placed(abstract_state(config), mesh)
     facts = identity.facts(config, source)
     with contextlib.ExitStack() as held:
         problem = _lock(held, directory)
         identity.check_processes(facts, problem)  # all stop where one has to
-        stopped, state = _train(config, directory, source, mesh, facts, say, allow_changed_data)
+        stopped, state = _train(config, directory, source, mesh, like, facts, say, allow_changed_data)
     if stopped:
         say(f"stopped by signal after step {int(state.step)}; saved, and the same command goes on from there")
         sys.exit(0)
@@ -153,11 +154,10 @@ def _lock(held: contextlib.ExitStack, directory: RunDirectory) -> str | None:
 
 
 def _train(
-    config: Config, directory: RunDirectory, source: data.Source, mesh: jax.sharding.Mesh, facts: identity.Facts,
-    say: Callable[[str], None], allow_changed_data: bool,
+    config: Config, directory: RunDirectory, source: data.Source, mesh: jax.sharding.Mesh, like: TrainState,
+    facts: identity.Facts, say: Callable[[str], None], allow_changed_data: bool,
 ) -> tuple[bool, TrainState]:  # fmt: skip
     """Whether a signal stopped it, and the state."""
-    like = _placed(abstract_state(config), mesh)
     checkpoints = Checkpoints(directory.checkpoints, config.training.keep_checkpoints)
 
     def check(meta: dict[str, Any]) -> None:
