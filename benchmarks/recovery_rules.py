@@ -3,7 +3,8 @@
     python benchmarks/recovery_rules.py runs/*/metrics.jsonl
 
 For every log: the largest distance of the energy gap from its median in median deviations, the largest factors by which
-a displacement or a gradient norm left its median, the longest growth of the gap, and what the rules would have said.
+a displacement or a gradient norm left its median, the longest growth of the gap, how near the run came to the absolute
+rules (``config.json`` beside the log gives their scale), and what the rules would have said.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from jebm.config import RecoveryConfig
+from jebm.config import RecoveryConfig, from_dict
 from jebm.training import recovery
 
 
@@ -21,12 +22,17 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", metavar="METRICS", nargs="+", type=pathlib.Path)
-    logs = [read(path) for path in parser.parse_args().logs]
-    measured = [largest(lines) for lines in logs if len(lines) > recovery.ENOUGH]
-    alarms = [reason for lines in logs if (reason := first_alarm(lines))]
-    print(f"{len(measured)} logs of more than {recovery.ENOUGH} lines, the longest of {max(map(len, logs))}")
+    logs = [(read(path), scale_of(path)) for path in parser.parse_args().logs]
+    measured = [largest(lines) | nearest(lines, scale) for lines, scale in logs if len(lines) > recovery.ENOUGH]
+    alarms = [reason for lines, scale in logs if (reason := first_alarm(lines, scale))]
+    longest = max(len(lines) for lines, _ in logs)
+    print(f"{len(measured)} logs of more than {recovery.ENOUGH} lines, the longest of {longest}")
     for name in ("gap_deviations", "ratio_up", "ratio_down", "stuck_lines"):
         print(f"  {name:15s} largest {max(row[name] for row in measured):.3g}")
+    for name in ("displacement", "saturated", "gradient"):
+        print(f"  {name:15s} largest {max(row[name] for row in measured):.3g}")
+    for name in ("update", "energy"):
+        print(f"  {name:15s} smallest {min(row[name] for row in measured):.3g}")
     print(f"  alarms of the default rules: {len(alarms)} {alarms[:3]}")
 
 
@@ -66,12 +72,39 @@ def largest(lines: list[dict[str, float]]) -> dict[str, float]:
     return out
 
 
-def first_alarm(lines: list[dict[str, float]]) -> str | None:
+def scale_of(path: pathlib.Path) -> recovery.Scale:
+    """The scale of the run whose log it is; that of digits where no configuration lies beside it."""
+    config = path.with_name("config.json")
+    if not config.exists():
+        return recovery.Scale(64)
+    method = from_dict(json.loads(config.read_text())).method
+    return recovery.scale_of(method, method.image_size**2 * method.channels)
+
+
+def nearest(lines: list[dict[str, float]], scale: recovery.Scale) -> dict[str, float]:
+    """The extremes of what the absolute rules bound: the largest over lines, of updates and energies the smallest."""
+
+    def values(*ends: str) -> list[float]:
+        return [v for line in lines for name, v in line.items() if name.endswith(ends) or name.startswith(ends)]
+
+    sizes = [max(abs(line[n]) for n in recovery.ENERGIES if n in line) for line in lines if "energy_data" in line]
+    return {
+        "displacement": max(values("displacement"), default=0.0),
+        "saturated": max(values("saturated_pixels"), default=0.0),
+        "gradient": max(values("gradient_norm"), default=0.0) / scale.dimension,
+        "update": min((v for v in values("update_ratio/") if v), default=math.inf),
+        "energy": min(sizes, default=math.inf) / scale.temperature if scale.temperature else math.inf,
+    }
+
+
+def first_alarm(lines: list[dict[str, float]], scale: recovery.Scale) -> str | None:
     """What the default rules would have said first."""
     for i, line in enumerate(lines):
-        past = [recovery.watched(p) for p in lines[:i]]
+        past = [recovery.watched(p) for p in lines[max(0, i - recovery.WINDOW) : i]]
         if reason := recovery.diagnose(RecoveryConfig(), past, line):
             return f"line {i + 1}: {reason}"
+        if found := recovery.senseless(scale, past, line):
+            return f"line {i + 1}: {found.reason}"
     return None
 
 

@@ -2,41 +2,39 @@
 
 from typing import TYPE_CHECKING, Any
 
-from jebm import energy as energy
-from jebm import mcmc as mcmc
-from jebm import sharding as sharding
-from jebm.mcmc import chain_keys as chain_keys
-from jebm.mcmc import hmc as hmc
-from jebm.mcmc import langevin as langevin
-from jebm.mcmc import mala as mala
-from jebm.mcmc import nuts as nuts
-from jebm.mcmc import sample as sample
-from jebm.mcmc import sample_chains as sample_chains
-
 if TYPE_CHECKING:
+    from jebm import energy as energy
+    from jebm import mcmc as mcmc
     from jebm import methods as methods
+    from jebm import sharding as sharding
+    from jebm.mcmc import chain_keys as chain_keys
+    from jebm.mcmc import hmc as hmc
+    from jebm.mcmc import langevin as langevin  # type: ignore[no-redef]  # a module of that name there, too
+    from jebm.mcmc import mala as mala
+    from jebm.mcmc import nuts as nuts
+    from jebm.mcmc import sample as sample
+    from jebm.mcmc import sample_chains as sample_chains
     from jebm.runs import load as load
 
 __version__ = "0.1.0"
 
+# loaded when first used: parts bring JAX, optimisers, checkpoints and image libraries along, and the command line is to
+# answer, and to hear Ctrl-C, before they are there
+_PARTS = (
+    "config", "data", "energy", "evaluation", "interop", "losses", "mcmc", "methods", "networks", "restoration", "runs",
+    "sharding", "training",
+)  # fmt: skip
+_FUNCTIONS = {
+    "load": "runs", "chain_keys": "mcmc", "hmc": "mcmc", "langevin": "mcmc", "mala": "mcmc", "nuts": "mcmc",
+    "sample": "mcmc", "sample_chains": "mcmc",
+}  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
-    # loaded when first used: they bring optimisers, checkpoints and image libraries along
     import importlib
 
-    if name == "load":
-        return importlib.import_module("jebm.runs").load
-    if name in (
-        "config",
-        "data",
-        "evaluation",
-        "interop",
-        "losses",
-        "methods",
-        "networks",
-        "restoration",
-        "runs",
-        "training",
-    ):
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"jebm.{_FUNCTIONS[name]}"), name)
+    if name in _PARTS:
         return importlib.import_module(f"jebm.{name}")
     raise AttributeError(f"module 'jebm' has no attribute {name!r}")

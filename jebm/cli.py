@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jebm.config import Config, ConfigError, load_file, override
@@ -19,24 +20,36 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a user's mistake."""
+    """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a mistake, 130 for Ctrl-C."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        print("jebm: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
     _quiet_logs()
-    from jebm.data import DataError
-    from jebm.training import CheckpointNotWritten, Diverged, NoCheckpoint
+    with _leaving_at_once():  # these take a second
+        from jebm.data import DataError
+        from jebm.training import CheckpointNotRead, CheckpointNotWritten, Diverged, NoCheckpoint
 
     try:
         options.command(options)
     except Diverged as error:
         print(f"jebm: {error}", file=sys.stderr)
         return 1
-    except (ConfigError, DataError, CheckpointNotWritten, NoCheckpoint, _UserError) as error:
+    except (ConfigError, DataError, CheckpointNotRead, CheckpointNotWritten, NoCheckpoint, _UserError) as error:
         print(f"jebm: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has gone
-        return 0
+    except BrokenPipeError as error:  # the reader of our output has gone, which a training outlives
+        if options.command is not _train:
+            return 0
+        print(f"jebm: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"jebm: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 2
@@ -70,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="change one key; may be repeated"
     )
+
+    train.add_argument(
+        "--allow-changed-data", action="store_true",
+        help="go on although the images, or the frozen generator, are not those that the run began with",
+    )  # fmt: skip
 
     sample = add(
         "sample", _sample, "Draw samples from a trained model.",
@@ -191,6 +209,36 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from jebm.training.output import surviving_streams
+
+    with surviving_streams(), _leaving_at_once():
+        _train_and_tell(options)
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process, where nothing can be left half-done: before a training's loop, which saves.
+
+    An exception would be lost where it comes inside a callback.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"jebm: interrupted\n")
+        os._exit(130)
+
+    try:
+        old = signal.signal(signal.SIGINT, leave)
+    except ValueError:  # not the main thread
+        old = None
+    try:
+        yield
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGINT, old)
+
+
+def _train_and_tell(options: argparse.Namespace) -> None:
     config = override(load_file(options.config), options.set)
     from jebm import sharding
 
@@ -204,7 +252,10 @@ def _train(options: argparse.Namespace) -> None:
 
     directory = RunDirectory(options.workdir)
     main_process = not many or sharding.is_main()
-    train(config, directory, say=lambda line: print(f"jebm: {line}", flush=True) if main_process else None)
+    train(
+        config, directory, say=lambda line: print(f"jebm: {line}", flush=True) if main_process else None,
+        allow_changed_data=options.allow_changed_data,
+    )  # fmt: skip
     if not main_process:
         return
     records = []
@@ -465,7 +516,13 @@ def _quiet_logs() -> None:
 
     for name in ("orbax", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's threads log tracebacks of what they hand on as well
+    for name in ("absl", "asyncio", "concurrent.futures"):  # threads log tracebacks of what they hand on as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    devices = logging.getLogger("jax._src.xla_bridge")  # it says when an accelerator is there and not used
+    devices.setLevel(logging.WARNING)
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("jebm: warning: %(message)s"))
+    devices.handlers, devices.propagate = [shown], False
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ class RecoveryConfig:
         ratio: chain displacements and gradient norms may leave their median by this factor, up or down; 0 for off.
         stuck_lines: logged lines in which the gap grows away from 0 without a break; 0 turns the rule off.
         update_ratio: one step may change a network by this share of its norm; 0 turns the rule off.
+        absolute: the rules that need no past (`jebm.training.recovery.senseless`).
     """
 
     max_attempts: int = 8
@@ -104,6 +105,7 @@ class RecoveryConfig:
     ratio: float = 50.0
     stuck_lines: int = 30
     update_ratio: float = 0.3
+    absolute: bool = True
 
     def __post_init__(self) -> None:
         check(

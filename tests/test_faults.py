@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -103,6 +104,107 @@ def test_a_full_disk_ends_the_run_and_leaves_the_old_checkpoints(toy_experiment,
     train(config, RunDirectory(tmp_path / "whole"), lambda line: None)
     assert lines_of(directory) == lines_of(tmp_path / "whole")
     assert bits(directory) == bits(tmp_path / "whole")
+
+
+SIGNALLED = '''
+"""A toy that sends itself SIGNAL before its ninth step, or WHEN its configuration is read."""
+
+import os
+
+from jebm.data import Loader
+from toy_family import get_config as get_config
+
+batch, number = Loader.batch, int(os.environ["SIGNAL"])
+
+
+def signalled(self, step):
+    if step == 8:
+        os.kill(os.getpid(), number)
+    return batch(self, step)
+
+
+if os.environ.get("WHEN") == "reading":
+    os.kill(os.getpid(), number)
+Loader.batch = signalled
+'''
+
+
+@pytest.fixture
+def signalled_toy(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/signalled.py").write_text(SIGNALLED)
+    return tmp_path / "configs/signalled.py"
+
+
+def started(*words, **more):
+    """A process whose output nobody reads: both of its pipes are closed at once."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jebm", *map(str, words)], env={**ENVIRONMENT, **more}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    process.stderr.close()
+    return process.wait(timeout=300)
+
+
+def test_a_training_outlives_its_output(toy_experiment, tmp_path):
+    assert started("train", toy_experiment, "--workdir", tmp_path / "run") == 0
+    assert jebm.load(tmp_path / "run").step == 12
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_a_closed_terminal_saves(signalled_toy, tmp_path):
+    assert started("train", signalled_toy, "--workdir", tmp_path / "run", SIGNAL=str(int(signal.SIGHUP))) == 0
+    assert 8 <= jebm.load(tmp_path / "run").step < 12
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(signalled_toy, tmp_path):
+    more = {"prefix": ("nohup",), "SIGNAL": str(int(signal.SIGHUP))}
+    assert run(signalled_toy, tmp_path / "run", **more).returncode == 0
+    assert jebm.load(tmp_path / "run").step == 12
+
+
+def test_ctrl_c_outside_the_loop_is_one_line(signalled_toy, tmp_path):
+    more = {"SIGNAL": str(int(signal.SIGINT)), "WHEN": "reading"}
+    result = run(signalled_toy, tmp_path / "run", **more)
+    assert (result.returncode, result.stderr) == (130, "jebm: interrupted\n")
+    assert not (tmp_path / "run").exists()
+    result = subprocess.run(
+        [sys.executable, "-m", "jebm", "configs", "--dir", str(signalled_toy.parent)],
+        env={**ENVIRONMENT, **more}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (130, "jebm: interrupted\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_of_the_start_is_one_line(toy_experiment, tmp_path):
+    moments = random.Random(int(os.environ.get("JEBM_FAULT_SEED", "0")))
+    for trial in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jebm", "train", str(toy_experiment), "--workdir", str(tmp_path / f"run{trial}"),
+             "--set", "training.num_steps=100000"],
+            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(moments.uniform(0.3, 6.0))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+        assert "Traceback" not in err, err
+        assert (process.returncode, "saved" in out) in ((130, False), (0, True))
+
+
+def test_a_gpu_that_is_not_used_is_mentioned():
+    script = (
+        "from jax._src import hardware_utils; hardware_utils.has_visible_nvidia_gpu = lambda: True\n"
+        "from jebm import cli; cli._quiet_logs()\n"
+        "import jax; jax.devices()\n"
+    )
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "JAX_PLATFORMS"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("jebm: warning: An NVIDIA GPU may be present on this machine, but a CUDA-enabled jaxlib is")
 
 
 class Batches:

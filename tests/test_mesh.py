@@ -256,6 +256,39 @@ def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp
     assert_same_metrics(lines_of(tmp_path / "alone"), lines_of(directory))
 
 
+OTHER_IMAGES = '''
+"""A toy whose second process has other images."""
+
+import dataclasses, os
+
+from jebm.training import loop
+from toy_family import get_config as get_config
+
+load_source = loop.load_source
+
+
+def other(config):
+    source = load_source(config)
+    second = os.environ["JEBM_PROCESS_ID"] == "1"
+    return dataclasses.replace(source, fingerprint=source.fingerprint[::-1]) if second else source
+
+
+loop.load_source = other
+'''
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_images_are_refused(tmp_path):
+    (tmp_path / "other.py").write_text(OTHER_IMAGES)
+    result = launch(tmp_path / "other.py", tmp_path / "run")
+    assert result.returncode == 2, result.stderr
+    assert "jebm: process 1 (on " in result.stderr
+    assert "differs from process 0 (on " in result.stderr
+    assert "the fingerprint of the images is " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_same_bits_whatever_happened(signalled_toy, tmp_path):
     assert launch(signalled_toy, tmp_path / "whole").returncode == 0

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import pathlib
+import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import jebm
@@ -13,7 +15,7 @@ from jebm import cli
 from jebm.config import ConfigError, RecoveryConfig, load_file, override
 from jebm.data import Loader
 from jebm.runs import RunDirectory
-from jebm.training import recovery, train
+from jebm.training import Diverged, recovery, train
 from jebm.training.records import read_metrics
 
 RULES = RecoveryConfig(gap_deviations=10.0, ratio=100.0)
@@ -59,6 +61,94 @@ def test_a_stuck_gap():
     assert recovery.diagnose(rules, lines([-1.0, -2.0, -1.5]), {"energy_gap": -4.0}) is None
     assert recovery.diagnose(rules, lines([1.0, -2.0, -3.0]), {"energy_gap": -4.0}) is None
     assert recovery.diagnose(rules, lines([-2.0, -3.0]), {"energy_gap": -4.0}) is None
+
+
+SCALE = recovery.Scale(dimension=64, temperature=1e-5)
+SOUND = {
+    "energy_gap": 0.3, "energy_data": -0.02, "energy_negative": -0.32, "chain_displacement": 1.5, "kl": 1e9,
+    "saturated_pixels": 0.9, "vae_gradient_norm": 3e3, "update_ratio/energy": 1e-4, "energy_loss": 1e13,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, None),
+        ({"chain_displacement": 11.0}, "displacement"),
+        ({"residual_displacement": 11.0}, "displacement"),
+        ({"saturated_pixels": 1.0}, "saturated"),
+        ({"saturated_pixels": 0.99}, None),
+        ({"vae_gradient_norm": 6.3e5}, None),
+        ({"vae_gradient_norm": 6.5e5}, "gradient"),
+        ({"update_ratio/energy": 0.0}, "frozen"),
+        ({"update_ratio/energy": 9e-9}, "frozen"),
+        ({"update_ratio/energy": 2e-8}, None),
+        ({"energy_data": 9e-11, "energy_negative": -9e-11, "energy_gap": 1.8e-10}, "flat"),
+        ({"energy_data": 9e-11, "energy_negative": -2e-10}, None),  # one of the two is enough
+    ],
+)
+def test_absolute_rules(changes, rule):
+    line = SOUND | changes
+    history = [recovery.watched(line)] * (recovery.ENOUGH - 1)
+    found = recovery.senseless(SCALE, history, line)
+    assert (found and re.search(r"\(rule: (.*)\)", found.reason)[1]) == rule
+    if rule in ("frozen", "flat"):  # what lasts is said when it has lasted, not before
+        assert found.lasting
+        least = {"frozen": recovery.LASTING, "flat": recovery.ENOUGH}[rule]
+        assert recovery.senseless(SCALE, history[: least - 2], line) is None
+        assert recovery.senseless(SCALE, [recovery.watched(SOUND), *history][: least - 1], line) is None
+    elif rule:
+        assert not found.lasting
+        assert recovery.senseless(SCALE, [], line) == found
+
+
+def test_energies_without_a_temperature_and_networks_that_do_not_train_are_not_judged():
+    tiny = SOUND | {"energy_data": 0.0, "energy_negative": 0.0}
+    del tiny["update_ratio/energy"]
+    assert recovery.senseless(recovery.Scale(64), [recovery.watched(tiny)] * 20, tiny) is None
+    assert recovery.senseless(SCALE, [recovery.watched(tiny)] * 20, tiny).reason.endswith("(rule: flat)")
+
+
+@pytest.mark.parametrize(
+    ("gap", "runaway"),
+    [
+        (lambda n: 1.1**n, True),
+        (lambda n: 1.1**n * (1.3 if n % 2 else 1.0), True),  # noise in each line
+        (lambda n: 1.02**n, False),  # 1.1 a block
+        (lambda n: -(1.1**n), False),  # a sampler that loses is the stuck gap's
+        (lambda n: 40 * 0.9**n, False),
+        (lambda n: n - 12.0, False),
+        (lambda n: 1.0 if n < 15 else 3.0, False),
+    ],
+)
+def test_a_runaway_gap(gap, runaway):
+    history = lines([gap(n) for n in range(recovery.GROWTH_LINES - 1)])
+    line = {"energy_gap": gap(recovery.GROWTH_LINES - 1)}
+    found = recovery.senseless(SCALE, history, line)
+    assert (found is not None and found.reason.startswith("runaway gap")) == runaway
+    assert recovery.senseless(SCALE, history[1:], line) is None
+
+
+def test_the_temperature_that_the_rules_measure_with():
+    @dataclasses.dataclass(frozen=True)
+    class Chain:
+        latent_temperature: float = 0.01
+
+    @dataclasses.dataclass(frozen=True)
+    class Method:
+        chain: Chain = Chain()
+        rate: float = 3.0
+
+    assert recovery.scale_of(Method(), 192) == recovery.Scale(192, 0.01)
+    assert recovery.scale_of(Bare(), 64) == recovery.Scale(64, None)
+
+
+def test_a_gap_that_wakes_is_no_jump():
+    gaps = [-1e-5 * 1.3**n for n in range(49)]  # by a third a line, to -3
+    for n in range(recovery.ENOUGH, 49):
+        line = {"energy_gap": gaps[n], "data_gradient_norm": -gaps[n]}
+        history = [{"energy_gap": g, "data_gradient_norm": -g} for g in gaps[:n]]
+        assert recovery.diagnose(RecoveryConfig(stuck_lines=0), history, line) is None
 
 
 def test_back_off():
@@ -109,7 +199,7 @@ def metrics_lines(directory):
 
 
 def recoveries(directory):
-    return [line for line in plain(directory) if "event" in line]
+    return [line for line in plain(directory) if line.get("event") == "recovery"]
 
 
 def leaves(state):
@@ -207,6 +297,38 @@ def test_when_attempts_run_out_the_healthy_checkpoint_stays(toy_experiment, tmp_
     run = jebm.load(tmp_path / "run")
     assert run.step == 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state))
+
+
+@pytest.mark.parametrize(
+    ("setting", "step", "reason"),
+    [
+        ("method.learning_rate=1e-30", 5, "update_ratio/energy 0 in 5 lines: the network does not train"),
+        ("method.step_size=1e-30", 1, None),
+        ("method.step_size=10", 1, "chain_displacement .* more than 10 times the images' half-range"),
+    ],
+)
+def test_a_run_that_is_wrong_from_its_first_step_stops_at_once(toy_experiment, tmp_path, capsys, setting, step, reason):
+    words = ["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), "--set", setting]
+    status = cli.main([*words, "--set", "training.checkpoint_every=12"])
+    lines = plain(tmp_path / "run")
+    if reason is None:  # steps that are too small are no nonsense: it trains
+        assert status == 0
+        return
+    assert status == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(f"jebm: step {step}: {reason}", error)
+    assert "No recovery is tried" in error
+    assert [(line["step"], line.get("event")) for line in lines[-2:]] == [(step, None), (step, "diverged")]
+    assert lines[-1]["reason"] in error
+    assert cli.main([*words, "--set", "training.recovery.absolute=false"]) == 2  # another configuration
+
+
+def test_a_loss_turned_round_is_seen(toy_experiment, tmp_path, monkeypatch):
+    adam = optax.adam
+    monkeypatch.setattr(optax, "adam", lambda rate, **more: adam(-rate, **more))
+    config = override(load_file(toy_experiment), ["training.num_steps=40", "training.recovery.max_attempts=0"])
+    with pytest.raises(Diverged, match="step 2.: runaway gap: .* Look for a sign turned round in the loss"):
+        train(config, RunDirectory(tmp_path / "run"), lambda line: None)
 
 
 def test_a_run_that_may_not_recover_stops_at_its_first_bad_line(toy_experiment, tmp_path, capsys):

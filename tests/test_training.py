@@ -1,5 +1,6 @@
 """The training loop: stopped in any way and gone on, a run gives the bits of one that never stopped."""
 
+import errno
 import functools
 import json
 import logging
@@ -10,17 +11,22 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import jebm
 from jebm import cli, sharding
-from jebm.config import ConfigError, load_file, override
+from jebm.config import Config, ConfigError, load_file, override
+from jebm.energy import bind
+from jebm.methods import ECVAEConfig
 from jebm.methods import _ec_vae as ec_vae
 from jebm.runs import RunDirectory
-from jebm.training import NoCheckpoint, train
+from jebm.training import CheckpointNotRead, Checkpoints, NoCheckpoint, checkpoints, identity, train
+from jebm.training.lock import locked
 from jebm.training.records import MetricsFile, read_metrics
 from jebm.training.state import fingerprint
 
@@ -203,6 +209,261 @@ def test_training_starts_again_when_every_checkpoint_is_damaged(tiny_experiment,
     assert cli.main(command(tiny_experiment, run_copy)) == 0
     assert "no checkpoint is whole: starting again from step 0" in capsys.readouterr().out
     assert_same_run(finished_run, run_copy)
+
+
+def disk(directory):
+    """Every file and its bytes, but for the lock, which says who held it last."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != "train.lock"]
+    return {path.relative_to(directory): path.read_bytes() for path in files}
+
+
+REASONS = [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError(), KeyError("zarr4")]
+
+
+@pytest.mark.parametrize("error", REASONS, ids=lambda error: type(error).__name__)
+def test_a_checkpoint_that_cannot_be_read_is_not_torn(tiny_experiment, run_copy, monkeypatch, capsys, error):
+    def refuse(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
+    before = disk(run_copy)
+    assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=14")) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"jebm: the checkpoint of step 12 in {run_copy / 'checkpoints'} cannot be read (")
+    assert type(error).__name__ in message
+    assert message.count("\n") == 1
+    assert disk(run_copy) == before
+    assert not (run_copy / "checkpoints_damaged").exists()
+    with pytest.raises(CheckpointNotRead, match="nothing shows that it is damaged"):
+        jebm.load(run_copy)
+
+
+def test_files_that_cannot_be_compared_prove_nothing(run_copy, monkeypatch):
+    truncate(largest(data_files(run_copy, 12)))
+    opened = pathlib.Path.open
+
+    def refuse(path, *arguments, **named):
+        if "/12/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(CheckpointNotRead, match="PermissionError"):
+        jebm.load(run_copy)
+
+
+def test_a_configuration_of_another_width_is_named(run_copy):
+    settings = json.loads((run_copy / "config.json").read_text())
+    settings["method"]["energy_head_width"] = 9
+    (run_copy / "config.json").write_text(json.dumps(settings))
+    differ = "the configuration's shapes differ from those of the checkpoint of step 12 .*energy.* is .*8.*makes it .*9"
+    with pytest.raises(CheckpointNotRead, match=differ):
+        jebm.load(run_copy)
+
+
+def test_a_description_of_another_form(tiny_experiment, run_copy, capsys):
+    (meta,) = (path for path in (run_copy / "checkpoints/12/meta").rglob("*") if "recoveries" in path.read_text())
+    content = json.loads(meta.read_text())
+    for recoveries in (5, [7], [{"attempt": "<script>"}]):
+        meta.write_text(json.dumps(content | {"recoveries": recoveries}))
+        with pytest.warns(UserWarning, match="step 12 in .* is not whole .meta/.* has changed"):
+            assert jebm.load(run_copy).step == 9
+    (run_copy / "checkpoints/12/files.json").unlink()  # as an earlier version wrote it
+    assert cli.main(command(tiny_experiment, run_copy)) == 2
+    error = capsys.readouterr().err
+    assert "the description (meta) of the checkpoint of step 12 is of another form" in error
+    assert error.count("\n") == 1
+
+
+def test_checkpoints_set_aside_twice_are_both_kept(run_copy):
+    shutil.copytree(run_copy / "checkpoints/12", run_copy / "spare")
+    for _ in range(3):
+        opened = Checkpoints(run_copy / "checkpoints", 3)
+        opened.discard_after(9)
+        opened.close()
+        shutil.copytree(run_copy / "spare", run_copy / "checkpoints/12")
+    assert sorted(path.name for path in (run_copy / "checkpoints_damaged").iterdir()) == ["12", "12.1", "12.2"]
+
+
+def test_the_record_of_a_checkpoint_agrees_with_its_files(run_copy):
+    """Orbax may write after the record is made; then every checkpoint would look torn."""
+    for step in checkpoint_steps(run_copy):
+        folder = run_copy / f"checkpoints/{step}"
+        assert {"meta/metadata", "state/_METADATA"} < set(json.loads((folder / "files.json").read_text()))
+        assert checkpoints._damage(folder) is None
+        flip_bytes(folder / "_CHECKPOINT_METADATA")
+        assert checkpoints._damage(folder) == "_CHECKPOINT_METADATA is damaged"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the checkpoint of step")
+def test_whatever_file_is_damaged_the_state_is_the_right_one(toy_experiment, tmp_path):
+    config = override(load_file(toy_experiment), ["training.num_steps=6"])
+    train(config, RunDirectory(tmp_path / "run"), lambda line: None)
+    run = tmp_path / "run"
+    right = {step: bits(jebm.load(run, step=step).state) for step in (3, 6)}
+    files = [path for path in (run / "checkpoints/6").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        for damage in (*DAMAGES.values(), lambda path: path.write_bytes(b"")):
+            content = file.read_bytes()
+            damage(file)
+            loaded = jebm.load(run)
+            assert bits(loaded.state) == right[loaded.step], file
+            file.write_bytes(content)
+
+
+# --- one run, one set of images, one training at a time ------------------------------------------------------------
+
+
+@pytest.fixture
+def npz_run(toy_experiment, tmp_path):
+    """A toy's run on images of an npz, and the command that goes on with it."""
+    np.savez(tmp_path / "images.npz", x=np.arange(64 * 64, dtype=np.uint8).reshape(64, 8, 8, 1))
+    start = command(toy_experiment, tmp_path / "run", f"data.source=npz:{tmp_path / 'images.npz'}")
+    assert cli.main([*start, "--set", "training.num_steps=3"]) == 0
+    return tmp_path / "run", [*start, "--set", "training.num_steps=6"]
+
+
+def test_changed_images_are_refused_unless_told_otherwise(npz_run, capsys):
+    directory, go_on = npz_run
+    np.savez(directory.parent / "images.npz", x=np.full((64, 8, 8, 1), 9, np.uint8))
+    before, old = disk(directory), jebm.load(directory).meta["data_fingerprint"]
+    capsys.readouterr()
+    assert cli.main(go_on) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"changed since this run was trained, fingerprint {old} then and " in error
+    assert "--allow-changed-data" in error
+    assert disk(directory) == before
+    assert cli.main([*go_on, "--allow-changed-data"]) == 0
+    new = jebm.load(directory).meta["data_fingerprint"]
+    assert new != old
+    assert f"{new} now" in error
+    assert cli.main(go_on) == 0  # from now on these are its images
+
+
+def test_a_second_training_in_a_directory_is_refused(npz_run, capsys):
+    directory, go_on = npz_run
+    before = disk(directory)
+    with locked(directory / "train.lock"):
+        capsys.readouterr()
+        assert cli.main(go_on) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jebm: {directory}: another training is running in it (process {os.getpid()} on ")
+    assert error.count("\n") == 1
+    assert disk(directory) == before
+    assert cli.main(go_on) == 0
+
+
+def test_a_killed_training_frees_its_directory(tmp_path):
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); input()"
+    path = tmp_path / "train.lock"
+    with subprocess.Popen([sys.executable, "-uc", hold, path], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another training is running in it"), locked(path):
+            pass
+        process.kill()
+    with locked(path):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked .* one training at a time"), locked(tmp_path / "train.lock"):
+        pass
+
+
+HOST = {
+    "host": "a", "problem": None, "data_fingerprint": "d0", "generator_fingerprint": None, "versions": {"jax": "0.10"},
+    "configuration": {"training": {"seed": 0, "num_steps": 5}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"data_fingerprint": "d1"}, "process 2 (on b) differs from process 0 (on a): the fingerprint of the images is "
+         "d1 there, d0 here"),
+        ({"generator_fingerprint": "g"}, "the frozen generator's is g there, None here"),
+        ({"versions": {"jax": "0.11"}}, "the versions are jax=0.11 there, 0.10 here"),
+        ({"configuration": {"training": {"seed": 1, "num_steps": 5}}}, "has training.seed=1 there, 0 here"),
+        ({"problem": "it is locked"}, "it is locked"),
+    ],
+)  # fmt: skip
+def test_processes_that_differ(changes, words):
+    hosts = [HOST, HOST | {"host": "c"}, HOST | {"host": "b"} | changes]
+    found = identity.disagreement(hosts)
+    assert found is None if words is None else words in found
+    if words and "problem" not in changes:  # the one that is alone is named, wherever it is
+        assert found.startswith("process 2 (on b) differs from process 0 (on a)")
+        assert identity.disagreement(hosts[::-1]).startswith("process 0 (on b) differs from process 1 (on c)")
+
+
+def test_what_a_checkpoint_says_of_its_origin():
+    now = HOST | {"generator_fingerprint": "g1", "configuration": {"data": {"source": "digits"}}}
+    assert identity.changed({}, now) is None  # converted, or of an earlier version
+    assert identity.changed({"data_fingerprint": "d0", "generator_fingerprint": "g1"}, now) is None
+    assert "the frozen generator (method.generator) changed since" in identity.changed(
+        {"data_fingerprint": "d0", "generator_fingerprint": "g0"}, now
+    )
+    assert "fingerprint d9 then and d0 now" in identity.changed({"data_fingerprint": "d9"}, now)
+
+
+def test_the_fingerprint_of_a_frozen_generator(monkeypatch):
+    def of(generator="runs/base", weight=1.0, width=4):
+        base = types.SimpleNamespace(config=Config(ECVAEConfig(image_size=8, channels=1, encoder_width=width)))
+        monkeypatch.setattr(jebm.runs, "load", lambda path: base)
+        monkeypatch.setattr(jebm.runs, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
+        method = types.SimpleNamespace(generator=generator)
+        return identity.generator_fingerprint(types.SimpleNamespace(method=method))
+
+    assert of() == of()
+    assert len({of(), of(weight=1.5), of(width=5)}) == 3
+    assert of(generator="") is None
+    assert of(generator="network") is None  # its weights came with the run's own state
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+BAD_LINES = [
+    b"null", b"5", b"[]", b'"step"', b'{"a": 1.0}', b'{"step": "2"}', b'{"step": null}', b'{"step": 2.5}',
+    b'{"step": true}', b'{"step": -1}', b'{"step": 2, "a": "text"}', b'{"step": 2, "a": [1]}',
+    b'{"step": 2, "a": ' + b"9" * 400 + b"}",
+    b'{"step": 2, "attempt": "<script>"}', b'{"step": 2, "event": "recovery", "attempt": "1"}', b"\xff\xfe{",
+    b"[" * 100_000, b'{"step": 2, "a"', b'{"step": ' + b"9" * 400 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=lambda bad: repr(bad[:24]))
+def test_a_damaged_line_of_metrics_takes_no_other_with_it(bad, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": %d, "a": 1.5}' % step for step in range(1, 7)]
+    path.write_bytes(b"\n".join([*good[:2], bad, *good[2:], b""]))
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: line 3 is damaged and left out; the others are kept") as said:
+        assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4, 5, 6]
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="line 3 is damaged"):
+        MetricsFile(path, start_step=5).close()
+    assert path.read_bytes().splitlines() == good[:5]
+    assert (tmp_path / "metrics_damaged.jsonl").read_bytes() == bad + b"\n"
+    MetricsFile(path, start_step=5).close()  # said once
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    with pathlib.Path("/dev/full").open("w") as full:
+        os.dup2(full.fileno(), file._file.fileno())
+    with pytest.raises(OSError, match="No space left on device: '.*metrics.jsonl'"):
+        file.write({"step": 1})
+    file.close()
 
 
 def test_a_line_of_metrics_cut_short_is_dropped(tmp_path):

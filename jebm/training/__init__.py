@@ -1,5 +1,6 @@
 """Training any `Method`: the loop, checkpoints, metrics."""
 
+from jebm.training.checkpoints import CheckpointNotRead as CheckpointNotRead
 from jebm.training.checkpoints import CheckpointNotWritten as CheckpointNotWritten
 from jebm.training.checkpoints import Checkpoints as Checkpoints
 from jebm.training.checkpoints import NoCheckpoint as NoCheckpoint

@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import math
+import os
+import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,13 +21,16 @@ from jebm import bank, data, images, runs, sharding
 from jebm.config import Config, ConfigError, config_hash, to_dict
 from jebm.methods.base import Method, Metrics
 from jebm.runs import RunDirectory, abstract_state
-from jebm.training import monitors, recovery
-from jebm.training.checkpoints import Checkpoints, NoCheckpoint
+from jebm.training import identity, monitors, recovery
+from jebm.training.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
+from jebm.training.lock import locked
+from jebm.training.output import Surviving
 from jebm.training.records import MetricsFile
 from jebm.training.state import TrainState, initial_state
 
 __all__ = ["Diverged", "load_source", "make_step", "train"]
 
+ADVICE = "Lower the learning rates or the step size, or change training.seed"
 NUM_PROBES = 8  # images of the training set that the monitors watch
 
 
@@ -54,12 +59,16 @@ def load_source(config: Config) -> data.Source:
 
 
 def make_step(
-    config: Config, method: Method, placement: Any = None, probe: np.ndarray | None = None
+    config: Config,
+    method: Method,
+    placement: Any = None,
+    probe: np.ndarray | None = None,
+    frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """The compiled training step ``(state, uint8 images) -> (state, metrics)``; the old state is given up.
 
     ``placement``, a tree of shardings, keeps the new state where the old one lay. With ``probe``, a few uint8 images,
-    the metrics hold the monitors (`jebm.training.monitors`).
+    the metrics hold the monitors (`jebm.training.monitors`); networks named in ``frozen`` are not to change.
     """
 
     def step(state: TrainState, batch: Array) -> tuple[TrainState, Metrics]:
@@ -68,7 +77,7 @@ def make_step(
         method_state, metrics = method.update(update_key, state.method, batch)
         if probe is not None:
             watched = data.to_float(jnp.asarray(probe))
-            metrics = monitors.measure(method, state.method, method_state, metrics, watched)
+            metrics = monitors.measure(method, state.method, method_state, metrics, watched, frozen)
         return TrainState(state.step + 1, state.key, method_state), metrics
 
     shardings = None
@@ -77,25 +86,35 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
-def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = print) -> TrainState:
+def train(
+    config: Config,
+    directory: RunDirectory,
+    say: Callable[[str], None] = print,
+    *,
+    allow_changed_data: bool = False,
+) -> TrainState:
     """Trains to ``config.training.num_steps``, going on from the newest whole checkpoint in ``directory``.
 
     A run that diverges (`jebm.training.recovery`) goes back to its newest healthy checkpoint, takes a fresh key and
     another order of the data, backs off as ``config.training.recovery`` says, and goes on; a second divergence from
-    the same checkpoint goes back to the one before. SIGTERM or SIGINT saves a checkpoint and ends the run
+    the same checkpoint goes back to the one before. SIGTERM, SIGINT or SIGHUP saves a checkpoint and ends the run
     (`SystemExit` 0): the same command goes on from there. Where `jax.distributed` runs, all processes call this with
-    the same arguments and one shared ``directory``, in which only process 0 writes metrics and pictures.
+    the same arguments and one shared ``directory``, in which only process 0 writes metrics and pictures. A directory
+    takes one training at a time. Output that fails (a closed terminal) does not end a training.
 
     Args:
         config: the experiment. It must equal that of a run which is already in ``directory``, but for
             ``training.num_steps`` and what does not change the result (logging, checkpoints, evaluation).
         directory: the run directory, made if need be.
         say: receives lines for the user.
+        allow_changed_data: go on where the images, or the frozen generator, are not those that the run began with.
 
     Raises:
-        ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``.
-        Diverged: and no attempt is left; the newest checkpoint is healthy.
+        ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``; data or a
+            frozen generator that have changed since; processes that differ; another training in ``directory``.
+        Diverged: and no attempt is left, or none would help; the newest checkpoint is healthy.
         CheckpointNotWritten: no room, for example; older checkpoints are as they were.
+        CheckpointNotRead: a checkpoint that is not provably damaged, but cannot be read; nothing was changed.
     """
     try:
         mesh = sharding.make_mesh(fsdp=config.training.fsdp)
@@ -107,36 +126,70 @@ def train(config: Config, directory: RunDirectory, say: Callable[[str], None] = 
             f"take a multiple of {mesh.size}"
         )
     recovery.check_back_off(config.method, config.training.recovery)
+    say = _surviving(say)
     source = load_source(config)
     _loader(config, source, 0)
     _check_same_run(config, directory)
-    abstract = abstract_state(config)
-    like = _placed(abstract, mesh)
-    checkpoints = Checkpoints(directory.checkpoints, config.training.keep_checkpoints)
+    like = _placed(abstract_state(config), mesh)
+    facts = identity.facts(config, source)
+    with contextlib.ExitStack() as held:
+        problem = _lock(held, directory)
+        identity.check_processes(facts, problem)  # all stop where one has to
+        stopped, state = _train(config, directory, source, mesh, like, facts, say, allow_changed_data)
+    if stopped:
+        say(f"stopped by signal after step {int(state.step)}; saved, and the same command goes on from there")
+        sys.exit(0)
+    return state
+
+
+def _lock(held: contextlib.ExitStack, directory: RunDirectory) -> str | None:
+    """Locks the directory; in words why not."""
+    if not sharding.is_main():
+        return None
     try:
-        past = _start(config, checkpoints, like, say)
+        held.enter_context(locked(directory.path / "train.lock"))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _train(
+    config: Config, directory: RunDirectory, source: data.Source, mesh: jax.sharding.Mesh, like: TrainState,
+    facts: identity.Facts, say: Callable[[str], None], allow_changed_data: bool,
+) -> tuple[bool, TrainState]:  # fmt: skip
+    """Whether a signal stopped it, and the state."""
+    checkpoints = Checkpoints(directory.checkpoints, config.training.keep_checkpoints)
+
+    def check(meta: dict[str, Any]) -> None:
+        changed = identity.changed(meta, facts)
+        if changed and not allow_changed_data:
+            raise ConfigError(
+                f"{directory.path}: {changed}: bring back what it was, take another --workdir, or go on with "
+                "--allow-changed-data"
+            )
+
+    try:
+        past = _start(config, checkpoints, like, say, check)
         start = int(past.state.step)
         if start > config.training.num_steps:
             given = f"training.num_steps={config.training.num_steps}"
             raise ConfigError(f"{given}: the run in {directory.path} is at step {start} already")
         if sharding.is_main():
-            directory.write_config(config)
-        fixed = {"config_hash": config_hash(config), "data_fingerprint": source.fingerprint, "versions": _versions()}
-        metrics_file = MetricsFile(directory.metrics, start, len(past.events), sharding.is_main())
-        files = _Files(directory, checkpoints, metrics_file, fixed)
+            with _naming(directory.config):
+                directory.write_config(config)
+        fixed = {name: value for name, value in facts.items() if name != "configuration" and value is not None}
+        with _naming(directory.metrics):
+            metrics_file = MetricsFile(directory.metrics, start, len(past.events), sharding.is_main())
+        files = _Files(directory, checkpoints, metrics_file, {"config_hash": config_hash(config), **fixed})
         with contextlib.closing(metrics_file):
             while True:
                 try:
                     state, stopped = _run(config, source, mesh, like, past, files)
-                    break
+                    return stopped, state
                 except _Unhealthy as found:
                     past = _recover(config, like, past.events, found, files, say)
     finally:
         checkpoints.close()
-    if stopped:
-        say(f"stopped by signal after step {int(state.step)}; saved, and the same command goes on from there")
-        sys.exit(0)
-    return state
 
 
 class _Past(NamedTuple):
@@ -163,7 +216,9 @@ def _run(
     method, loader = runs.build(tried), _loader(config, source, attempt)
     # every process reads the same rows: a program's constants must be equal everywhere
     probe = data.Loader(source.train, min(NUM_PROBES, len(source.train)), config.training.seed).batch(0)
-    step = make_step(tried, method, jax.tree.map(lambda a: a.sharding, like), probe)
+    frozen = ("generator",) if getattr(config.method, "generator", "") else ()
+    step = make_step(tried, method, jax.tree.map(lambda a: a.sharding, like), probe, frozen)
+    scale = recovery.scale_of(config.method, probe[0].size)
     draw_grid = jax.jit(
         lambda key, state: method.generate(key, state, every.num_samples), out_shardings=sharding.replicated(mesh)
     )
@@ -179,6 +234,8 @@ def _run(
             postfix = {name: f"{value:.4g}" for name, value in values.items() if "/" not in name and "norm" not in name}
             bar.set_postfix(postfix, refresh=False)
             _require_healthy(done, recovery.diagnose(every.recovery, history, values))
+            if every.recovery.absolute and (found := recovery.senseless(scale, history, values)):
+                raise _Unhealthy(done, found.reason, found)
             history = [*history, recovery.watched(values)][-recovery.WINDOW :]
 
     stop, stopping = _StopSignal(), False
@@ -197,7 +254,9 @@ def _run(
                 drawn = draw_grid(jax.random.fold_in(state.key, 0), state.method)
                 _require_healthy(done, _not_finite("a sample", drawn))
                 if sharding.is_main():
-                    images.save_png(files.directory.samples / f"step_{done:07d}.png", images.grid(drawn))
+                    path = files.directory.samples / f"step_{done:07d}.png"
+                    with _naming(path):
+                        images.save_png(path, images.grid(drawn))
             stopping = stop.agreed(done)  # read once: a signal that comes after this waits for the next step
             if done % every.checkpoint_every == 0 or done == every.num_steps or stopping:
                 flush()
@@ -215,20 +274,26 @@ def _recover(
     say: Callable[[str], None],
 ) -> _Past:  # fmt: skip
     """The healthy past that the next attempt starts from; raises `Diverged` when there is none to make."""
-    step, reason = found.args
+    step, reason, senseless = found.step, found.reason, found.senseless
     allowed = config.training.recovery.max_attempts
     files.checkpoints.wait()
     steps = [s for s in files.checkpoints.steps() if s < step]
-    if len(events) >= allowed:
-        newest = f"the newest checkpoint (step {steps[-1]}) is healthy" if steps else "there is no checkpoint yet"
-        raise Diverged(
-            f"step {step}: {reason}; {len(events)} of {allowed} recoveries are used up, and {newest}. Lower "
-            "the learning rates or the step size, or change training.seed, in another --workdir"
+    newest = f"the newest checkpoint (step {steps[-1]}) is healthy" if steps else "there is no checkpoint yet"
+    ending = None
+    if senseless and (senseless.lasting or not steps):  # what backing off does not mend
+        ending = f"{senseless.advice}, in another --workdir. No recovery is tried: backing off would not mend it"
+    elif len(events) >= allowed:
+        ending = (
+            f"{len(events)} of {allowed} recoveries are used up, and {newest}. "
+            f"{senseless.advice if senseless else ADVICE}, in another --workdir"
         )
+    if ending:
+        files.metrics.write({"step": step, "event": "diverged", "reason": reason})
+        raise Diverged(f"step {step}: {reason}; {ending}")
     if len(steps) > 1 and steps[-1] in [event.restored for event in events]:
         steps.pop()  # it was tried from there: the trouble began earlier
     files.checkpoints.discard_after(steps[-1] if steps else -1)
-    past = _start(config, files.checkpoints, like, lambda line: None)
+    past = _start(config, files.checkpoints, like, lambda line: None, lambda meta: None)
     event = recovery.Event(len(events) + 1, step, int(past.state.step), reason)
     # the fold before the attempt's keeps its keys apart from those of the steps
     key = jax.random.fold_in(jax.random.fold_in(past.state.key, 2**32 - 1), event.attempt)
@@ -238,14 +303,19 @@ def _recover(
     return _Past(past.state._replace(key=jax.device_put(key, past.state.key.sharding)), [*events, event], past.history)
 
 
-def _start(config: Config, checkpoints: Checkpoints, like: TrainState, say: Callable[[str], None]) -> _Past:
+def _start(
+    config: Config, checkpoints: Checkpoints, like: TrainState, say: Callable[[str], None],
+    check: Callable[[dict[str, Any]], None],
+) -> _Past:  # fmt: skip
+    """The newest checkpoint's past, where ``check`` of its meta raises nothing; or a fresh one."""
     if checkpoints.steps():
         try:
             state, meta = checkpoints.restore(like)
+            check(meta)
+            events, history = _past_of(meta, int(state.step))
             checkpoints.discard_after(int(state.step))
             say(f"going on from step {int(state.step)}")
-            events = [recovery.Event(**event) for event in meta.get("recoveries", [])]
-            return _Past(state, events, meta.get("history", []))
+            return _Past(state, events, history)
         except NoCheckpoint:
             say("no checkpoint is whole: starting again from step 0; the old ones lie in checkpoints_damaged")
             checkpoints.discard_after(-1)
@@ -263,6 +333,21 @@ def _start(config: Config, checkpoints: Checkpoints, like: TrainState, say: Call
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
     return _Past(make(), [], [])
+
+
+def _past_of(meta: dict[str, Any], step: int) -> tuple[list[recovery.Event], list[dict[str, float]]]:
+    try:
+        events = [recovery.Event(**event) for event in meta.get("recoveries", [])]
+        history = [{str(k): float(v) for k, v in line.items()} for line in meta.get("history", [])]
+        whole = all(type(n) is int and n >= 0 for event in events for n in event[:3])
+        if not whole or [event.attempt for event in events] != list(range(1, len(events) + 1)):
+            raise ValueError("the recoveries are not numbered")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointNotRead(
+            f"the description (meta) of the checkpoint of step {step} is of another form ({error}): move it away to go "
+            "on from an earlier one. Nothing was changed"
+        ) from error
+    return events, history
 
 
 def _placed(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
@@ -318,7 +403,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 class _Unhealthy(Exception):
-    """Its arguments: the step, and what is wrong."""
+    """A line, or a state, that a run does not go on from."""
+
+    def __init__(self, step: int, reason: str, senseless: recovery.Senseless | None = None) -> None:
+        super().__init__(step, reason)
+        self.step, self.reason, self.senseless = step, reason, senseless
 
 
 def _require_healthy(step: int, reason: str | None) -> None:
@@ -349,16 +438,19 @@ def _sum_of_magnitudes(tree: Any) -> Array:
 def _progress(config: Config, start: int) -> Iterator[Any]:
     from tqdm import tqdm
 
-    quiet = not sys.stderr.isatty()
+    stream = Surviving(sys.stderr)
     with tqdm(
-        total=config.training.num_steps, initial=start, desc="train", unit="step", dynamic_ncols=True,
-        mininterval=15.0 if quiet else 0.2, disable=not sharding.is_main(),
+        file=stream, total=config.training.num_steps, initial=start, desc="train", unit="step", dynamic_ncols=True,
+        mininterval=0.2 if stream.isatty() else 15.0, disable=not sharding.is_main(),
     ) as bar:  # fmt: skip
         yield bar
 
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class _StopSignal:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between steps."""
+    """Turns SIGTERM, SIGINT and SIGHUP into a flag that the loop reads between steps."""
 
     def __init__(self) -> None:
         self.received = False
@@ -375,12 +467,15 @@ class _StopSignal:
     def listening(self) -> Iterator[None]:
         def note(number: int, frame: Any) -> None:
             self.received = True
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
 
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [number for number in STOPPING if number != signal.SIGHUP or not nohup]
         if jax.process_count() > 1:  # the runtime's own handler hears SIGTERM, and tells all processes
-            yield
-            return
+            numbers = [number for number in numbers if number != signal.SIGTERM]
         try:
-            old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+            old = {number: signal.signal(number, note) for number in numbers}
         except ValueError:  # not the main thread: signals stay with whoever runs it
             old = {}
         try:
@@ -390,10 +485,20 @@ class _StopSignal:
                 signal.signal(number, handler)
 
 
-def _versions() -> dict[str, str]:
-    import flax
-    import jaxlib
+def _surviving(say: Callable[[str], None]) -> Callable[[str], None]:
+    def said(line: str) -> None:
+        with contextlib.suppress(OSError):  # a line that nobody reads ends no training
+            say(line)
 
-    import jebm
+    return said
 
-    return {"jebm": jebm.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
+
+@contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """An error of the system that names no file names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -1,5 +1,7 @@
 """What the trainer itself measures inside the compiled step, whatever the family; families add their own metrics."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,7 +14,9 @@ from jebm.methods.base import Method, Metrics
 __all__ = ["measure"]
 
 
-def measure(method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: Array) -> Metrics:
+def measure(
+    method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: Array, frozen: Sequence[str] = ()
+) -> Metrics:
     """The metrics of a step, with the monitors beside them.
 
     Args:
@@ -21,13 +25,14 @@ def measure(method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: A
         new: its state after the step.
         metrics: the family's own.
         probe: a few images [n, H, W, C] in [-1, 1] that stay the same through the run.
+        frozen: names of networks that do not train; they have no ``update_ratio``.
 
     Returns:
         ``metrics``, and ``energy_gap`` (data minus negatives, where both energies are there),
         ``update_ratio/<network>`` (|θ' - θ| / |θ|), ``probe_energy`` (mean of E over the probe: its course is the
         energy's drift on images that do not change), and the mean and largest age of each bank, all float32 scalars.
     """
-    measured = _ratios(method, old, new) | _ages(new)
+    measured = _ratios(method, old, new, frozen) | _ages(new)
     measured["probe_energy"] = jnp.mean(method.energy(new, probe)).astype(jnp.float32)
     negative = metrics.get("energy_negative", metrics.get("energy_sample"))
     if negative is not None and "energy_data" in metrics:
@@ -35,13 +40,13 @@ def measure(method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: A
     return measured | metrics
 
 
-def _ratios(method: Method, old: PyTree, new: PyTree) -> Metrics:
+def _ratios(method: Method, old: PyTree, new: PyTree, frozen: Sequence[str]) -> Metrics:
     before, after = method.parameters(old), method.parameters(new)
     ratios: Metrics = {}
     for name, tree in before.items():
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(after[name]), strict=True)
         floating = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating)]
-        if floating:
+        if floating and name not in frozen:
             change = optax.tree.norm([b - a for a, b in floating])
             norm = optax.tree.norm([a for a, _ in floating])
             ratios[f"update_ratio/{name}"] = (change / (norm + 1e-30)).astype(jnp.float32)

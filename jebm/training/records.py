@@ -1,9 +1,11 @@
 """``metrics.jsonl``: one JSON object a logged step."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import warnings
 from typing import Any
 
 __all__ = ["MetricsFile", "read_metrics"]
@@ -18,11 +20,18 @@ class MetricsFile:
         self.rewind(start_step, recoveries)
 
     def rewind(self, step: int, recoveries: int) -> None:
-        """Drops the lines of later steps, and of recoveries after the first ``recoveries``."""
+        """Drops the lines of later steps, and of recoveries after the first ``recoveries``.
+
+        Damaged lines go into ``metrics_damaged.jsonl`` beside it, as they are.
+        """
         if self._file is None:
             return
         self._file.close()
-        lines = read_metrics(self._path)
+        lines, damaged = _lines(self._path)
+        if damaged:
+            _warn(self._path, damaged)
+            with self._path.with_name(f"{self._path.stem}_damaged.jsonl").open("ab") as aside:
+                aside.writelines(text + b"\n" for text in damaged.values())
         kept = [line for line in lines if line["step"] <= step and line.get("attempt", 0) <= recoveries]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -35,23 +44,66 @@ class MetricsFile:
             return
         # JSON has no NaN: a diverged value is written as null, never as a number
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written was said when it was
+                self._file.close()
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    """The lines of a ``metrics.jsonl``: each has a whole ``step``, and numbers or null beside it (texts in events).
+
+    A line that is damaged is left out with a warning; a last line cut short by a crash without one.
+    """
+    lines, damaged = _lines(path)
+    if damaged:
+        _warn(path, damaged)
     return lines
+
+
+def _warn(path: pathlib.Path, damaged: dict[int, bytes]) -> None:
+    first, *more = damaged
+    where = f"line {first} is" if not more else f"lines {first} and {len(more)} more are"
+    warnings.warn(f"{path}: {where} damaged and left out; the others are kept", stacklevel=3)
+
+
+def _lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """The good lines, and the damaged ones by their numbers, from 1."""
+    if not path.exists():
+        return [], {}
+    *texts, last = path.read_bytes().split(b"\n")
+    lines: list[dict[str, Any]] = []
+    damaged: dict[int, bytes] = {}
+    for number, text in enumerate([*texts, last], 1):
+        line = _parsed(text)
+        if line is not None:
+            lines.append(line)
+        elif text.strip() and number <= len(texts):  # without its end of line the last one was cut short
+            damaged[number] = text
+    return lines, damaged
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not _whole(line.get("step")) or not _whole(line.get("attempt", 0)):
+        return None
+    numbers = line if "event" not in line else {}
+    return line if all(value is None or _number(value) for value in numbers.values()) else None
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)

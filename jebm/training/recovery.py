@@ -6,10 +6,18 @@ Pure functions over what is logged. A rule looks at one line of metrics and at t
 * ``not finite``: any metric is NaN or infinite.
 * ``update``: one step changed a network by more than ``update_ratio`` of its norm; the only rule of size that needs no
   past, for a run that is wrong from its first step.
-* ``energy gap``: |gap - median| > ``gap_deviations`` · max(MAD, 1 % of the median |gap|), MAD the median deviation.
+* ``energy gap``: |gap - median| > ``gap_deviations`` · max(MAD, 1 % of the median |gap|, 5 % of the largest), MAD the
+  median deviation; the largest, since a gap grows by itself while an energy wakes from its first weights.
 * ``stuck gap``: the gap kept one sign and grew away from 0 over ``stuck_lines`` lines: the sampler or the data wins.
 * ``collapsed``, ``exploded``: a chain displacement or a gradient norm is below median / ``ratio`` or above
-  median · ``ratio``: frozen or runaway chains, an energy gone flat or steep.
+  median · ``ratio`` and twice the largest: frozen or runaway chains, an energy gone flat or steep.
+
+Those rules compare a run with its own past, or one step with the network. `senseless` holds the absolute ones, for runs
+that are finite and steady but wrong from their first line; each has its bound and the reason for it in a constant:
+
+* ``displacement``, ``saturated``, ``gradient``: one line is enough.
+* ``frozen``, ``flat``: so in each of `LASTING` or `ENOUGH` lines; backing off would not mend it, so none is tried.
+* ``runaway gap``: over `GROWTH_LINES` lines the gap grows ever further above 0, as with the loss's sign turned round.
 
 What a recovery then does is in `jebm.training.loop`: the whole state goes back to a healthy checkpoint, takes a fresh
 key, and goes on with `backed_off` settings. A value that is not finite is never replaced by a number.
@@ -23,10 +31,33 @@ from typing import Any, NamedTuple
 
 from jebm.config import ConfigError, RecoveryConfig
 
-__all__ = ["ENOUGH", "WINDOW", "Event", "backed_off", "check_back_off", "diagnose", "watched"]
+__all__ = [
+    "ENERGIES", "ENOUGH", "WINDOW", "Event", "Scale", "Senseless", "backed_off", "check_back_off", "diagnose",
+    "scale_of", "senseless", "watched",
+]  # fmt: skip
 
 WINDOW = 50
 ENOUGH = 10
+
+# Bounds of the absolute rules. In brackets, what healthy runs of all families reached (results/scaling.md).
+# Images lie in [-1, 1] and latents are of that size: a chain that moves ten half-ranges from its start is near no image
+# [1.9].
+MOST_DISPLACEMENT = 10.0
+# Samples whose every value is beyond black or white; images of black and white alone leave some within [0.43].
+MOST_SATURATED = 0.999
+# |gradient| per value of an image: losses are sums over the image of errors of about 1, so their gradients grow with it
+# [40]. Beyond, one term is so large (a dual variable, a weight) that in float32 the others are lost beside it.
+MOST_GRADIENT = 1e4
+# |change| of a network over its norm: half of float32's spacing is 6e-8, so less changes next to nothing [7.6e-5].
+LEAST_UPDATE = 1e-8
+LASTING = 5
+# |energy| in units of the temperature, of data and samples both: exp(-E/T) is 1 within this everywhere, so that a chain
+# walks as if there were no energy. A network's first energies can be small: `ENOUGH` lines, not one [4e-4].
+LEAST_ENERGY = 1e-5
+# Medians of the gap in blocks of lines, each above 0 and above the one before by this factor [1.1; flipped: 1.5].
+GROWTH_LINES = 25
+GROWTH_BLOCKS = 5
+GROWTH = 1.2
 
 Line = Mapping[str, float]
 
@@ -47,9 +78,42 @@ class Event(NamedTuple):
     reason: str
 
 
+class Scale(NamedTuple):
+    """What the absolute rules measure a run with.
+
+    Attributes:
+        dimension: values of one image.
+        temperature: of the energies that are logged; None where the method has no such setting.
+    """
+
+    dimension: int
+    temperature: float | None = None
+
+
+class Senseless(NamedTuple):
+    """What an absolute rule says.
+
+    Attributes:
+        reason: the rule and its figures, in words.
+        advice: what to change, a sentence without its full stop.
+        lasting: backing off would not mend it.
+    """
+
+    reason: str
+    advice: str
+    lasting: bool = False
+
+
+def scale_of(method_config: Any, dimension: int) -> Scale:
+    """The scale of a method: its one setting named ``temperature`` or ``latent_temperature``, in nested groups too."""
+    found = {v for name, v in _numbers(method_config) if name in ("temperature", "latent_temperature")}
+    return Scale(dimension, found.pop() if len(found) == 1 else None)
+
+
 def watched(line: Line) -> dict[str, float]:
     """The entries of a line that the rules compare with earlier lines."""
-    return {name: value for name, value in line.items() if name == "energy_gap" or _has_scale(name)}
+    others = ("energy_gap", *ENERGIES)
+    return {n: value for n, value in line.items() if n in others or n.startswith("update_ratio/") or _has_scale(n)}
 
 
 def diagnose(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str | None:
@@ -64,6 +128,74 @@ def diagnose(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str 
     return _gap(rules, [h["energy_gap"] for h in history if "energy_gap" in h], line) or _scale(rules, history, line)
 
 
+ENERGIES = ("energy_data", "energy_negative", "energy_sample")
+
+
+def senseless(scale: Scale, history: Sequence[Line], line: Line) -> Senseless | None:
+    """What is absurd in itself about ``line`` after ``history`` (`watched` entries, newest last), or None.
+
+    Values that are not finite are `diagnose`'s.
+    """
+    chain = "Lower the chain's step size or noise scale"
+    for name in sorted(line):
+        value = line[name]
+        if name.endswith("displacement") and value > MOST_DISPLACEMENT:
+            return Senseless(
+                f"{name} {value:.4g}: a chain moves more than {MOST_DISPLACEMENT:g} times the images' half-range from "
+                "its start (rule: displacement)", chain
+            )  # fmt: skip
+        if name == "saturated_pixels" and value > MOST_SATURATED:
+            return Senseless(f"{name} {value:.4g}: every value of the samples is beyond black or white (rule: "
+                             "saturated)", chain)  # fmt: skip
+        if name.endswith("gradient_norm") and value > MOST_GRADIENT * scale.dimension:
+            return Senseless(
+                f"{name} {value:.4g}: more than {MOST_GRADIENT:g} for each of an image's {scale.dimension} values, so "
+                "that one term drowns the others (rule: gradient)",
+                "Lower the weight of that loss's largest term (a dual variable, the KL term) or the chain's step size",
+            )
+    return _frozen(history, line) or _flat(scale, history, line) or _runaway(history, line)
+
+
+def _frozen(history: Sequence[Line], line: Line) -> Senseless | None:
+    recent = [*history, line][-LASTING:]
+    for name in sorted(n for n in line if n.startswith("update_ratio/")):
+        if len(recent) == LASTING and all(past.get(name, math.inf) < LEAST_UPDATE for past in recent):
+            return Senseless(
+                f"{name} {line[name]:.4g} in {LASTING} lines: the network does not train, an update is below the "
+                "rounding of float32 (rule: frozen)", "Raise its learning rate", lasting=True
+            )  # fmt: skip
+    return None
+
+
+def _flat(scale: Scale, history: Sequence[Line], line: Line) -> Senseless | None:
+    recent = [[past[n] for n in ENERGIES if n in past] for past in [*history, line][-ENOUGH:]]
+    if scale.temperature is None or len(recent) < ENOUGH or not all(recent):
+        return None
+    largest = max(abs(value) for values in recent for value in values) / scale.temperature
+    if largest >= LEAST_ENERGY:
+        return None
+    return Senseless(
+        f"energies are at most {largest:.4g} of the temperature {scale.temperature:.4g} in {ENOUGH} lines: chains walk "
+        "as if there were no energy (rule: flat)", "Lower the temperature", lasting=True
+    )  # fmt: skip
+
+
+def _runaway(history: Sequence[Line], line: Line) -> Senseless | None:
+    gaps = [past["energy_gap"] for past in [*history, line] if "energy_gap" in past][-GROWTH_LINES:]
+    if "energy_gap" not in line or len(gaps) < GROWTH_LINES:
+        return None
+    size = GROWTH_LINES // GROWTH_BLOCKS
+    medians = [statistics.median(gaps[i : i + size]) for i in range(0, GROWTH_LINES, size)]
+    grows = all(later > GROWTH * earlier for earlier, later in zip(medians[:-1], medians[1:], strict=True))
+    if medians[0] <= 0 or not grows:
+        return None
+    return Senseless(
+        f"runaway gap: the energy of data minus that of samples grew from {medians[0]:.4g} to {medians[-1]:.4g} in "
+        f"{GROWTH_LINES} lines, where training lowers it (rule: runaway gap)",
+        "Look for a sign turned round in the loss, or lower the learning rates and the chain's step size",
+    )
+
+
 def _gap(rules: RecoveryConfig, past: list[float], line: Line) -> str | None:
     if "energy_gap" not in line:
         return None
@@ -71,7 +203,8 @@ def _gap(rules: RecoveryConfig, past: list[float], line: Line) -> str | None:
     if rules.gap_deviations and len(past) >= ENOUGH:
         median = statistics.median(past)
         deviation = statistics.median(abs(value - median) for value in past)
-        allowed = rules.gap_deviations * max(deviation, 0.01 * statistics.median(map(abs, past)))
+        sizes = [abs(value) for value in past]
+        allowed = rules.gap_deviations * max(deviation, 0.01 * statistics.median(sizes), 0.05 * max(sizes))
         if abs(gap - median) > allowed > 0:
             return f"energy gap {gap:.4g} is {abs(gap - median):.4g} from its median, more than {allowed:.4g}"
     recent = [*past, gap][-rules.stuck_lines - 1 :]
@@ -86,7 +219,9 @@ def _scale(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str | 
     for name in sorted(filter(_has_scale, line)) if rules.ratio else ():
         past = [h[name] for h in history if name in h]
         median = statistics.median(past) if len(past) >= ENOUGH else 0.0
-        if median > 0 and not median / rules.ratio <= line[name] <= median * rules.ratio:
+        # twice the largest: norms, too, grow by themselves while an energy wakes
+        highest = max(median * rules.ratio, 2.0 * max(past)) if past else 0.0
+        if median > 0 and not median / rules.ratio <= line[name] <= highest:
             word = "exploded" if line[name] > median else "collapsed"
             return f"{name} {word}: {line[name]:.4g}, its median was {median:.4g}"
     return None
@@ -98,7 +233,7 @@ def _has_scale(name: str) -> bool:
 
 def check_back_off(method_config: Any, recovery: RecoveryConfig) -> None:
     """Raises `ConfigError` where a recovery is to change what the method has not."""
-    names = _numbers(method_config)
+    names = [name for name, _ in _numbers(method_config)]
     for name, neutral, ending in (("step_size_factor", 1.0, "step_size"), ("energy_regularization", 0.0, None)):
         value = getattr(recovery, name)
         if value != neutral and not any(n.endswith(ending or name) for n in names):
@@ -132,13 +267,13 @@ def backed_off(method_config: Any, recovery: RecoveryConfig, attempt: int) -> An
     return dataclasses.replace(method_config, **changes)
 
 
-def _numbers(config: Any) -> list[str]:
-    """Names of all floating fields, those of nested groups too."""
-    out: list[str] = []
+def _numbers(config: Any) -> list[tuple[str, float]]:
+    """Names and values of all floating fields, those of nested groups too."""
+    out: list[tuple[str, float]] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             out += _numbers(value)
         elif isinstance(value, float):
-            out.append(field.name)
+            out.append((field.name, value))
     return out
