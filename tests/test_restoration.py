@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -324,9 +325,32 @@ def test_batches_bound_the_memory_and_change_no_draw():
     parts = restoration.restore(
         jax.random.key(3), PRIOR, case.operator, y, config, batch_size=2, progress=told.append
     )
-    assert told == [2, 1]
+    assert told == [0, 2, 1]
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_progress_is_told_of_what_is_there(monkeypatch):
+    """Dispatch returns before anything is computed: a slow program must not have been told of as done."""
+    log, inner = [], sampler._restore
+
+    def slow(*given):
+        restored = inner(*given)
+        slept = lambda x: (time.sleep(0.2), log.append("computed"), x)[2]  # noqa: E731
+        return jax.jit(lambda r: jax.tree.map(lambda a: jax.pure_callback(slept, a, a), r))(restored)
+
+    monkeypatch.setattr(sampler, "_restore", slow)
+    case, config = case_of("mask"), RestorationConfig(restarts=2, descent_steps=1, num_steps=1)
+    restoration.restore(
+        jax.random.key(3), PRIOR, case.operator, jnp.stack([case.y] * 2), config, batch_size=1, progress=log.append
+    )
+    leaves = ["computed"] * len(restoration.Restored._fields)
+    assert log == [0, *leaves, 1, *leaves, 1]
+
+
+def test_nothing_to_restore():
+    with pytest.raises(ValueError, match="no measurements to restore"):
+        restoration.restore(jax.random.key(0), PRIOR, OPERATORS["pooling"], jnp.zeros((0, 2, 2, 1)))
 
 
 def test_measurements_of_another_shape():
@@ -340,6 +364,21 @@ def test_without_a_generator_and_without_a_refinement_nothing_would_be_restored(
     prior = PRIOR._replace(generator=None)
     with pytest.raises(ValueError, match="no generator, so refinement_steps=0 restores nothing"):
         restoration.restore(jax.random.key(0), prior, OPERATORS["pooling"], jnp.zeros((1, 2, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"estimate": "x"}, "estimate='x': there are best, mean"),
+        ({"restarts": 1.5}, "restarts=1.5: give a whole number"),
+        ({"num_steps": 1e3}, "num_steps=1000.0: give a whole number"),
+        ({"descent_steps": True}, "descent_steps=True: give a whole number"),
+        ({"refinement_steps": "9"}, "refinement_steps='9': give a whole number"),
+    ],
+)
+def test_settings_that_are_none(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RestorationConfig(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"restarts": 0}, {"likelihood_std": 0.0}, {"noise_std": -1.0}, {"step_size": 0.0}])

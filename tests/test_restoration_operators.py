@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.ndimage
+import scipy.signal
 from PIL import Image
 
 from jebm import restoration
@@ -133,6 +134,23 @@ def test_blur_is_convolution_with_zeros_outside(rows, columns):
     np.testing.assert_allclose(operator.apply(IMAGE), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("deviation", "taps"), [(10.0, 5), (1.0, 9), (0.6, 3)])
+def test_the_gaussian_kernel_is_scipys(deviation, taps):
+    window = scipy.signal.windows.gaussian(taps, deviation)
+    np.testing.assert_allclose(restoration.gaussian_kernel(deviation, taps), window / window.sum(), rtol=1e-12)
+
+
+def test_masks_by_value():
+    known = np.ones((8, 8), bool)
+    known[2:6, 2:6] = False
+    np.testing.assert_array_equal(restoration.box_mask(8), known)
+    np.testing.assert_array_equal(restoration.box_mask(7, 3), np.pad(np.zeros((3, 3), bool), 2, constant_values=True))
+    random = restoration.random_mask(8, 0.25, seed=1)
+    assert (random.shape, random.sum()) == ((8, 8), 16)
+    assert (random != restoration.random_mask(8, 0.25, seed=2)).any()
+    np.testing.assert_array_equal(random, restoration.random_mask(8, 0.25, seed=1))
+
+
 def test_small_singular_values_are_cut_off_in_the_blur_too():
     full = restoration.operators._band(32, restoration.uniform_kernel())
     singular = np.linalg.svd(full, compute_uv=False)
@@ -179,6 +197,11 @@ def test_the_matrix_of_a_composition_is_the_composition():
         (lambda: WalshHadamard.of(12), "power of two, got 12"),
         (lambda: restoration.blur(8, np.ones(4) / 4), r"odd number of taps, got shape \(4,\)"),
         (lambda: compose([], SHAPE), "at least one operator"),
+        (lambda: restoration.gaussian_kernel(0.0), "deviation 0.0: it must be above 0 and finite"),
+        (lambda: restoration.gaussian_kernel(float("nan")), "deviation nan: it must be above 0"),
+        (lambda: restoration.gaussian_kernel(float("inf")), "deviation inf: it must be above 0"),
+        (lambda: restoration.gaussian_kernel(1.0, 4), "4 taps: a kernel has an odd number of them"),
+        (lambda: restoration.uniform_kernel(0), "0 taps: a kernel has an odd number of them"),
         (
             lambda: compose(
                 [restoration.blur(64, np.ones(3) / 3), Inpainting.of(restoration.box_mask(64))], (64, 64, 3)
