@@ -235,6 +235,20 @@ def test_reconstruction_of_a_part_batch_counts_each_image_once(key):
     assert record.value == pytest.approx(expected, rel=1e-6)
 
 
+def test_structural_similarity_of_reconstructions(key):
+    images = np.random.default_rng(1).integers(0, 256, (6, 12, 13, 3), dtype=np.uint8)
+    darker = method(reconstruct=lambda key, state, x: 0.5 * x - 0.25)
+    source = Source("noise", images[:2], images[2:], None, None, None, "")
+    records = evaluation.evaluate_reconstruction(darker, STATE, source, key, protocol={}, batch_size=3)
+    found = {record.metric: record.value for record in records}
+    levels = np.asarray(data.to_uint8(0.5 * to_float(images[2:]) - 0.25))
+    expected = evaluation.ssim(levels, images[2:], data_range=255).mean()
+    assert found["reconstruction_ssim"] == pytest.approx(expected, rel=1e-6)
+    assert 0.3 < expected < 0.95
+    error = np.square(levels.astype(float) - images[2:]).mean()
+    assert found["reconstruction_psnr"] == pytest.approx(10 * np.log10(255**2 / error), rel=1e-6)
+
+
 def test_scores_average_over_equal_batches(key):
     images = source(50, 40)
     mean, size = evaluation.evaluate_scores(method(), STATE, images, key, protocol=PROTOCOL, batch_size=14)

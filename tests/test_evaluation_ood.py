@@ -169,6 +169,14 @@ def test_interpolations_are_means_of_two(key):
     assert all(any(found) for found in partners)  # each is the mean of its own image and another one
 
 
+def test_each_image_is_mixed_into_one_other(key):
+    # an image of its own bit each: the sum of all mixtures counts each image once as itself and once as another's
+    images = np.eye(64, dtype=np.uint8).reshape(64, 8, 8, 1) * 200
+    mixed = outliers(key, images)["interpolation"]
+    np.testing.assert_array_equal(mixed.astype(int).sum(0), 200)
+    np.testing.assert_array_equal((mixed == 100).sum((1, 2, 3)), 2)
+
+
 def test_both_sets_pass_the_lower_resolution():
     random = np.random.default_rng(10)
     inside, large = random.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), random.integers(
@@ -205,6 +213,13 @@ def test_shrinking_averages_and_colours_become_luminance():
     _, grey, steps = one_resolution(flat[:, :4, :4], red, 4)
     np.testing.assert_array_equal(grey, 76)
     assert steps == ["luminance, BT.601"]
+    mixed = np.broadcast_to(np.array([10, 200, 90], np.uint8), (1, 4, 4, 3))
+    _, grey, _ = one_resolution(flat[:, :4, :4], mixed, 4)
+    np.testing.assert_array_equal(grey, 131)  # 0.299 · 10 + 0.587 · 200 + 0.114 · 90 = 130.65
+    # of a tall picture the middle is kept, too
+    rows = np.broadcast_to(np.arange(8, dtype=np.uint8)[None, :, None, None], (1, 8, 4, 1))
+    _, middle, _ = one_resolution(flat[:, :4, :4], rows, 4)
+    np.testing.assert_array_equal(middle[0, :, 0, 0], [2, 3, 4, 5])
 
 
 @pytest.mark.parametrize(("size", "target"), [(27, 9), (21, 8), (32, 5), (15, 14), (5, 13), (8, 16)])

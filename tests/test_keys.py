@@ -71,16 +71,15 @@ def _ledger():
         jax.debug.callback(ledger.note_making, jnp.stack([parents, data], -2))
         return children
 
-    for name, function in inspect.getmembers(jax.random, inspect.isfunction) + [
-        (name, getattr(jax.random, name)) for name in MAKERS
-    ]:
-        if name in MAKERS or next(iter(inspect.signature(function).parameters), "") == "key":
-            noting = functools.partial(make if name in MAKERS else draw, function)
-            for module in list(sys.modules.values()):
-                if getattr(module, "__name__", "").startswith(("jebm", "blackjax", "flax", "jax.random")):
-                    for alias, value in list(vars(module).items()):
-                        if value is function:
-                            patch.setattr(module, alias, functools.wraps(function)(noting))
+    noting = {}
+    for name, function in inspect.getmembers(jax.random, callable):
+        if not name.startswith("_") and next(iter(inspect.signature(function).parameters), "") == "key":
+            noting[function] = functools.partial(make if name in MAKERS else draw, function)
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith(("jebm", "blackjax", "flax", "jax.random")):
+            for alias, value in list(vars(module).items()):
+                if inspect.isroutine(value) and value in noting:
+                    patch.setattr(module, alias, functools.wraps(value)(noting[value]))
     jax.clear_caches()
     yield ledger
     patch.undo()

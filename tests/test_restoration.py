@@ -120,6 +120,29 @@ def case_of(name):
     return Case(operator, y, a, np.linalg.pinv(a), np.eye(16) - np.linalg.pinv(a) @ a)
 
 
+def test_the_latent_chain_is_at_its_temperature():
+    case = case_of("mask")
+    config = dataclasses.replace(CONFIG, temperature=0.5)
+    latents = run(case, config).latents[0]
+    accept(gaussian_test(latents, *latent_law(case, config)))
+    reject(gaussian_test(latents, *latent_law(case, CONFIG)))
+
+
+def test_the_potential_of_a_noisy_measurement_by_value():
+    case = case_of("matrix")
+    config = dataclasses.replace(CONFIG, noise_std=0.3, likelihood_std=None)
+    z = np.array([0.4, -1.1, 0.7])
+    x = WEIGHTS @ z + OFFSET
+    expected = (
+        0.5 * z @ z + 0.7 * 0.5 * PRECISION @ (x - MEAN) ** 2
+        + np.square(case.a @ x - case.y.ravel()).sum() / (2 * 0.3**2)
+    )  # fmt: skip
+    potential = restoration.latent_potential(PRIOR, case.operator, jnp.asarray(case.y), config)
+    assert float(potential(jnp.asarray(z, jnp.float32))) == pytest.approx(expected, rel=1e-4)
+    assert RestorationConfig().deviation == 0.1
+    assert RestorationConfig(noise_std=0.3, likelihood_std=0.6).deviation == 0.6
+
+
 MUTANTS = {
     "no prior on z": lambda prior, operator, y, weight, deviation, z: TRUE(prior, operator, y, weight, deviation, z)
     - energies.standard_normal(z),
@@ -176,6 +199,15 @@ def test_the_refinement_is_langevin_in_the_null_space(case):
     np.testing.assert_allclose(x @ case.a.T, np.tile(case.y.ravel(), (4096, 1)), atol=1e-5)
     other = null_law(case, dataclasses.replace(REFINED, temperature=0.6))[2]
     reject(gaussian_test((x - start) @ basis, *other))
+
+
+def test_the_refinement_has_an_energy_of_its_own():
+    case, config = case_of("mask"), dataclasses.replace(REFINED, restarts=3)
+    measured = jnp.asarray(case.y)[None]
+    own = Prior(None, lambda x: jnp.sum(x) ** 4, jnp.zeros(SHAPE), quadratic)
+    found = restoration.restore(jax.random.key(8), own, case.operator, measured, config)
+    np.testing.assert_allclose(found.samples[0].reshape(-1, 16), refine(case, config), atol=1e-5)
+    np.testing.assert_allclose(found.potential[0], np.sum(found.samples[0], (1, 2, 3)) ** 4, rtol=1e-3)
 
 
 def test_noisy_measurements_are_refined_under_their_likelihood():
