@@ -95,6 +95,57 @@ def test_generation_sees_a_shift(key):
     assert generated.protocol["network_evaluations_per_image"] == 3
 
 
+def modes(*signs, n, seed=3):
+    """uint8 images of N(sign/2, σ²), one mode after the other, ``n`` of each."""
+    keys = jax.random.split(jax.random.key(seed), len(signs))
+    parts = [gaussian_images(key, n, 0.5 * sign) for key, sign in zip(keys, signs, strict=True)]
+    return np.asarray(data.to_uint8(jnp.concatenate(parts)))
+
+
+def of_modes(train, test):
+    return Source("modes", train, test, None, None, None, "0" * 16)
+
+
+def test_what_is_compared_does_not_depend_on_the_order_of_the_files(key):
+    # the reference and the generated images lie one class after the other; 250 of 1200 are compared
+    ordered, generated = modes(-1, 0, 1, n=400), modes(1, -1, 0, n=400, seed=4)
+    shuffled = np.random.default_rng(0).permutation(ordered)
+    values = {}
+    for name, real in {"ordered": ordered, "shuffled": shuffled}.items():
+        sources = {"test": of_modes(ordered[::40], real), "train": of_modes(real, ordered[::40])}
+        for reference, source in sources.items():
+            records = evaluation.evaluate_generation(
+                method(), STATE, source, key, 1200, features=PIXELS, protocol={}, images=generated, most_compared=250,
+                reference=reference,
+            )  # fmt: skip
+            found = {record.metric: record for record in records}
+            values[name, reference] = [found[m].value for m in ("precision", "recall")]
+            distance = found["kernel_distance"]
+            assert distance.protocol["n_compared"] == 250
+            # its deviation is 0.02; of one class against another it would be 3
+            assert abs(distance.value) < 0.15
+            # some 0.88, deviation 0.025; of one class against another 0
+            assert min(values[name, reference]) > 0.75
+    np.testing.assert_allclose(values["ordered", "test"], values["shuffled", "test"], atol=0.15)
+    # fewer images generated than there are real ones: a random part of these is compared
+    few = evaluation.evaluate_generation(
+        method(), STATE, of_modes(ordered[::40], ordered), key, 240, features=PIXELS, protocol={}, images=generated[::5]
+    )
+    assert min(record.value for record in few if record.metric in ("precision", "recall")) > 0.75
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_records_of_a_model_that_has_some_of_the_modes(key, share):
+    # all that it makes is like the data, and it makes 1/3 or 2/3 of them
+    real, images = modes(-1, 0, 1, n=300), modes(-1, 0, 1, n=300, seed=4)[: 300 * share]
+    records = evaluation.evaluate_generation(
+        method(), STATE, of_modes(real, real), key, 300 * share, features=PIXELS, protocol={}, images=images
+    )
+    found = {record.metric: record.value for record in records}
+    assert found["precision"] > 0.75
+    assert 0.6 * share / 3 < found["recall"] < share / 3 + 0.05
+
+
 def test_only_inceptions_distance_is_called_fid(key, tmp_path, monkeypatch):
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path))
     space = PIXELS._replace(declaration={"feature_space": "Inception"}, logits=lambda x: np.eye(3)[x[:, 0, 0, 0] % 3])
@@ -184,12 +235,42 @@ def test_reconstruction_of_a_part_batch_counts_each_image_once(key):
     assert record.value == pytest.approx(expected, rel=1e-6)
 
 
+def test_structural_similarity_of_reconstructions(key):
+    images = np.random.default_rng(1).integers(0, 256, (6, 12, 13, 3), dtype=np.uint8)
+    darker = method(reconstruct=lambda key, state, x: 0.5 * x - 0.25)
+    source = Source("noise", images[:2], images[2:], None, None, None, "")
+    records = evaluation.evaluate_reconstruction(darker, STATE, source, key, protocol={}, batch_size=3)
+    found = {record.metric: record.value for record in records}
+    levels = np.asarray(data.to_uint8(0.5 * to_float(images[2:]) - 0.25))
+    expected = evaluation.ssim(levels, images[2:], data_range=255).mean()
+    assert found["reconstruction_ssim"] == pytest.approx(expected, rel=1e-6)
+    assert 0.3 < expected < 0.95
+    error = np.square(levels.astype(float) - images[2:]).mean()
+    assert found["reconstruction_psnr"] == pytest.approx(10 * np.log10(255**2 / error), rel=1e-6)
+
+
 def test_scores_average_over_equal_batches(key):
     images = source(50, 40)
     mean, size = evaluation.evaluate_scores(method(), STATE, images, key, protocol=PROTOCOL, batch_size=14)
     assert (mean.metric, size.metric) == ("score_mean", "score_size")
     assert (size.value, size.n, mean.n) == (13.0, 39, 39)  # 3 batches of 13 rather than 2 of 14 and one of 12
-    assert mean.value == pytest.approx(float(to_float(images.test[:39]).mean()), rel=1e-5)
+    levels = images.test[data.permutation(0, 0, 40)[:39]]
+    assert mean.value == pytest.approx(float(to_float(levels).mean()), rel=1e-5)
+
+
+def test_a_batch_of_scores_is_of_all_classes(key):
+    # each class alone has the deviation σ, all three together sqrt(σ² + 1/6)
+    spread = method(scores=lambda key, state, batch: {"spread": batch.std()})
+    images = of_modes(modes(0, n=10), modes(-1, 0, 1, n=100))
+    (record,) = evaluation.evaluate_scores(spread, STATE, images, key, protocol={}, batch_size=100)
+    assert record.value == pytest.approx(np.sqrt(SIGMA**2 + 1 / 6), rel=0.1)
+
+
+def test_a_batch_has_its_own_key(key):
+    drawn = method(scores=lambda key, state, batch: {"draw": jax.random.normal(key)})
+    (record,) = evaluation.evaluate_scores(drawn, STATE, source(50, 40), key, protocol={}, batch_size=14)
+    expected = np.mean([jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)])
+    assert record.value == pytest.approx(expected, rel=1e-5)
 
 
 # outliers
@@ -232,6 +313,33 @@ def test_energies_of_outliers(key, tmp_path):
     assert evaluation.auroc(inside, outside) == values["auroc_interpolation"].value
     with np.load(tmp_path / "openood-raw-step00000007/data_brighter.npz") as file:
         assert (file["label"] == -1).sum() == 200
+
+
+def test_the_baselines_know_training_images_only(key):
+    # training images are dark, test images bright: by brightness these, not the dark outliers, are the outliers
+    dark, bright = (np.random.default_rng(i).integers(*levels, (60, 4, 4, 1), dtype=np.uint8) for i, levels in
+                    enumerate([(0, 100), (150, 256)]))  # fmt: skip
+    others = {"dark": np.random.default_rng(2).integers(0, 100, (60, 4, 4, 1), dtype=np.uint8)}
+    records = evaluation.evaluate_ood(
+        method(), STATE, Source("two", dark, bright, None, None, None, ""), key, protocol={}, others=others
+    )
+    values = {record.metric: record.protocol for record in records}
+    assert values["auroc_dark"]["auroc_of_channel_statistics"] == 0.0
+
+
+def test_the_scores_that_histograms_are_drawn_of(key, tmp_path):
+    # each set has its own level: energies say which images were scored
+    images = {name: np.full((30, *SHAPE), level, np.uint8) for name, level in
+              {"train": 10, "test": 20, "samples": 30, "other": 40}.items()}  # fmt: skip
+    given = Source("levels", images["train"], images["test"], None, None, None, "")
+    evaluation.evaluate_ood(
+        method(), STATE, given, key, protocol={}, others={"other": images["other"]}, directory=tmp_path,
+        generated=np.concatenate([images["samples"]] * 2),
+    )  # fmt: skip
+    with np.load(tmp_path / "ood_scores.npz") as file:
+        for name, level in {"in": 20, "samples": 30, "other": 40}.items():
+            np.testing.assert_allclose(file[f"energy/{name}"], level / 127.5 - 1, rtol=1e-5)
+            assert len(file[f"energy/{name}"]) == 30
 
 
 def test_an_energy_with_the_sign_wrong_shows(key):
@@ -301,6 +409,38 @@ def test_a_long_run_follows_the_law_of_its_chains(key):
         np.testing.assert_allclose(position, start * a ** (i * steps), rtol=1e-5)
     energies = np.square(start).sum((1, 2, 3)).mean() / (2 * s2) * a ** (2 * steps * np.arange(1, 5))
     np.testing.assert_allclose(run.energies, energies, rtol=1e-4)
+
+
+def test_the_records_of_a_long_run_are_of_the_steps_that_they_name(key):
+    from jebm.evaluation import long_run
+
+    # without noise each step multiplies an image by a: energies and gradients say after how many steps they were taken
+    a, steps, multiples = 0.98, 2, (1, 3, 10)
+    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / 2)
+    chain = TrainingChain(steps, 1 - a, 0.0)
+    records, run = long_run.evaluate_long_run(
+        quadratic, STATE, source(50, 400), key, chain=chain, features=PIXELS, protocol={}, multiples=multiples
+    )
+    start = run.positions[0] / a**steps
+    values = {record.metric: record for record in records}
+    for m in multiples:
+        end = start * a ** (m * steps)
+        norms = np.sqrt(np.square(end).sum((1, 2, 3)))
+        assert values[f"long_run_energy_{m}x"].value == pytest.approx(np.square(norms).mean() / 2, rel=1e-4)
+        # the gradient is that of the last step, before it
+        assert values[f"long_run_gradient_norm_{m}x"].value == pytest.approx(norms.mean() / a, rel=1e-4)
+        # two images are sqrt(2 · 6) σ apart; 400 of them tell that to some 3 %, and the 256 levels round
+        moved = np.sqrt(np.square(end - start).sum((1, 2, 3)).mean()) / np.sqrt(12 * SIGMA**2)
+        assert values[f"long_run_feature_drift_{m}x"].value == pytest.approx(moved, rel=0.15, abs=0.01)
+        assert values[f"long_run_energy_{m}x"].protocol["chain_steps"] == m * steps
+
+
+def test_the_unit_of_drift_is_between_images_of_any_two_classes():
+    from jebm.evaluation.long_run import _distance_between
+
+    # of one class two images are σ sqrt(12) apart, of any two E = 12 σ² + 6 · 2 · 1/6 squared
+    found = _distance_between(modes(-1, 0, 1, n=300), PIXELS)
+    assert found == pytest.approx(np.sqrt(12 * SIGMA**2 + 2), rel=0.15)
 
 
 def test_records_of_a_long_run(key):

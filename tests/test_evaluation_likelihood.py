@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jebm import evaluation
 from jebm.data import Source, to_float
@@ -106,6 +107,65 @@ def test_a_boltzmann_machine_by_enumeration():
     assert abs(relative.mean() - 1) < 5 * relative.std() / np.sqrt(500) < 0.4
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("steps_per_level", [1, 3])
+def test_mean_weights_are_exact_with_two_levels(steps_per_level, seed):
+    # unbiased at any number of levels: with two, a gap taken a step too late or a level too far is far off
+    mean, precision, size = jnp.array([0.7]), jnp.array([[2.0]]), 8000
+    energy, base, steps = bind(gaussian, mean, precision), ais.Base((1,), scale=1.5), jnp.array([0.3, 0.2])
+    log_z = 0.5 * np.log(2 * np.pi / 2.0)
+    start_key, forward_key, reverse_key = jax.random.split(jax.random.key(seed), 3)
+    exact = mean + jax.random.normal(start_key, (size, 1)) / jnp.sqrt(2.0)
+    given = {"steps_per_level": steps_per_level}
+    forward = ais.forward_weights(forward_key, energy, base, steps, num_chains=size, **given).log_weights - log_z
+    reverse = log_z - ais.reverse_weights(reverse_key, energy, base, steps, exact, **given).log_weights
+    for relative in (np.exp(forward), np.exp(reverse)):
+        error = relative.std() / np.sqrt(size)
+        assert error < 0.03
+        assert abs(relative.mean() - 1) < 5 * error
+
+
+def test_the_base_laws():
+    x = jnp.array([[0.4, -1.2], [0.1, 0.3]])
+    normal, box = ais.Base((2, 2), scale=1.5), ais.Base((2, 2), "uniform", 1.5)
+    expected = -scipy.stats.norm.logpdf(np.asarray(x, float), scale=1.5).sum()
+    assert float(normal.energy(x)) == pytest.approx(expected, rel=1e-6)
+    assert float(box.energy(x)) == pytest.approx(4 * np.log(3.0), rel=1e-6)
+    assert float(box.energy(x.at[1, 1].set(-1.6))) == np.inf
+    draws = np.asarray(jax.vmap(box.sample)(jax.random.split(jax.random.key(0), 500)))
+    assert draws.shape == (500, 2, 2)
+    assert scipy.stats.kstest(draws.ravel(), scipy.stats.uniform(-1.5, 3).cdf).pvalue > 1e-6
+    draws = np.asarray(jax.vmap(normal.sample)(jax.random.split(jax.random.key(1), 500)))
+    assert scipy.stats.kstest(draws.ravel(), scipy.stats.norm(scale=1.5).cdf).pvalue > 1e-6
+
+
+def test_equilibration_reaches_the_law_within_the_box():
+    # E = 2 x on [-1, 1]: the distribution function is (1 - e^{-2 (x + 1)}) / (1 - e^{-4})
+    start = jnp.full((2000, 1), 0.9)
+    energy = lambda x: 2 * jnp.sum(x)  # noqa: E731
+    ends = ais.equilibrate(jax.random.key(0), energy, ais.Base((1,), "uniform"), jnp.asarray(0.2), start, 60)
+    law = lambda x: (1 - np.exp(-2 * (x + 1))) / (1 - np.exp(-4))  # noqa: E731
+    assert scipy.stats.kstest(np.asarray(ends, float).ravel(), law).pvalue > 1e-6
+
+
+def test_tuned_steps_are_accepted_as_often_as_wanted():
+    base = ais.Base((3,), scale=1.5)
+    steps = ais.tune_steps(jax.random.key(3), GAUSSIAN, base, num_levels=40, num_chains=64, rounds=10)
+    found = ais.forward_weights(jax.random.key(4), GAUSSIAN, base, steps, num_chains=1000)
+    assert steps.shape == (40,)
+    assert found.acceptance == pytest.approx(ais.TARGET_ACCEPTANCE, abs=0.08)
+
+
+def test_the_bracket_by_hand():
+    forward, reverse = np.array([0.0, np.log(3.0)]), np.array([2.0, 4.0, 6.0])
+    found = ais.bracket(forward, reverse)
+    assert found.lower == pytest.approx(np.log(3) / 2)
+    assert found.lower_error == pytest.approx(np.log(3) / np.sqrt(2) / np.sqrt(2))
+    assert (found.upper, found.upper_error) == (4.0, pytest.approx(2 / np.sqrt(3)))
+    assert found.estimate == pytest.approx(np.log(2.0))  # of the mean weight (1 + 3) / 2
+    assert found.effective_samples == pytest.approx(16 / 10)
+
+
 def test_weights_that_bound_nothing():
     good = np.zeros(3)
     with pytest.raises(ValueError, match="reverse: 1 of 3 log weights"):
@@ -133,6 +193,9 @@ def test_bits_per_dimension_of_a_product_law(key):
     mean = k * (test / 127.5 - 1).sum((1, 2, 3)).mean()
     bits = (mean + log_z) / (2 * np.log(2)) + np.log2(127.5)
     assert values["bits_per_dimension_lower"] - 0.25 < bits < values["bits_per_dimension_upper"] + 0.25
+    for side in ("lower", "upper"):  # each bound by its formula, to the last digits
+        expected = (mean + values[f"log_partition_{side}"]) / (2 * np.log(2)) + np.log2(127.5)
+        assert values[f"bits_per_dimension_{side}"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_upper_bound_where_no_chain_found_the_data(key):

@@ -9,6 +9,7 @@ import pytest
 
 import jebm
 from jebm import data
+from jebm.evaluation.cache import cache_directory, write_arrays
 from jebm.evaluation.records import Record, read_all, read_record, run_protocol, write_record
 
 
@@ -77,6 +78,33 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
         write_record(tmp_path, Record("auroc", 0.75, 3, {}))
     assert os.listdir(tmp_path) == [path.name]
     assert read_record(path).value == 0.5
+
+
+def test_arrays_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "x.npz"
+    write_arrays(path, {"x": np.arange(3)})
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_arrays(path, {"x": np.arange(4)})
+    assert os.listdir(path.parent) == ["x.npz"]
+    with np.load(path) as file:
+        assert file["x"].tolist() == [0, 1, 2]
+
+
+def test_where_the_cache_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("JEBM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_directory() == tmp_path / "home/.cache/jebm"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg/jebm"
+    monkeypatch.setenv("JEBM_CACHE", "~/own")
+    assert cache_directory() == tmp_path / "home/own"
 
 
 @pytest.mark.parametrize(

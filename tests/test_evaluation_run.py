@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import shutil
-from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_families
+import toy_family
 
 from jebm import cli, data, evaluation, methods, runs
 from jebm.config import Config
@@ -14,43 +17,70 @@ from jebm.evaluation import inception
 from jebm.evaluation.of_run import choose_features, with_weights
 
 
-class Average(NamedTuple):
-    params: str = "raw"
-    average: str = "mean"
-    vae: str = "raw vae"
-    vae_average: str = "mean vae"
+def a_run(config, state=None):
+    config = Config(method=config)
+    return runs.Run(runs.RunDirectory(None), config, runs.build(config), state, 3, {})  # type: ignore[arg-type]
 
 
-class Plain(NamedTuple):
-    params: str = "raw"
+# what training changes and generation may not read where averages are used, and where these averages are
+RAW = {
+    "denoising_ebm": {"params": "average"}, "ec_flow": {"flow": "average"}, "ec_gan": {"generator": "average"},
+    "ec_vae": {"vae": "vae_average"}, "hat_autoencoder": {"params": "average"},
+    "hat_ebm": {"energy": "energy_average", "generator": "generator_average"},
+}  # fmt: skip
 
 
-@pytest.fixture
-def run():
-    config = Config(method=methods.ECVAEConfig())
-    return runs.Run(runs.RunDirectory(None), config, None, Average(), 3, {})  # type: ignore[arg-type]
+def test_every_family_is_looked_at():
+    assert set(RAW) == set(tiny_families.CONFIGS) == set(methods.FAMILIES) - {"toy"}
 
 
-def test_raw_weights_take_the_place_of_averages(run):
-    assert with_weights(run, None) == (run, "ema")
-    raw, name = with_weights(run, "raw")
-    assert name == "raw"
-    assert raw.state == Average(average="raw", vae_average="raw vae")
-    assert run.state == Average()
-    plain = dataclasses.replace(run, state=Plain())
-    assert with_weights(plain, None) == (plain, "raw")
+@pytest.mark.parametrize("name", RAW)
+def test_raw_weights_or_their_average(name):
+    run = a_run(tiny_families.CONFIGS[name])
+    state = jax.jit(run.method.init)(jax.random.key(0), tiny_families.IMAGES)
+    averages = set(RAW[name].values())
+    # raw weights as they begin, averages elsewhere; then the raw ones moved, then the averages
+    start = state._replace(**{field: tiny_families.away_from_the_start(getattr(state, field)) for field in averages})
+    raw_moved = start._replace(**{
+        field: {**old, "params": tiny_families.away_from_the_start(old["params"])} if "batch_stats" in old
+        else tiny_families.away_from_the_start(old)
+        for field, old in ((field, getattr(start, field)) for field in RAW[name])
+    })  # fmt: skip
+    average_moved = start._replace(**{
+        field: tiny_families.away_from_the_start(getattr(start, field)) for field in averages
+    })
+
+    def looks(weights):
+        chosen, used = with_weights(dataclasses.replace(run, state=start), weights)
+        assert used == weights
+        method = chosen.method
+
+        @jax.jit
+        def look(state):
+            rebuilt = with_weights(dataclasses.replace(run, state=state), weights)[0].state
+            images = method.generate(jax.random.key(1), rebuilt, 2)
+            return images, method.energy(rebuilt, tiny_families.IMAGES[:2])
+
+        return [look(state) for state in (start, raw_moved, average_moved)]
+
+    different = lambda a, b: max(float(jnp.abs(x - y).max()) for x, y in zip(a, b, strict=True)) > 1e-6  # noqa: E731
+    at_start, raw, average = looks("raw")
+    assert different(at_start, raw)
+    assert not different(at_start, average)
+    at_start, raw, average = looks("ema")
+    assert not different(at_start, raw)
+    assert different(at_start, average)
+
+
+def test_which_weights_are_meant_if_none_are_named():
+    vae = a_run(tiny_families.CONFIGS["ec_vae"])
+    assert with_weights(vae, None) == (vae, "ema")
+    hat = a_run(tiny_families.CONFIGS["hat_autoencoder"])
+    assert with_weights(hat, None) == (hat, "raw")
+    plain = a_run(toy_family.ToyConfig())
+    assert with_weights(plain, None) == with_weights(plain, "raw") == (plain, "raw")
     with pytest.raises(ValueError, match="keeps no moving average"):
         with_weights(plain, "ema")
-
-
-def test_a_family_that_names_its_weights(run):
-    config = Config(method=methods.HatAutoencoderConfig())
-    hat = dataclasses.replace(run, config=config, method=runs.build(config))
-    assert with_weights(hat, None)[1] == "raw"
-    assert with_weights(hat, "raw")[0] is hat
-    changed, name = with_weights(hat, "ema")
-    assert (name, changed.config.method.weights) == ("ema", "average")
-    assert changed.state == Average()
 
 
 def test_without_weights_the_user_is_told(tmp_path, monkeypatch):

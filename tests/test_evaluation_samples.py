@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jebm.data import permutation
 from jebm.evaluation.features import Features
 from jebm.evaluation.fidelity import psnr, ssim
 from jebm.evaluation.frechet import statistics
@@ -74,6 +75,31 @@ def test_a_model_of_one_mode_is_precise_and_recalls_half():
     assert 0.45 < recall <= 0.5
 
 
+def inside_by_brute_force(centres, points, k):
+    """Plainly: a point is inside if some centre is no farther than that centre's k-th nearest other centre."""
+    between = np.sqrt(np.square(centres[:, None] - centres[None]).sum(-1))
+    np.fill_diagonal(between, np.inf)  # a centre is not its own neighbour
+    radii = np.sort(between, 1)[:, k - 1]
+    return (np.sqrt(np.square(points[:, None] - centres[None]).sum(-1)) <= radii).any(1).mean()
+
+
+@pytest.mark.parametrize("neighbours", [1, 5])
+def test_precision_and_recall_beyond_one_block(neighbours):
+    # far from the origin, with gaps; each set has its first thousand elsewhere than the rest
+    random = np.random.default_rng(8)
+    shift = np.repeat([0.0, 9.0], [1000, 300])[:, None]
+    real = 50 + shift + random.normal(0, 1, (1300, 2)) * random.uniform(0.1, 2, (1300, 1))
+    generated = 50 + shift[:1250] + random.normal([0.5, 0], 1, (1250, 2)) * random.uniform(0.1, 2, (1250, 1))
+    expected = (
+        inside_by_brute_force(real, generated, neighbours), inside_by_brute_force(generated, real, neighbours)
+    )  # fmt: skip
+    assert precision_recall(real, generated, neighbours=neighbours) == pytest.approx(expected, abs=1e-12)
+    assert expected[0] != expected[1]
+    # the next neighbour, the first block alone: other numbers
+    assert expected != (inside_by_brute_force(real, generated, neighbours + 1), expected[1])
+    assert expected != (inside_by_brute_force(real[:1000], generated, neighbours), expected[1])
+
+
 # a classifier's score
 
 
@@ -141,15 +167,18 @@ def test_a_set_of_features_in_chunks(monkeypatch):
     from jebm.evaluation import reference
 
     monkeypatch.setattr(reference, "CHUNK", 4)
-    monkeypatch.setattr(reference, "MOST_KEPT", 30)
     images = np.random.default_rng(6).integers(0, 256, (43, 2, 3, 1), dtype=np.uint8)
     space = Space()
-    found = feature_set(images, space.features)
+    found = feature_set(images, space.features, most_kept=30)
     whole = statistics(images[:, 0, :, 0].astype(float))
     assert [part.n for part in found.parts] == [11, 11, 11, 10]
     np.testing.assert_allclose(found.statistics.covariance, whole.covariance, rtol=1e-12)
-    np.testing.assert_array_equal(found.kept, images[:30, 0, :, 0])
-    assert space.seen == 43
+    # the kept ones are a random choice in a random order, each the features of its own image
+    np.testing.assert_array_equal(found.kept, images[permutation(0, 0, 43)[:30], 0, :, 0])
+    np.testing.assert_array_equal(
+        feature_set(images, space.features, most_kept=50).kept, images[permutation(0, 0, 43), 0, :, 0]
+    )
+    assert space.seen == 2 * 43
     with pytest.raises(ValueError, match="7 images; statistics need at least 8"):
         feature_set(images[:7], space.features)
 
@@ -171,4 +200,5 @@ def test_statistics_are_computed_once(tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:100])
     assert feature_set(images, space.features, cache=True).sha256 == first.sha256
     assert space.seen == 43 + 42 + 43 + 43
+    assert len(feature_set(images, space.features, most_kept=9, cache=True).kept) == 9  # another file, too
     assert feature_set(images[1:], space.features).sha256 != first.sha256

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,29 @@ def case_of(name):
     return Case(operator, y, a, np.linalg.pinv(a), np.eye(16) - np.linalg.pinv(a) @ a)
 
 
+def test_the_latent_chain_is_at_its_temperature():
+    case = case_of("mask")
+    config = dataclasses.replace(CONFIG, temperature=0.5)
+    latents = run(case, config).latents[0]
+    accept(gaussian_test(latents, *latent_law(case, config)))
+    reject(gaussian_test(latents, *latent_law(case, CONFIG)))
+
+
+def test_the_potential_of_a_noisy_measurement_by_value():
+    case = case_of("matrix")
+    config = dataclasses.replace(CONFIG, noise_std=0.3, likelihood_std=None)
+    z = np.array([0.4, -1.1, 0.7])
+    x = WEIGHTS @ z + OFFSET
+    expected = (
+        0.5 * z @ z + 0.7 * 0.5 * PRECISION @ (x - MEAN) ** 2
+        + np.square(case.a @ x - case.y.ravel()).sum() / (2 * 0.3**2)
+    )  # fmt: skip
+    potential = restoration.latent_potential(PRIOR, case.operator, jnp.asarray(case.y), config)
+    assert float(potential(jnp.asarray(z, jnp.float32))) == pytest.approx(expected, rel=1e-4)
+    assert RestorationConfig().deviation == 0.1
+    assert RestorationConfig(noise_std=0.3, likelihood_std=0.6).deviation == 0.6
+
+
 MUTANTS = {
     "no prior on z": lambda prior, operator, y, weight, deviation, z: TRUE(prior, operator, y, weight, deviation, z)
     - energies.standard_normal(z),
@@ -175,6 +199,15 @@ def test_the_refinement_is_langevin_in_the_null_space(case):
     np.testing.assert_allclose(x @ case.a.T, np.tile(case.y.ravel(), (4096, 1)), atol=1e-5)
     other = null_law(case, dataclasses.replace(REFINED, temperature=0.6))[2]
     reject(gaussian_test((x - start) @ basis, *other))
+
+
+def test_the_refinement_has_an_energy_of_its_own():
+    case, config = case_of("mask"), dataclasses.replace(REFINED, restarts=3)
+    measured = jnp.asarray(case.y)[None]
+    own = Prior(None, lambda x: jnp.sum(x) ** 4, jnp.zeros(SHAPE), quadratic)
+    found = restoration.restore(jax.random.key(8), own, case.operator, measured, config)
+    np.testing.assert_allclose(found.samples[0].reshape(-1, 16), refine(case, config), atol=1e-5)
+    np.testing.assert_allclose(found.potential[0], np.sum(found.samples[0], (1, 2, 3)) ** 4, rtol=1e-3)
 
 
 def test_noisy_measurements_are_refined_under_their_likelihood():
@@ -324,9 +357,32 @@ def test_batches_bound_the_memory_and_change_no_draw():
     parts = restoration.restore(
         jax.random.key(3), PRIOR, case.operator, y, config, batch_size=2, progress=told.append
     )
-    assert told == [2, 1]
+    assert told == [0, 2, 1]
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_progress_is_told_of_what_is_there(monkeypatch):
+    """Dispatch returns before anything is computed: a slow program must not have been told of as done."""
+    log, inner = [], sampler._restore
+
+    def slow(*given):
+        restored = inner(*given)
+        slept = lambda x: (time.sleep(0.2), log.append("computed"), x)[2]  # noqa: E731
+        return jax.jit(lambda r: jax.tree.map(lambda a: jax.pure_callback(slept, a, a), r))(restored)
+
+    monkeypatch.setattr(sampler, "_restore", slow)
+    case, config = case_of("mask"), RestorationConfig(restarts=2, descent_steps=1, num_steps=1)
+    restoration.restore(
+        jax.random.key(3), PRIOR, case.operator, jnp.stack([case.y] * 2), config, batch_size=1, progress=log.append
+    )
+    leaves = ["computed"] * len(restoration.Restored._fields)
+    assert log == [0, *leaves, 1, *leaves, 1]
+
+
+def test_nothing_to_restore():
+    with pytest.raises(ValueError, match="no measurements to restore"):
+        restoration.restore(jax.random.key(0), PRIOR, OPERATORS["pooling"], jnp.zeros((0, 2, 2, 1)))
 
 
 def test_measurements_of_another_shape():
@@ -340,6 +396,21 @@ def test_without_a_generator_and_without_a_refinement_nothing_would_be_restored(
     prior = PRIOR._replace(generator=None)
     with pytest.raises(ValueError, match="no generator, so refinement_steps=0 restores nothing"):
         restoration.restore(jax.random.key(0), prior, OPERATORS["pooling"], jnp.zeros((1, 2, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"estimate": "x"}, "estimate='x': there are best, mean"),
+        ({"restarts": 1.5}, "restarts=1.5: give a whole number"),
+        ({"num_steps": 1e3}, "num_steps=1000.0: give a whole number"),
+        ({"descent_steps": True}, "descent_steps=True: give a whole number"),
+        ({"refinement_steps": "9"}, "refinement_steps='9': give a whole number"),
+    ],
+)
+def test_settings_that_are_none(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RestorationConfig(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"restarts": 0}, {"likelihood_std": 0.0}, {"noise_std": -1.0}, {"step_size": 0.0}])

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,41 @@ def test_arrays_with_their_originals(restore, cheap_prior, digits, tmp_path):
     assert (scores["settings"]["restarts"], scores["settings"]["estimate"]) == (2, "mean")
     assert {"psnr", "ssim", "consistency_error", "psnr_pseudo_inverse"} <= set(scores)
     assert max(scores["consistency_error"]) < 0.02
+
+
+def test_what_is_degraded_has_the_noise_that_it_says(restore, cheap_prior, digits, tmp_path, monkeypatch):
+    given, inner = [], tasks.restore
+
+    def noting(key, prior, operator, y, config, **settings):
+        given.append((y, config, operator))
+        return inner(key, prior, operator, y, config, **settings)
+
+    monkeypatch.setattr(tasks, "restore", noting)
+    np.savez("many.npz", x=load("digits").test[:64])
+    arguments = ["--task", "superres", "--degrade", "--input", "many.npz", "--out", "out.npz"]
+    assert restore(*arguments, "--noise", "0.3")[0] == 0
+    assert restore(*arguments)[0] == 0
+    (noisy, config, operator), (exact, none, _) = given
+    np.testing.assert_array_equal(exact, jax.vmap(operator.apply)(images.from_uint8(load("digits").test[:64])))
+    assert (config.noise_std, none.noise_std) == (0.3, 0.0)
+    noise = np.asarray(noisy - exact)
+    assert noise.std() == pytest.approx(0.3, abs=5 * 0.3 / np.sqrt(2 * noise.size))
+    assert abs(noise.mean()) < 5 * 0.3 / np.sqrt(noise.size)
+    # what stands in the missing pixels of a damaged picture is not looked at
+    assert restore("--task", "inpaint", "--input", "many.npz", "--out", "out.npz")[0] == 0
+    np.testing.assert_array_equal(given[-1][0][:, 2:6, 2:6], 0)
+
+
+def test_the_prior_of_a_run(loaded):
+    prior, state = tasks.prior_of(loaded), loaded.state
+    x = images.from_uint8(load("digits").test[:2])
+    energy = loaded.method.energy(state, x)
+    np.testing.assert_allclose([prior.refinement_energy(one) for one in x], energy, rtol=1e-5)
+    # E of the latent chain is the same in units of its own spread over what the generator makes
+    ratio = (prior.energy(x[0]) - prior.energy(x[1])) / (energy[0] - energy[1])
+    made = jax.lax.map(prior.generator, jax.random.normal(jax.random.key(4), (64, *prior.latent.shape)))
+    spread = float(jnp.std(loaded.method.energy(state, made)))
+    assert float(ratio) == pytest.approx(1 / spread, rel=0.6)  # two deviations of 64 numbers, of any law
 
 
 def test_one_picture_and_a_mask_of_its_own(restore, cheap_prior, digits, tmp_path):

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.ndimage
+import scipy.signal
 from PIL import Image
 
 from jebm import restoration
+from jebm.losses import ssim as ssim_loss
 from jebm.restoration import Colorization, Inpainting, Matrix, WalshHadamard, compose
+from jebm.restoration.tasks import Task, measure, read_mask
 
 SIZE, CHANNELS = 16, 3
 SHAPE = (SIZE, SIZE, CHANNELS)
@@ -133,6 +136,23 @@ def test_blur_is_convolution_with_zeros_outside(rows, columns):
     np.testing.assert_allclose(operator.apply(IMAGE), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("deviation", "taps"), [(10.0, 5), (1.0, 9), (0.6, 3)])
+def test_the_gaussian_kernel_is_scipys(deviation, taps):
+    window = scipy.signal.windows.gaussian(taps, deviation)
+    np.testing.assert_allclose(restoration.gaussian_kernel(deviation, taps), window / window.sum(), rtol=1e-12)
+
+
+def test_masks_by_value():
+    known = np.ones((8, 8), bool)
+    known[2:6, 2:6] = False
+    np.testing.assert_array_equal(restoration.box_mask(8), known)
+    np.testing.assert_array_equal(restoration.box_mask(7, 3), np.pad(np.zeros((3, 3), bool), 2, constant_values=True))
+    random = restoration.random_mask(8, 0.25, seed=1)
+    assert (random.shape, random.sum()) == ((8, 8), 16)
+    assert (random != restoration.random_mask(8, 0.25, seed=2)).any()
+    np.testing.assert_array_equal(random, restoration.random_mask(8, 0.25, seed=1))
+
+
 def test_small_singular_values_are_cut_off_in_the_blur_too():
     full = restoration.operators._band(32, restoration.uniform_kernel())
     singular = np.linalg.svd(full, compute_uv=False)
@@ -179,6 +199,11 @@ def test_the_matrix_of_a_composition_is_the_composition():
         (lambda: WalshHadamard.of(12), "power of two, got 12"),
         (lambda: restoration.blur(8, np.ones(4) / 4), r"odd number of taps, got shape \(4,\)"),
         (lambda: compose([], SHAPE), "at least one operator"),
+        (lambda: restoration.gaussian_kernel(0.0), "deviation 0.0: it must be above 0 and finite"),
+        (lambda: restoration.gaussian_kernel(float("nan")), "deviation nan: it must be above 0"),
+        (lambda: restoration.gaussian_kernel(float("inf")), "deviation inf: it must be above 0"),
+        (lambda: restoration.gaussian_kernel(1.0, 4), "4 taps: a kernel has an odd number of them"),
+        (lambda: restoration.uniform_kernel(0), "0 taps: a kernel has an odd number of them"),
         (
             lambda: compose(
                 [restoration.blur(64, np.ones(3) / 3), Inpainting.of(restoration.box_mask(64))], (64, 64, 3)
@@ -190,3 +215,53 @@ def test_the_matrix_of_a_composition_is_the_composition():
 def test_mistakes(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+NAMED = {
+    "box": (Task("inpaint"), Inpainting.of(restoration.box_mask(SIZE))),
+    "random mask": (Task("inpaint", mask="random", seed=4), Inpainting.of(restoration.random_mask(SIZE, 0.5, 4))),
+    "few pixels": (Task("inpaint", mask="random", fraction=0.1), Inpainting.of(restoration.random_mask(SIZE, 0.1))),
+    "pooling": (Task("superres", factor=4), restoration.average_pooling(SIZE, 4)),
+    "bicubic": (Task("superres", downsampling="bicubic"), restoration.bicubic(SIZE, 2)),
+    "grey": (Task("colorize"), Colorization(3)),
+    "gaussian": (Task("deblur"), restoration.blur(SIZE, restoration.gaussian_kernel(10.0, 5))),
+    "uniform": (Task("deblur", kernel="uniform"), restoration.blur(SIZE, np.full(9, 1 / 9))),
+    "anisotropic": (Task("deblur", kernel="anisotropic"), OPERATORS["anisotropic blur"]),
+    "compressed": (Task("compressed", seed=3), WalshHadamard.of(SIZE, 0.25, 3)),
+    "less": (Task("compressed", fraction=0.1), WalshHadamard.of(SIZE, 0.1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_operator_of(name):
+    task, operator = NAMED[name]
+    x = jnp.asarray(RNG.uniform(-1, 1, SHAPE), jnp.float32)
+    np.testing.assert_array_equal(task.operator(SHAPE).apply(x), operator.apply(x))
+
+
+def test_a_mask_is_white_from_128_on(tmp_path):
+    pixels = np.full((4, 4), 127, np.uint8)
+    pixels[1, 2] = 128
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    assert np.argwhere(read_mask(tmp_path / "mask.png", 4)).tolist() == [[1, 2]]
+
+
+def test_what_is_measured_of_restored_images():
+    random = np.random.default_rng(0)
+    original, restored = (jnp.asarray(random.uniform(-1, 1, (3, 12, 12, 1)), jnp.float32) for _ in range(2))
+    operator = restoration.average_pooling(12, 2)
+    y = jax.vmap(operator.apply)(original)
+    found = measure(restoration.Restored(restored, None, None, None, None), operator, y, original)
+    blocks = lambda x: np.asarray(x).reshape(3, 6, 2, 6, 2, 1).mean((2, 4))  # noqa: E731
+    np.testing.assert_allclose(
+        found["consistency_error"], np.abs(blocks(restored) - blocks(original)).mean((1, 2, 3)), atol=1e-6
+    )
+    plain = np.repeat(np.repeat(blocks(original), 2, 1), 2, 2)
+    for name, x in {"": np.asarray(restored), "_pseudo_inverse": plain}.items():
+        error = np.square(x - np.asarray(original)).mean((1, 2, 3))
+        np.testing.assert_allclose(found[f"psnr{name}"], 10 * np.log10(4 / error), rtol=1e-5)
+        losses = [1 - ssim_loss(jnp.asarray(a), b) for a, b in zip(x, original, strict=True)]
+        np.testing.assert_allclose(found[f"ssim{name}"], losses, rtol=1e-5)
+    assert set(measure(restoration.Restored(restored, None, None, None, None), operator, y)) == {"consistency_error"}

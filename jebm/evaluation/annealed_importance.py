@@ -163,7 +163,7 @@ def _tuned(key: Array, energy: Partial, base: Base, num_levels: int, num_chains:
     def level(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], Array]:
         def one_round(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
             x, log_step = carry
-            keys = chain_keys(jax.random.fold_in(jax.random.fold_in(key, k), i), num_chains)
+            keys = chain_keys(jax.random.fold_in(jax.random.fold_in(walk_key, k), i), num_chains)
             walk = functools.partial(_walk, energy, base, k / num_levels, jnp.exp(log_step), 1)
             x, acceptance = jax.vmap(walk)(keys, x)
             return (x, log_step + acceptance.mean() - TARGET_ACCEPTANCE), None
@@ -171,7 +171,8 @@ def _tuned(key: Array, energy: Partial, base: Base, num_levels: int, num_chains:
         carry, _ = jax.lax.scan(one_round, carry, jnp.arange(rounds))
         return carry, carry[1]
 
-    x = jax.vmap(base.sample)(chain_keys(key, num_chains))
+    start_key, walk_key = jax.random.split(key)
+    x = jax.vmap(base.sample)(chain_keys(start_key, num_chains))
     start = (x, jnp.log(0.3 * base.scale**2) - jnp.log(x[0].size) / 3)  # MALA's step falls as d^(-1/3)
     return jnp.exp(jax.lax.scan(level, start, jnp.arange(1, num_levels + 1))[1])
 

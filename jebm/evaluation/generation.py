@@ -60,6 +60,7 @@ def evaluate_generation(
     batch_size: int = 256,
     evaluations_per_image: int | None = None,
     images: np.ndarray | None = None,
+    most_compared: int = MOST_KEPT,
 ) -> list[Record]:
     """Distances of ``n`` generated images to real ones, and what other real images get.
 
@@ -82,6 +83,7 @@ def evaluate_generation(
         batch_size: images generated at once.
         evaluations_per_image: network evaluations that one generated image costs, as far as the caller knows.
         images: uint8 [n, H, W, C], generated before; by default `generate_images` makes them.
+        most_compared: images of each set, drawn at random, that the kernel distance, precision and recall look at.
 
     Raises:
         ValueError: fewer than 20 images on a side, generated images that are not finite or of another size.
@@ -93,9 +95,9 @@ def evaluate_generation(
         images = generate_images(method, state, key, n, batch_size=batch_size)
     generation_time = time.perf_counter() - start
     real_images, others = (source.test, source.train) if reference == "test" else (source.train, source.test)
-    real = feature_set(real_images, features, cache=inception)
+    real = feature_set(real_images, features, most_kept=most_compared, cache=inception)
     target = real.statistics
-    fake = feature_set(images, features)
+    fake = feature_set(images, features, most_kept=most_compared)
     distance = frechet_distance(fake.statistics, target)
     common = {
         **protocol,
@@ -127,7 +129,7 @@ def evaluate_generation(
         records.append(record(f"{frechet}_infinity", limit, protocol={**generated, **how}))
 
     m = min(len(fake.kept), len(real.kept))
-    some = {**generated, "n_compared": m, "most_compared": MOST_KEPT}
+    some = {**generated, "n_compared": m, "most_compared": most_compared, "compared": "a random choice, seed 0"}
     kid = kernel_distance(fake.kept[:m], real.kept[:m])
     blocks = {"standard_error": kid.standard_error, "num_blocks": kid.num_blocks, "block_size": kid.block_size}
     records.append(record(kernel, kid.value, protocol={**some, "kernel": "(x · y / d + 1)^3", **blocks}))

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from jebm import mcmc
-from jebm.data import Source, to_uint8
+from jebm.data import Source, permutation, to_uint8
 from jebm.energy import bind
 from jebm.evaluation.features import Features
 from jebm.evaluation.records import Record, cost
@@ -24,6 +24,7 @@ __all__ = ["MULTIPLES", "LongRun", "energy_of", "evaluate_long_run", "long_chain
 
 MULTIPLES = (1, 10, 100, 1000)
 NUM_CHAINS = 32
+MOST_PAIRS = 500  # of test images, for the unit of the drift
 
 
 class LongRun(NamedTuple):
@@ -83,8 +84,8 @@ def evaluate_long_run(
     """Records ``long_run_energy_<m>x``, ``long_run_gradient_norm_<m>x``, ``long_run_feature_drift_<m>x``; the chains.
 
     The chains start at generated images. The drift is the root mean square distance between an image's features and
-    those of its start, in units of that between two test images: 0 is the same image, 1 an unrelated one. Images are
-    clipped to [-1, 1] for the features, not for the chains.
+    those of its start, in units of that between two test images, of up to 500 random pairs: 0 is the same image, 1 an
+    unrelated one. Images are clipped to [-1, 1] for the features, not for the chains.
 
     Raises:
         ValueError: chains whose energy, gradient or image is no longer finite.
@@ -94,8 +95,7 @@ def evaluate_long_run(
     first = jax.jit(lambda key, state: method.generate(key, state, NUM_CHAINS))(first_key, state)
     run = long_chains(method, state, chain_key, chain, first, multiples)
     at_start = features.function(np.asarray(to_uint8(first)))
-    some = features.function(source.test[: 2 * (len(source.test) // 2)][:1000]).astype(np.float64)
-    unit = np.sqrt(np.square(some[0::2] - some[1::2]).sum(1).mean())
+    unit = _distance_between(source.test, features)
     n = len(first)
     seconds = time.perf_counter() - start
     records = []
@@ -119,6 +119,13 @@ def evaluate_long_run(
         }
         records += [Record(f"long_run_{name}_{m}x", value, n, about) for name, value in values.items()]
     return records, run
+
+
+def _distance_between(images: np.ndarray, features: Features) -> float:
+    """The root mean square distance of two images' features, over disjoint random pairs."""
+    n = min(len(images) // 2, MOST_PAIRS)
+    pairs = features.function(images[permutation(0, 0, len(images))[: 2 * n]]).astype(np.float64)
+    return float(np.sqrt(np.square(pairs[:n] - pairs[n:]).sum(1).mean()))
 
 
 def energy_of(method: Method) -> Any:

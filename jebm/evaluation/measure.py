@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from jebm.data import Source, to_float, to_uint8
+from jebm.data import Source, permutation, to_float, to_uint8
 from jebm.energy import bind
 from jebm.evaluation import annealed_importance as ais
 from jebm.evaluation import ood
@@ -35,6 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 NUM_RESAMPLES = 500  # of the bootstrap
+
 
 def evaluate_reconstruction(
     method: Method,
@@ -92,8 +93,8 @@ def evaluate_scores(
 ) -> list[Record]:
     """The family's own ``method.scores``, averaged over test batches: a record ``score_<name>`` each.
 
-    A score is of a whole batch, so batches are of equal size, at most ``batch_size``, and the few images that
-    remain (fewer than there are batches) are left out.
+    A score is of a whole batch, so batches are of equal size, at most ``batch_size``, in a random order drawn once,
+    and the few images that remain (fewer than there are batches) are left out.
 
     Raises:
         ValueError: a score that is NaN or infinite.
@@ -101,13 +102,14 @@ def evaluate_scores(
     start = time.perf_counter()
     num_batches = -(-len(source.test) // batch_size)
     size = len(source.test) // num_batches
-    batches = source.test[: num_batches * size].reshape(num_batches, size, *source.image_shape)
+    # by a permutation: in the order of a file a batch may be of one class
+    rows = permutation(0, 0, len(source.test))[: num_batches * size].reshape(num_batches, size)
 
     @jax.jit
     def scores(key: Array, i: int, state: State, images: Array) -> Mapping[str, Array]:
         return method.scores(jax.random.fold_in(key, i), state, to_float(images))
 
-    values = [jax.device_get(scores(key, i, state, batch)) for i, batch in enumerate(batches)]
+    values = [jax.device_get(scores(key, i, state, source.test[chosen])) for i, chosen in enumerate(rows)]
     n = num_batches * size
     shared = {
         **protocol,

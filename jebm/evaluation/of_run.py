@@ -15,6 +15,7 @@ from jebm.evaluation import inception
 from jebm.evaluation.features import Features, source_features
 from jebm.evaluation.measure import DEFAULT_METRICS, evaluate
 from jebm.evaluation.records import Record, run_protocol, write_record
+from jebm.methods import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from jebm.runs import Run
@@ -112,8 +113,7 @@ def with_weights(run: "Run", weights: Weights | None) -> tuple["Run", Weights]:
     """The run with its raw weights or their moving average in use, and which these are.
 
     Where the method's configuration has a field ``weights`` it is set. Else the family always uses its averages, and
-    raw weights are put in their place in the state: fields ``average`` for ``params``, ``<name>_average`` for
-    ``<name>``.
+    raw weights are put in their place in the state, see `jebm.methods.Family`.
 
     Raises:
         ValueError: a family without averages, asked for them.
@@ -128,12 +128,12 @@ def with_weights(run: "Run", weights: Weights | None) -> tuple["Run", Weights]:
         changed = dataclasses.replace(method, weights="raw" if weights == "raw" else "average")
         config = dataclasses.replace(run.config, method=changed)
         return dataclasses.replace(run, config=config, method=build(config)), weights
-    averages = [name for name in run.state._fields if name == "average" or name.endswith("_average")]
+    averages = FAMILIES[family_of(method)].averages
     if not averages and weights == "ema":
         raise ValueError("this family keeps no moving average; leave --weights out, or give raw")
     if weights != "raw":
         return run, "ema" if averages else "raw"
-    raw = {name: getattr(run.state, name.removesuffix("_average").replace("average", "params")) for name in averages}
+    raw = {average: getattr(run.state, plain) for average, plain in averages}
     return dataclasses.replace(run, state=run.state._replace(**raw)), "raw"
 
 

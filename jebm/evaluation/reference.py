@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jebm.data import permutation
 from jebm.data.sources import fingerprint
 from jebm.evaluation.cache import cache_directory, write_arrays
 from jebm.evaluation.features import Features
@@ -24,7 +25,8 @@ class FeatureSet(NamedTuple):
 
     Attributes:
         parts: statistics of its four consecutive quarters.
-        kept: features of its first images, at most `MOST_KEPT` [n, d], float32.
+        kept: features of some of its images, at most `MOST_KEPT` by default [n, d], float32, in a random order that is
+            drawn once for all sets of that size: the first m of them are a random m, however the images are ordered.
     """
 
     parts: tuple[Statistics, ...]
@@ -42,12 +44,15 @@ class FeatureSet(NamedTuple):
         return hashlib.sha256(whole.mean.tobytes() + whole.covariance.tobytes()).hexdigest()
 
 
-def feature_set(images: np.ndarray, features: Features, *, cache: bool = False) -> FeatureSet:
-    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and `MOST_KEPT` features, whatever N is.
+def feature_set(
+    images: np.ndarray, features: Features, *, most_kept: int = MOST_KEPT, cache: bool = False
+) -> FeatureSet:
+    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and ``most_kept`` features, whatever N is.
 
     Args:
         images: at least 8.
         features: the space.
+        most_kept: how many features to keep.
         cache: look into the cache first and write into it. The file's name is a digest of the images and of the
             space's declaration; one that cannot be read is made anew.
 
@@ -56,7 +61,7 @@ def feature_set(images: np.ndarray, features: Features, *, cache: bool = False) 
     """
     if len(images) < 2 * NUM_PARTS:
         raise ValueError(f"{len(images)} images; statistics need at least {2 * NUM_PARTS}")
-    name = json.dumps([fingerprint(images), features.declaration, MOST_KEPT], sort_keys=True)
+    name = json.dumps([fingerprint(images), features.declaration, f"{most_kept} by permutation"], sort_keys=True)
     path = cache_directory() / "statistics" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
     if cache and path.is_file():
         try:
@@ -66,22 +71,27 @@ def feature_set(images: np.ndarray, features: Features, *, cache: bool = False) 
                 return FeatureSet(tuple(Statistics(int(n), m, c) for n, m, c in parts), file["kept"])
         except (OSError, KeyError, ValueError, zipfile.BadZipFile):
             pass  # a damaged file is written again
-    result = _measure(images, features)
+    result = _measure(images, features, most_kept)
     if cache:
         fields = {field: np.array([getattr(part, field) for part in result.parts]) for field in Statistics._fields}
         write_arrays(path, {**fields, "kept": result.kept})
     return result
 
 
-def _measure(images: np.ndarray, features: Features) -> FeatureSet:
-    parts, kept, num_kept = [], [], 0
+def _measure(images: np.ndarray, features: Features, most_kept: int) -> FeatureSet:
+    # by a permutation: files are often in the order of their classes
+    chosen = permutation(0, 0, len(images))[:most_kept]
+    place = np.full(len(images), -1)
+    place[chosen] = np.arange(len(chosen))
+    parts, kept = [], None
     for quarter in np.array_split(np.arange(len(images)), NUM_PARTS):
         chunks: list[Statistics] = []
         for rows in np.array_split(quarter, max(1, len(quarter) // CHUNK)):
             values = features.function(images[rows[0] : rows[-1] + 1])
             chunks = [merge([*chunks, statistics(values)])]
-            if num_kept < MOST_KEPT:
-                kept.append(values[: MOST_KEPT - num_kept])
-                num_kept += len(kept[-1])
+            kept = np.empty((len(chosen), values.shape[1]), values.dtype) if kept is None else kept
+            wanted = place[rows] >= 0
+            kept[place[rows[wanted]]] = values[wanted]
         parts += chunks
-    return FeatureSet(tuple(parts), np.concatenate(kept))
+    assert kept is not None
+    return FeatureSet(tuple(parts), kept)

@@ -47,18 +47,21 @@ class Family(NamedTuple):
         build: from a configuration to a `Method`.
         generator: ``(config, state) -> generator`` of one latent of law N(0, I), or None where that configuration has
             none: for a hat over it, and for restoration.
+        averages: which fields of its state hold moving averages, each with the field of the weights it averages, where
+            the family generates with the averages; empty where its configuration has a field ``weights`` to choose.
     """
 
     config_class: type
     build: Any
     generator: Any = lambda config, state: None  # noqa: E731
+    averages: tuple[tuple[str, str], ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
-    "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm, _denoising_ebm.generator_of),
-    "ec_flow": Family(ECFlowConfig, ec_flow, _ec_flow.generator_of),
-    "ec_gan": Family(ECGANConfig, ec_gan, _ec_gan.generator_of),
-    "ec_vae": Family(ECVAEConfig, ec_vae, _ec_vae.standing_decoder),
+    "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm, _denoising_ebm.generator_of, (("average", "params"),)),
+    "ec_flow": Family(ECFlowConfig, ec_flow, _ec_flow.generator_of, (("average", "flow"),)),
+    "ec_gan": Family(ECGANConfig, ec_gan, _ec_gan.generator_of, (("average", "generator"),)),
+    "ec_vae": Family(ECVAEConfig, ec_vae, _ec_vae.standing_decoder, (("vae_average", "vae"),)),
     "hat_autoencoder": Family(HatAutoencoderConfig, hat_autoencoder, _hat_autoencoder.decoder),
     "hat_ebm": Family(HatEBMConfig, hat_ebm, _hat_ebm.generator_of),
 }

@@ -158,7 +158,7 @@ class Examples(NamedTuple):
 def examples(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, x: Array) -> Examples:
     """Positives and negatives from a batch of clean images in [0, 1] [B, H, W, C]."""
     latent, ladder = config.semantic_chain == "latent", semantic_levels(config)
-    bank_key, level_key, noise_key, start_key, exchange_key, chain_key = jax.random.split(key, 6)
+    bank_key, level_key, noise_key, start_key, exchange_key, chain_key, latent_key = jax.random.split(key, 7)
     n, rows = x.shape[0], None
     levels = jax.random.randint(level_key, (n,), 0, len(ladder))
     if state.bank is not None:
@@ -178,7 +178,7 @@ def examples(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, x
     starts = jnp.where(wide(levels) == 0, from_noise, starts)
     if latent:
         noisy, starts = encode(config, state.params, noisy, sigmas), encode(config, state.params, starts, above)
-        random = jax.random.normal(jax.random.fold_in(start_key, 1), starts.shape)
+        random = jax.random.normal(latent_key, starts.shape)
         starts = jnp.where(levels[:, None] == 0, random, starts)
     ages = None
     if state.bank is not None and rows is not None:

@@ -266,13 +266,13 @@ def scores(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) 
     """``bits_per_dim`` of the images; ``calibration_gap`` as in `ec_vae`; ``inverse_lipschitz``: the largest
     singular value of ``∂F⁻¹/∂z`` at one latent, in logits.
     """  # fmt: skip
-    noise_key, chain_key, latent_key = jax.random.split(key, 3)
+    noise_key, chain_key, latent_key, point_key = jax.random.split(key, 4)
     generated = generate(config, latent_key, state, images.shape[0])
     head = energy_model(config).head(state.energy)
     distance = calibration.calibration_loss(
         calibration.calibrate(chain_key, head, generated, config.calibration), generated
     )
-    z = jax.random.normal(latent_key, (config.latent_size,))
+    z = jax.random.normal(point_key, (config.latent_size,))
     inverse = lambda z: network(config).apply({"params": state.average}, z[None], method="inverse")[0][0]  # noqa: E731
     return {
         "bits_per_dim": jnp.mean(bits_per_dimension(config, state.average, dequantized(noise_key, images))),

@@ -432,13 +432,15 @@ def energy(config: HatEBMConfig, state: HatEBMState, images: Array) -> Array:
 
 
 def scores(config: HatEBMConfig, base: Base, key: Array, state: HatEBMState, images: Array) -> Metrics:
-    """Held-out scores: mean H of samples, and of the generator alone, each minus mean H of data."""
-    alone = dataclasses.replace(config, test_chain=dataclasses.replace(config.test_chain, num_steps=0))
+    """Held-out scores: mean H of samples, and of the same chains' starts, each minus mean H of data."""
+    start_key, chain_key = jax.random.split(key)
+    hat, generator = networks_of(config, base, state)
+    z, y = starts(config, start_key, images.shape[0])
     mean = lambda x: energy(config, state, x).mean()  # noqa: E731
-    on_data, n = mean(images), images.shape[0]
+    ends = run_chains(chain_key, hat, generator, z, y, config.test_chain, config.temperature).image
     return {
-        "energy_gap": mean(generate(config, base, key, state, n)) - on_data,
-        "energy_gap_generator": mean(generate(alone, base, key, state, n)) - on_data,
+        "energy_gap": mean(ends) - mean(images),
+        "energy_gap_generator": mean(jax.vmap(generator)(z) + y) - mean(images),
     }
 
 

@@ -155,15 +155,32 @@ def _check_factor(size: int, factor: int) -> None:
 
 
 def uniform_kernel(taps: int = 9) -> np.ndarray:
-    """``taps`` equal weights that sum to 1."""
+    """``taps`` equal weights that sum to 1.
+
+    Raises:
+        ValueError: fewer than one tap, or an even number.
+    """
+    _check_taps(taps)
     return np.full(taps, 1.0 / taps)
 
 
 def gaussian_kernel(deviation: float, taps: int = 5) -> np.ndarray:
-    """Weights ``exp(-t²/(2 deviation²))`` at ``taps`` (odd) pixels round 0, their sum 1."""
+    """Weights ``exp(-t²/(2 deviation²))`` at ``taps`` (odd) pixels round 0, their sum 1.
+
+    Raises:
+        ValueError: a deviation that is not above 0 and finite, fewer than one tap, or an even number.
+    """
+    if not 0 < deviation < np.inf:
+        raise ValueError(f"deviation {deviation}: it must be above 0 and finite")
+    _check_taps(taps)
     distance = np.arange(taps) - taps // 2
     weights = np.exp(-(distance**2) / (2.0 * deviation**2))
     return weights / weights.sum()
+
+
+def _check_taps(taps: int) -> None:
+    if taps < 1 or taps % 2 != 1:
+        raise ValueError(f"{taps} taps: a kernel has an odd number of them, 1 or more")
 
 
 def blur(size: int, rows: np.ndarray, columns: np.ndarray | None = None) -> Separable:

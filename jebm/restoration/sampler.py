@@ -16,7 +16,7 @@ measurement is noisy, E in U is of G(z), and neither x̂ nor the refinement hold
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,13 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm import mcmc
-from jebm.config import check
+from jebm.config import ConfigError, check
 from jebm.energy import Energy, Generator, bind, squared_distance, standard_normal, value
 from jebm.restoration.operators import Operator
 
 __all__ = ["Prior", "Restored", "RestorationConfig", "latent_potential", "restore"]
+
+Estimate = Literal["best", "mean"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,17 @@ class RestorationConfig:
     energy_weight: float = 1.0
     likelihood_std: float | None = None
     noise_std: float = 0.0
-    estimate: Literal["best", "mean"] = "best"
+    estimate: Estimate = "best"
     refinement_steps: int = 0
     refinement_step_size: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("restarts", "descent_steps", "num_steps", "refinement_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r}: give a whole number")
+        if self.estimate not in get_args(Estimate):
+            raise ConfigError(f"estimate={self.estimate!r}: there are {', '.join(get_args(Estimate))}")
         check(
             self, restarts=">=1", descent_steps=">=0", descent_rate=">0", num_steps=">=0", step_size=">0",
             temperature=">=0", energy_weight=">=0", likelihood_std=">0", noise_std=">=0", refinement_steps=">=0",
@@ -165,13 +173,14 @@ def restore(
         measurements: y [B, ...].
         config: see `RestorationConfig`.
         batch_size: measurements at once, which bounds the memory (times the restarts); None: all. It changes no draw.
-        progress: is told of each batch that is done, with its number of measurements.
+        progress: is told of 0 when the first batch begins (it compiles), then of each batch once its images are there,
+            with its number of measurements.
 
     Returns:
         See `Restored`.
 
     Raises:
-        ValueError: measurements of another shape than the operator gives; a prior without a generator and no
+        ValueError: no measurements, or of another shape than the operator gives; a prior without a generator and no
             refinement, which would leave A⁺y as it is.
     """
     config = RestorationConfig() if config is None else config
@@ -182,9 +191,11 @@ def restore(
     keys, num = mcmc.chain_keys(key, len(measurements)), len(measurements)
     size = num if batch_size is None else max(1, min(batch_size, num))
     parts = []
+    progress(0)
     for first in range(0, num, size):
         rows = jnp.minimum(jnp.arange(first, first + size), num - 1)  # the last batch is filled up: one program
-        parts.append(_restore(keys[rows], prior, operator, measurements[rows], config))
+        part = _restore(keys[rows], prior, operator, measurements[rows], config)
+        parts.append(jax.block_until_ready(part))  # dispatch returns at once: what is told is done
         progress(min(size, num - first))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num], *parts)
 
@@ -198,6 +209,8 @@ def _check_measurements(prior: Prior, operator: Operator, measurements: Array) -
         image = jax.eval_shape(operator.pseudo_inverse, jax.ShapeDtypeStruct(measurements.shape[1:], jnp.float32))
     else:
         image = jax.eval_shape(prior.generator, prior.latent)
+    if len(measurements) == 0:
+        raise ValueError("no measurements to restore: give at least one, [B, ...]")
     try:
         expected = jax.eval_shape(operator.apply, image).shape
     except (TypeError, ValueError):

@@ -168,7 +168,7 @@ def restore_files(
         original: the undamaged pictures, to be compared with.
         degrade: degrade the input first, with noise of ``config.noise_std``; it is the original then.
         seed: of the sampler and of that noise.
-        progress: is told of each batch that is done: how many images it had, of how many.
+        progress: is told of 0 when the work begins, then of each batch that is done: how many images, of how many.
 
     Returns:
         What the JSON file holds.
@@ -200,14 +200,15 @@ def restore_files(
         raise DataError(f"{original}: {len(truth)} originals for {len(given)} measurements")
     if kind == ".png" and len(given) > 1:
         raise DataError(f"{out}: one picture cannot hold {len(given)} images; give an .npz or a folder")
-    y, key = jnp.asarray(given), jax.random.key(seed)
+    y = jnp.asarray(given)
+    noise_key, chain_key = jax.random.split(jax.random.key(seed))
     if degrade:
         y = jax.vmap(operator.apply)(y)
-        y += config.noise_std * jax.random.normal(jax.random.fold_in(key, 1), y.shape)
+        y += config.noise_std * jax.random.normal(noise_key, y.shape)
     elif task.name == "inpaint":
         y = jax.vmap(operator.apply)(y)  # whatever stands in the missing pixels
     tell = lambda n: progress(n, len(y))  # noqa: E731
-    restored = restore(key, prior_of(run), operator, y, config, batch_size=BATCH_SIZE, progress=tell)
+    restored = restore(chain_key, prior_of(run), operator, y, config, batch_size=BATCH_SIZE, progress=tell)
     scores = measure(restored, operator, y, None if truth is None else jnp.asarray(truth))
     about = {
         "task": dataclasses.asdict(task), "settings": dataclasses.asdict(config), "seed": seed, "step": run.step,
