@@ -1,6 +1,7 @@
-"""The canonical gradient against XLA's own, over shapes, strides and paddings, of first and second order."""
+"""The convolutions against XLA's own, over shapes, strides and paddings: values, derivatives, batches, programs."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,15 @@ WINOGRAD_CASES = [  # 3x3, strides 1, even outputs
 ]
 
 
+SMALL_CASES = [  # maps of fewer pixels than the kernel
+    ((2, 2), (3, 3), (1, 1), "SAME"),
+    ((1, 1), (3, 3), (1, 1), "SAME"),
+    ((2, 3), (3, 3), (2, 1), ((1, 1), (0, 2))),
+    ((1, 4), (5, 2), (2, 3), ((4, 1), (1, 3))),
+    ((2, 3), (4, 3), (1, 1), ((3, 1), (2, -1))),
+]
+
+
 def plain(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
 
@@ -46,6 +56,8 @@ def ours(x, kernel, strides, padding, implementation="canonical"):
 
 canonical = ours
 winograd = functools.partial(ours, implementation="winograd")
+patches = functools.partial(ours, implementation="patches")
+TOLERANCES = {canonical: 2e-6, winograd: 1e-5, patches: 2e-6}
 
 
 def operands(image, kernel, *, batch=2, inputs=3, outputs=4):
@@ -65,6 +77,11 @@ def equations(jaxpr):
 
 def primitives(function, *arguments):
     return {equation.primitive.name for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr)}
+
+
+def program(function, *arguments):
+    """What XLA is given."""
+    return jax.jit(function).lower(*arguments).as_text()
 
 
 def derivatives(convolve, x, kernel):
@@ -93,7 +110,7 @@ def test_derivatives_equal_those_of_xla(case):
 def test_winograd_equals_the_direct_sum(case):
     image, size, strides, padding = case
     x, kernel = operands(image, size)
-    assert not primitives(lambda x: winograd(x, kernel, strides, padding), x) & {"conv_general_dilated"}
+    assert "stablehlo.convolution" not in program(lambda x: winograd(x, kernel, strides, padding), x)
     expected = derivatives(lambda x, k: plain(x, k, strides, padding), x, kernel)
     assert_same(derivatives(lambda x, k: winograd(x, k, strides, padding), x, kernel), expected, 1e-5)
 
@@ -106,20 +123,44 @@ def test_winograd_rounds_little_over_many_channels():
     assert np.sqrt(np.mean(error**2)) < 1e-6 * np.sqrt(np.mean(exact**2))
 
 
-def test_auto_takes_winograd_where_it_pays():
-    def taken(size, inputs, outputs, dtype=jnp.float32, kernel=(3, 3), strides=(1, 1)):
-        x, weights = operands((size, size), kernel, inputs=inputs, outputs=outputs)
-        convolve = lambda x: ours(x, weights.astype(dtype), strides, "SAME", "auto")  # noqa: E731
-        return "conv_general_dilated" not in primitives(convolve, x.astype(dtype))
+@pytest.mark.parametrize("case", [CASES[3], *SMALL_CASES], ids=str)
+def test_a_product_over_patches_equals_the_direct_sum(case):
+    image, size, strides, padding = case
+    x, kernel = operands(image, size)
+    expected = derivatives(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    assert_same(derivatives(lambda x, k: patches(x, k, strides, padding), x, kernel), expected)
 
-    assert taken(4, 64, 96)
-    assert not taken(4, 63, 96)
-    assert not taken(4, 64, 3)
-    assert not taken(2, 64, 64)
-    assert not taken(7, 64, 64)
-    assert not taken(4, 64, 64, jnp.bfloat16)
-    assert not taken(4, 64, 64, kernel=(1, 1))
-    assert not taken(4, 64, 64, strides=(2, 2))
+
+def test_auto_takes_what_pays():
+    def taken(size, inputs, outputs, dtype=jnp.float32, kernel=(3, 3), strides=(1, 1)):
+        x, weights = operands(size, kernel, inputs=inputs, outputs=outputs)
+        convolve = lambda x: ours(x, weights.astype(dtype), strides, "SAME", "auto")  # noqa: E731
+        if "jebm_conv" not in primitives(convolve, x.astype(dtype)):
+            return "patches"
+        return "canonical" if "stablehlo.convolution" in program(convolve, x.astype(dtype)) else "winograd"
+
+    assert taken((4, 4), 64, 96) == "winograd"
+    assert taken((4, 4), 63, 96) == "canonical"
+    assert taken((4, 4), 64, 3) == "canonical"
+    assert taken((3, 3), 64, 64) == "canonical"
+    assert taken((7, 7), 64, 64) == "canonical"
+    assert taken((4, 4), 64, 64, jnp.bfloat16) == "canonical"
+    assert taken((4, 4), 64, 64, kernel=(1, 1)) == "canonical"
+    assert taken((4, 4), 64, 64, strides=(2, 2)) == "canonical"
+    assert taken((2, 4), 3, 3) == "patches"
+    assert taken((2, 2), 64, 64, jnp.bfloat16, strides=(2, 2)) == "patches"
+    assert taken((1, 1), 64, 64) == "patches"
+    assert taken((1, 1), 64, 64, kernel=(1, 1)) == "canonical"
+
+
+def test_accelerators_get_nothing_but_xla_s_convolution(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for size, channels in ((1, 3), (2, 64), (8, 64)):
+        x, kernel = operands((size, size), (3, 3), inputs=channels, outputs=channels)
+        gradient = lambda convolve: str(  # noqa: E731
+            jax.make_jaxpr(jax.grad(lambda x, k: jnp.sum(convolve(x, k, (1, 1), "SAME")), (0, 1)))(x, kernel)  # noqa: B023
+        )
+        assert gradient(functools.partial(ours, implementation="auto")) == gradient(plain)
 
 
 @pytest.mark.parametrize("case", CASES[1:3], ids=str)
@@ -142,21 +183,106 @@ def test_a_wrong_kernel_is_noticed(monkeypatch, case, mutant):
         assert_same(wrong, right)
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=str)
-def test_under_vmap(axes):
-    image, size, strides, padding = CASES[2]
+def compositions(convolve, strides, padding):
+    """Derivatives and batches in every order that the library or a user nests them in."""
+    f = lambda x, k: jnp.sum(jnp.sin(convolve(x, k, strides, padding)))  # noqa: E731
+    both = functools.partial(jax.grad, argnums=(0, 1))
+    mean = lambda axes: lambda x, k: jnp.mean(jax.vmap(f, axes)(x, k))  # noqa: E731
+    grid = lambda x, ks: jnp.mean(jax.vmap(jax.vmap(f, (0, None)), (None, 0))(x, ks))  # noqa: E731
+    penalty = lambda x, k: jnp.mean(jax.vmap(lambda x: jnp.sum(jnp.square(jax.grad(f)(x, k))))(x))  # noqa: E731
+
+    def chain(x, k):  # a loss through a checkpointed loop, whose batch is mapped inside
+        step = jax.checkpoint(lambda x, _: (x - 0.1 * jax.vmap(jax.grad(f), (0, None))(x, k), None))
+        return jnp.sum(jnp.square(lax.scan(step, x, length=2)[0]))
+
+    def evaluate(x, ks):
+        k = ks[0]
+        return {
+            "mean over images": both(mean((0, None)))(x, k),
+            "mean over the third axis": both(mean((2, None)))(jnp.moveaxis(x, 0, 2), k),
+            "mean over kernels": both(mean((None, 0)))(x[0], ks),
+            "mean over kernels, last axis": both(mean((None, 4)))(x[0], jnp.moveaxis(ks, 0, 4)),
+            "a kernel for each image": both(mean((0, 0)))(x, ks),
+            "a kernel for each image, second order": jax.vmap(both(lambda x, k: jnp.sum(jax.grad(f)(x, k) ** 2)))(
+                x, ks
+            ),
+            "images by kernels": both(grid)(x, ks),
+            "kernel gradient of each image": jax.vmap(jax.grad(f, 1), (0, None))(x, k),
+            "gradient penalty": both(penalty)(x, k),
+            "chain": both(chain)(x, k),
+            "forward": jax.jvp(mean((0, None)), (x, k), (jnp.cos(x), jnp.cos(k))),
+            "forward over reverse": jax.jvp(both(mean((0, None))), (x, k), (jnp.cos(x), jnp.cos(k))),
+            "tangents mapped": jax.vmap(lambda t: jax.jvp(lambda k: f(x[0], k), (k,), (t,))[1])(ks),
+        }
+
+    return evaluate
+
+
+@pytest.mark.parametrize(
+    ("convolve", "case"),
+    [(canonical, CASES[9]), (canonical, CASES[8]), (winograd, WINOGRAD_CASES[3]), (patches, SMALL_CASES[2])],
+    ids=["canonical, strides", "canonical", "winograd", "patches"],
+)
+def test_derivatives_and_batches_in_any_order(convolve, case):
+    image, size, strides, padding = case
     x, kernel = operands(image, size, batch=6)
-    x = x.reshape(3, 2, *x.shape[1:]) if axes[0] == 0 else x
-    kernel = jnp.stack([kernel, 2.0 * kernel, jnp.flip(kernel, 0)]) if axes[1] == 0 else kernel
+    x, kernels = x.reshape(3, 2, *x.shape[1:]), jnp.stack([kernel, 2.0 * kernel, jnp.flip(kernel, 0)])
+    found, expected = (jax.jit(compositions(c, strides, padding))(x, kernels) for c in (convolve, plain))
+    for name, value in expected.items():
+        for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(value), strict=True):
+            scale = max(1.0, np.abs(b).max())
+            np.testing.assert_allclose(a, b, rtol=0, atol=10 * TOLERANCES[convolve] * scale, err_msg=name)
 
-    def gradients(convolve):
-        def loss(x, kernel):
-            mapped = jax.vmap(lambda x, k: convolve(x, k, strides, padding), axes)
-            return jnp.sum(jnp.sin(mapped(x, kernel)))
 
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel)
+@pytest.mark.parametrize(
+    ("convolve", "case"), [(canonical, CASES[9]), (patches, SMALL_CASES[2])], ids=["canonical", "patches"]
+)
+def test_bfloat16_under_vmap(convolve, case):
+    image, size, strides, padding = case
+    x, kernel = (a.astype(jnp.bfloat16) for a in operands(image, size))
 
-    assert_same(gradients(canonical), gradients(plain))
+    def gradients(convolve, x, kernel):
+        loss = lambda x, k: jnp.sum(jnp.sin(convolve(x[None], k, strides, padding).astype(jnp.float32)))  # noqa: E731
+        mean = lambda x, k: jnp.mean(jax.vmap(loss, (0, None))(x, k))  # noqa: E731
+        return jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(x, kernel)
+
+    found = gradients(convolve, x, kernel)
+    assert [a.dtype for a in found[1]] == [jnp.bfloat16, jnp.bfloat16]
+    exact = gradients(plain, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert_same(jax.tree.map(lambda a: a.astype(jnp.float32), found), exact, 2e-2)
+
+
+def test_an_empty_batch():
+    x, kernel = operands((4, 4), (3, 3))
+    for convolve in (canonical, winograd, patches):
+        mapped = jax.vmap(lambda x: convolve(x[None], kernel, (1, 1), "SAME")[0])  # noqa: B023
+        assert mapped(x[:0]).shape == (0, 4, 4, 4)
+
+
+class TwoLayers(nn.Module):
+    """An energy of one image, or of each of a batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(Conv(64, (3, 3))(x))
+        return nn.Dense(1)(x.mean((-3, -2)))[..., 0]
+
+
+def test_the_gradient_of_a_mean_of_single_energies_is_the_gradient_of_a_batch():
+    network, batch = TwoLayers(), 16
+    x = jnp.zeros((batch, 16, 16, 3))
+    params = jax.eval_shape(network.init, jax.random.key(0), x)
+    losses = {
+        "batch": lambda params, x: jnp.mean(network.apply(params, x)),
+        "mapped": lambda params, x: jnp.mean(jax.vmap(lambda x: network.apply(params, x))(x)),
+    }
+    compiled = {name: jax.jit(jax.grad(loss)).lower(params, x).compile() for name, loss in losses.items()}
+    planned = {name: c.memory_analysis().temp_size_in_bytes for name, c in compiled.items()}
+    assert 0 < planned["mapped"] <= 1.1 * planned["batch"]
+    operations = {name: c.cost_analysis()["flops"] for name, c in compiled.items()}
+    assert 0 < operations["mapped"] <= 1.01 * operations["batch"]
+    assert f"[{batch},3,3," not in compiled["mapped"].as_text()  # no kernel gradient for each image
 
 
 def test_one_example_without_a_batch_axis_through_flax():
@@ -206,15 +332,10 @@ def test_the_gradient_convolution_takes_a_kernel_written_out():
 
     def kernel_layouts(convolve):
         gradient = jax.grad(lambda x: jnp.sum(jnp.square(convolve(x, kernel, (1, 1), "SAME"))))
-        return _kernel_specifications(jax.make_jaxpr(gradient)(x).jaxpr)
+        return re.findall(r"x\[(.*?)\]->", program(gradient, x))
 
-    assert (3, 2, 0, 1) in kernel_layouts(canonical)  # HWIO as (O, I, H, W) positions
-    assert (2, 3, 0, 1) in kernel_layouts(plain)
-    assert (2, 3, 0, 1) not in kernel_layouts(canonical)
-
-
-def _kernel_specifications(jaxpr):
-    return [tuple(e.params["dimension_numbers"].rhs_spec) for e in equations(jaxpr) if "conv_" in e.primitive.name]
+    assert kernel_layouts(canonical) == ["0, 1, i, o", "0, 1, i, o"]
+    assert kernel_layouts(plain) == ["0, 1, i, o", "0, 1, o, i"]
 
 
 @pytest.mark.parametrize(
@@ -246,5 +367,3 @@ def test_what_it_does_not_cover_falls_back_to_lax(options):
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
-    tangent = lambda f: jax.jvp(lambda x: f(x, kernel), (x,), (x,))[1]  # noqa: E731
-    np.testing.assert_array_equal(tangent(fallback), tangent(theirs))  # forward mode: only lax has it

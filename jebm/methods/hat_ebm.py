@@ -179,7 +179,7 @@ class Base(NamedTuple):
 
     Attributes:
         init: ``key -> variables``.
-        apply: ``(variables, z) -> image``, of one latent.
+        apply: ``(variables, z) -> image``, of one latent; a network's takes batches, too.
     """
 
     init: Any
@@ -355,7 +355,7 @@ def update_energy(config: HatEBMConfig, state: HatEBMState, data: Array, samples
 
 def generator_loss(config: HatEBMConfig, base: Base, variables: Tree, z: Array, images: Array) -> Array:
     """``1000 mean (G(z) - x)²`` over batch, pixels and channels."""
-    generated = jax.vmap(functools.partial(base.apply, variables))(z)
+    generated = base.apply(variables, z)
     return config.generator_loss_scale * jnp.square(generated - images).mean()
 
 
