@@ -44,20 +44,11 @@ GAN = ECGANConfig(
 )  # fmt: skip
 
 
-def test_an_iteration_of_the_gan():
-    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)), jnp.float32)
-    method = _ec_gan.build(GAN)
-    state = method.init(jax.random.key(0), images)
-    new, metrics = jax.jit(method.update)(jax.random.key(1), state, images)
-    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
-    floor = calibration.noise_floor(GAN.calibration, 64)
-    assert 0.5 * floor < float(metrics["calibration"]) < 30 * floor
-    expected = calibration.dual_step(jnp.asarray(7.0), metrics["calibration"], GAN.calibration, 64)
-    np.testing.assert_allclose(new.dual, expected, rtol=1e-6)
-    assert all(float(metrics[f"{name}_gradient_norm"]) > 0 for name in ("generator", "energy", "data", "negative"))
-    assert 0.5 < float(metrics["discriminator"]) < 3.5  # the hinge loss of a fresh discriminator is near 2
-    for before, after in ((state.generator, new.generator), (state.discriminator.params, new.discriminator.params)):
-        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
-        assert max(jax.tree.leaves(moved)) > 1e-5
-    generated = jax.eval_shape(lambda state: method.generate(jax.random.key(2), state, 3), new)
-    assert generated.shape == (3, 8, 8, 1)
+def test_a_fresh_gan():
+    """Its iteration: `test_iteration_ec_gan`."""
+    images = jnp.zeros((4, 8, 8, 1))
+    state = jax.jit(_ec_gan.build(GAN).init)(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, state.average, state.generator)
+    assert float(state.dual) == 7.0
+    leaves = zip(jax.tree.leaves(state.energy.params), jax.tree.leaves(state.discriminator.params), strict=True)
+    assert any(not np.array_equal(a, b) for a, b in leaves)  # of one shape, not of one key
