@@ -51,7 +51,7 @@ def fresh(config):
 
 
 def with_noise(config):
-    """A state whose weights are all away from their start, averages included."""
+    """A state whose weights are all away from their start, and their averages elsewhere."""
     neutral = TINY if config.semantic_chain == "pixel" else LATENT
     return _with_noise(dataclasses.replace(neutral, semantic_energy=config.semantic_energy))
 
@@ -62,12 +62,12 @@ def _with_noise(config):
     leaves, structure = jax.tree.flatten(state.params)
 
     @jax.jit
-    def move(leaves):
-        keys = jax.random.split(jax.random.key(0), len(leaves))
+    def move(key, leaves):
+        keys = jax.random.split(key, len(leaves))
         return [a + 0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
 
-    params = jax.tree.unflatten(structure, move(leaves))
-    return state._replace(params=params, average=params)
+    params, average = (jax.tree.unflatten(structure, move(jax.random.key(seed), leaves)) for seed in (0, 1))
+    return state._replace(params=params, average=average)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -335,7 +335,6 @@ def test_sizes_of_the_experiments(stem, counts):
 
 def test_the_generator_is_the_averaged_decoder_in_the_range_of_images():
     state = with_noise(LATENT)
-    state = state._replace(average=jax.tree.map(lambda p: 1.3 * p, state.average))
     z = jax.random.normal(jax.random.key(3), (LATENT.latent_size,))
     image = jax.jit(lambda state, z: generator_of(LATENT, state)(z))(state, z)
     assert image.shape == (8, 8, 1)
