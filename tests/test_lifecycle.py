@@ -106,6 +106,8 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     loaded = jebm.load(run)
     assert bits(jebm.load(whole).state) == bits(loaded.state)
     monkeypatch.setattr(cli, "_load", lambda path, step=None: loaded)
+    if (rows := getattr(loaded.state, "bank", None)) is not None:  # part of it: some rows are older than the break
+        assert rows.ages.max() == metrics_of(run)[-1]["bank_age_max"] == 4
 
     # samples
     assert cli.main(["sample", str(run), "--num", "3", "--out", str(tmp_path / "x.npz")]) == 0

@@ -3,8 +3,7 @@
 from .mutant import of
 
 UPDATE = ("tests/test_iteration_denoising.py", "tests/test_denoising_ebm.py")
-LAWS = ("tests/test_denoising_energies.py",)
-MODEL = ("tests/test_iteration_denoising.py", "tests/test_denoising_ebm.py")
+LAWS = ("tests/test_denoising_energies.py", "tests/test_iteration_denoising.py")
 KEYS = ("tests/test_keys.py",)
 
 MUTANTS = (
@@ -65,6 +64,47 @@ MUTANTS = (
         ("+ (1 if len(fine) else 0)", "", "the last denoising is not counted"),
         ("x = 0.5 + config.sigma_max * x", "x = config.sigma_max * x", "the bank starts round 0"),
         ("levels[levels >= start", "levels[levels < start", "the semantic stage takes the fine levels"),
+        ("optax.clip_by_global_norm(config.gradient_clip), optax.adam(rate or config.learning_rate, b1=config.b1)",
+         "optax.clip_by_global_norm(config.gradient_clip), optax.adam(rate or config.learning_rate)", "b1 ignored"),
+        ("optax.clip_by_global_norm(config.gradient_clip), optax.adam(rate or config.learning_rate, b1=config.b1)",
+         "optax.clip(config.gradient_clip), optax.adam(rate or config.learning_rate, b1=config.b1)",
+         "clip element by element"),
+        ('metrics |= {"energy_gap": metrics["energy_data"] - metrics["energy_negative"]}',
+         'metrics |= {"energy_gap": metrics["energy_negative"] - metrics["energy_data"]}', "sign of energy_gap"),
+        ("on_negatives = jax.vmap(semantic)(jax.lax.stop_gradient(negatives), sigmas)",
+         "on_negatives = jax.vmap(semantic)(jax.lax.stop_gradient(negatives), sigmas[::-1])",
+         "negatives at other levels"),
+        ("noisy = x + wide(sigmas) * noise", "noisy = x + wide(jnp.square(sigmas)) * noise",
+         "positives with sigma squared"),
+        ('gap_or_none = gap if config.negatives == "recovery" else None', "gap_or_none = None",
+         "recovery forgotten in training"),
+        ("semantic = semantic_function(config, state.params)\n    negatives = jax.vmap(chain)",
+         "semantic = semantic_function(config, state.average)\n    negatives = jax.vmap(chain)",
+         "training chains with the average"),
+        ("negatives = jax.vmap(chain)(mcmc.chain_keys(chain_key, n), starts, sigmas, gaps)",
+         "negatives = jax.vmap(chain)(mcmc.chain_keys(chain_key, n), starts, above, gaps)",
+         "training chains at the level above"),
+        ('rows["x"], state.bank.ages[indices], starts, config.rejuvenation)',
+         'rows["x"], state.bank.ages[indices], starts, 1.0 - config.rejuvenation)', "rejuvenation swapped"),
+        ("compact_predictor(config, params), config.semantic_sigma_min)",
+         "compact_predictor(config, params), config.sigma_min)", "autoencoder's lowest level"),
+        ("if latent and len(fine):", "if len(fine):", "chains on pixels re-noised"),
+        ("start if latent else 0.5 + config.sigma_max * start", "start if latent else config.sigma_max * start",
+         "semantic chains start around 0"),
+        ("semantic, steps, x = None, None, 0.5 + config.sigma_max * noise",
+         "semantic, steps, x = None, None, 0.5 + config.refinement.sigma_start * noise",
+         "texture-only starts at sigma_J"),
+        ("return none, config.refinement.ladder(config.sigma_max, config.sigma_min, config.dimension)",
+         "return none, config.refinement.ladder(start, config.sigma_min, config.dimension)",
+         "texture-only ladder from sigma_J"),
+        ('latent=latent, recovery=config.negatives == "recovery",', "latent=latent,", "recovery forgotten in sampling"),
+        ("semantic = jax.vmap(semantic_function(config, state.average), (0, None))",
+         "semantic = jax.vmap(semantic_function(config, state.params), (0, None))",
+         "semantic_contrast of raw weights"),
+        ("**denoising_losses(config, state.average, denoising_key, x)",
+         "**denoising_losses(config, state.params, denoising_key, x)", "held-out denoising of raw weights"),
+        ("return image_decoder(config, state.average)", "return image_decoder(config, state.params)",
+         "generator_of raw weights"),
     ),
     *of(
         "jebm/methods/denoising_energies.py", LAWS,
@@ -92,7 +132,7 @@ MUTANTS = (
         ("float(found.x) * sigma_min**2", "float(found.x) * sigma_min", "the step at sigma for sigma^2"),
     ),
     *of(
-        "jebm/methods/denoising_chains.py", LAWS + UPDATE,
+        "jebm/methods/denoising_chains.py", (*LAWS, "tests/test_denoising_ebm.py"),
         ("jnp.square(config.noise_scale * sigma)", "config.noise_scale * sigma", "tau = b sigma"),
         ("energies.sum(energies.temper(energy, tau), energies.standard_normal)", "energies.temper(energy, tau)",
          "no reference on latents"),
@@ -104,7 +144,7 @@ MUTANTS = (
          "kernel = mcmc.langevin(energy, step_size, tau", "latent chains at tau"),
         ("math.sqrt(start.size)", "start.size", "a bound without its root"),
         ("run(jax.random.fold_in(key, i), semantic", "run(key, semantic", "one key for all levels",
-         KEYS + LAWS + UPDATE),
+         KEYS + LAWS),
         ("squares[:-1] - squares[1:]", "squares[:-1]", "the gap to 0 for the gap between levels"),
         ("config=config.when_sampling()", "config=config", "as many steps in sampling as in training"),
         ("np.square(table / sigmas[-1])", "table / sigmas[-1]", "refinement steps grow as sigma"),
@@ -115,7 +155,7 @@ MUTANTS = (
          "levels one step ahead"),
     ),
     *of(
-        "jebm/methods/denoising_model.py", MODEL,
+        "jebm/methods/denoising_model.py", UPDATE,
         ("encode(config, params, x, sigma)) - x) / wide(sigma)", "encode(config, params, x, sigma)) - x)",
          "the autoencoder's loss without 1/sigma"),
         ("return 2.0 * decode(static.config, params, z) - 1.0", "return decode(static.config, params, z)",

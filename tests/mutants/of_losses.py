@@ -10,6 +10,9 @@ MUTANTS = (
         ("return jnp.sum(jnp.square(image - target))", "return jnp.mean(jnp.square(image - target))", "mean for sum"),
         ("return loss(move(image), move(target))", "return loss(move(image), target)", "the target stays"),
         ('mode="edge"', 'mode="constant"', "black edges"),
+        ('"watson_dft": watson_dft,\n    "watson_dct": watson_dct',
+         '"watson_dft": watson_dct,\n    "watson_dct": watson_dft', "names swapped"),
+        ("(offset[0], offset[1], 0)", "(offset[1], offset[0], 0)", "offsets swapped"),
     ),
     *of(
         "jebm/losses/robust.py", TESTS,
@@ -21,6 +24,9 @@ MUTANTS = (
         ("* (2 * _STEP)", "* _STEP", "half the axis"),
         ("image - target, YUV.T", "image - target, YUV", "the colour matrix transposed"),
         ("np.cbrt(np.abs(", "np.sqrt(np.abs(", "colours change volume"),
+        ("dct(residual), 0, -1)", "residual, 0, -1)", "no transform"),
+        ("np.log(np.e - 1))", "np.log(np.e))", "scale at 0"),
+        ("ALPHA_RANGE = (0.001, 1.999)", "ALPHA_RANGE = (0.0, 2.0)", "range of alpha"),
     ),
     *of(
         "jebm/losses/ssim.py", TESTS,
@@ -30,6 +36,8 @@ MUTANTS = (
         ("return 1 - jnp.mean(luminance", "return jnp.mean(luminance", "similarity for its complement"),
         ("C1, C2 = 0.01**2, 0.03**2", "C1, C2 = 0.03**2, 0.01**2", "constants swapped"),
         ("(2 * DEVIATION**2)), 0.0)", "DEVIATION**2), 0.0)", "a Gaussian without its 2"),
+        ("covariance = blur(x * y) - mean_x * mean_y", "covariance = blur(x * y)", "second moment for covariance"),
+        ("weights / total", "weights / weights.sum(1, keepdims=True)", "window renormalised at borders"),
     ),
     *of(
         "jebm/losses/watson.py", TESTS,
@@ -46,11 +54,18 @@ MUTANTS = (
          "the sum of luminances"),
         ("difference = _phase(target) - _phase(image)", "difference = _phase(target) + _phase(image)",
          "phases are added"),
+        ("0.649, 0.7, 4.0)", "0.7, 0.649, 4.0)", "a, w swapped"),
+        ("0.1, 0.2, 1.0)", "0.1, 0.2, 2.0)", "pooling of the Fourier form"),
+        ("BLOCK // 2 + 1), -2.0)", "BLOCK // 2 + 1), 0.0)", "phase weights 1"),
+        ("CHROMA_SHIFT = np.array([0.0, 0.5, 0.5]", "CHROMA_SHIFT = np.array([0.0, 0.0, 0.0]", "chroma shift"),
+        ("jnp.arctan2(sine, shrunk), axis", "jnp.arctan2(shrunk, sine), axis", "phase difference"),
+        ("[1.40, 1.01, 1.16,", "[1.40, 1.01, 1.61,", "a threshold (symmetric table)"),
     ),
     *of(
         "jebm/losses/transforms.py", TESTS,
         ("return (image + 1) / 2, (target + 1) / 2", "return image, target", "images stay in [-1, 1]"),
         ("matrix[0] /= np.sqrt(2)", "matrix[0] *= np.sqrt(2)", "a constant too heavy"),
         ("plane.swapaxes(1, 2).reshape", "plane.reshape", "blocks of strips"),
+        ("(2 * position + 1)", "(2 * position)", "DCT positions"),
     ),
 )  # fmt: skip
