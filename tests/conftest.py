@@ -9,17 +9,48 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "PYTEST_XDIST_WORKER" not in os.environ:  # one cache of compiled programs for all workers and for processes of tests
+os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers, for processes of tests, and for all mutants
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jebm-xla-")
-    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import functools
 import pathlib
+import sys
 
 import jax
+import numpy as np
 import pytest
 
 GOLDEN = pathlib.Path(os.environ.get("JEBM_GOLDEN", pathlib.Path(__file__).parents[2] / "shared/golden/open"))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--seed-offset", type=int, default=0, metavar="N",
+        help="add N to each seed that a test gives to jax.random.key or numpy.random.default_rng: no test may assert a "
+        "property of one seed",
+    )  # fmt: skip
+
+
+def pytest_configure(config):
+    offset = config.getoption("--seed-offset")
+    if offset:
+        jax.random.key = _shifted(jax.random.key, offset)
+        np.random.default_rng = _shifted(np.random.default_rng, offset)
+
+
+def _shifted(function, offset):
+    """``function`` of another seed where a test calls it; the library's own seeds stay."""
+    tests = pathlib.Path(__file__).parent
+
+    @functools.wraps(function)
+    def call(seed=None, *arguments, **settings):
+        from_a_test = tests in pathlib.Path(sys._getframe(1).f_code.co_filename).parents
+        shift = offset if from_a_test and isinstance(seed, int | np.integer) else 0
+        return function(seed + shift if shift else seed, *arguments, **settings)
+
+    return call
 
 
 @pytest.fixture
@@ -30,7 +61,6 @@ def key() -> jax.Array:
 @pytest.fixture(scope="session")
 def golden():
     """Loads a case by name (``golden("E1_resnet")``); skips where the golden numbers are not at hand."""
-    import numpy as np
 
     def load(name: str) -> dict[str, np.ndarray]:
         path = GOLDEN / f"{name}.npz"

@@ -1,0 +1,54 @@
+"""Faults of `jebm.data` and of pictures, where they are numbers."""
+
+from .mutant import of
+
+TESTS = ("tests/test_data.py",)
+FILES = ("tests/test_data_files.py",)
+
+MUTANTS = (
+    *of(
+        "jebm/data/preprocessing.py", TESTS,
+        ("- 255.0) * np.float32(1 / 255)", "- 256.0) * np.float32(1 / 256)", "white is not 1"),
+        ("jnp.round(jnp.clip(", "jnp.floor(jnp.clip(", "rounded down"),
+        ("images[:, :, ::-1]", "images[:, ::-1]", "flipped upside down"),
+        ("shape=(images.shape[0], 1, 1, 1)", "shape=(1, 1, 1, 1)", "the whole batch is flipped"),
+        ("levels / 128.0 - 1.0", "levels / 127.5 - 1.0", "dequantised beyond 1"),
+        ("+ jax.random.uniform(noise_key, images.shape)",
+         "+ jax.random.uniform(noise_key, images.shape[:1])[:, None, None, None]",
+         "one noise for a whole image"),
+    ),
+    *of(
+        "jebm/data/loader.py", TESTS,
+        ("np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw",
+         "np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw", "every epoch in the same order"),
+        ("position * batch_size : (position + 1) * batch_size", "position : position + batch_size", "batches overlap"),
+        ("return num_examples // batch_size", "return -(-num_examples // batch_size)", "a part of a batch"),
+        ("batch[rows] = self.images[chosen[rows]]", "batch[rows] = self.images[rows]",
+         "the first rows for those chosen",
+         TESTS + FILES),
+        ("crop_words(self.seed, step, self.batch_size) if", "crop_words(self.seed, 0, self.batch_size) if",
+         "crops of the first step", FILES),
+    ),
+    *of(
+        "jebm/data/geometry.py", FILES,
+        ("(2 * sums + factor**2) // (2 * factor**2)", "sums // factor**2", "block averages rounded down", TESTS),
+        ("borders = ((0, 0), (below // 2, below - below // 2)", "borders = ((0, 0), (below - below // 2, below // 2)",
+         "the odd pixel above", TESTS),
+        ("blocks = images.reshape(len(images), size, factor, size, factor,",
+         "blocks = images.reshape(len(images), factor, size, factor, size,", "strided pixels for blocks", TESTS),
+        ("left, top = (width - side) // 2, (height - side) // 2",
+         "left, top = (height - side) // 2, (width - side) // 2",
+         "the centre of the transposed image"),
+        ("word * (free + 1) // 2**32", "word * free // 2**32", "the last position is never drawn"),
+        ("image = image.crop(box)", "image = image", "the crop forgotten"),
+        ("Image.Resampling.BILINEAR), np.uint8)\n        return",
+         "Image.Resampling.NEAREST), np.uint8)\n        return",
+         "another filter"),
+    ),
+    *of(
+        "jebm/data/sources.py", TESTS,
+        ("(levels * 255 + 8) // 16", "levels * 15", "digits that are not white"),
+        ("labels[train], labels[test])", "labels[train], labels[: len(test)])", "labels of other images"),
+        ("len(images) // 10))", "len(images) // 5))", "a fifth for testing"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""Faults of `jebm.networks` where they are formulas: spectral norm, batch normalisation, flows."""
+
+from .mutant import of
+
+FLOW = ("tests/test_networks_flow.py",)
+
+MUTANTS = (
+    *of(
+        "jebm/networks/spectral_norm.py", ("tests/test_spectral_norm.py",),
+        ("_unit(_product(v, matrix))", '_unit(_product(vectors[*path, "v"], matrix))', "u from the old v"),
+        ('flat[*path, "kernel"] / norm', 'flat[*path, "kernel"] * norm', "multiplied by the norm"),
+        ('flat[*path, "kernel"] / norm', 'flat[*path, "kernel"] / jax.lax.stop_gradient(norm)',
+         "no gradient through the norm"),
+        ("kernel.reshape(-1, kernel.shape[-1])", "kernel.reshape(kernel.shape[-1], -1).T", "entries in another order"),
+    ),
+    *of(
+        "jebm/networks/normalization.py", ("tests/test_networks_ec_vae.py",),
+        ("unbiased = var * (count / (count - 1))", "unbiased = var", "the biased variance is tracked"),
+        ("self.decay * running_mean.value + (1 - self.decay) * mean",
+         "(1 - self.decay) * running_mean.value + self.decay * mean",
+         "the running mean's weights swapped"),
+        ("rsqrt(var + self.epsilon)", "rsqrt(var) + self.epsilon", "epsilon outside of the root",
+         ("tests/test_networks_ec_vae.py", "tests/test_golden_ec_networks.py")),
+    ),
+    *of(
+        "jebm/networks/flow.py", FLOW,
+        ("s.shape[-3] * s.shape[-2] * self.log_scale.sum()", "self.log_scale.sum()", "the scale of one pixel"),
+        ("-self._log_determinant(s)", "self._log_determinant(s)", "the inverse's determinant"),
+        ("* jnp.exp(-s)], -1)", "* jnp.exp(s)], -1)", "no inverse"),
+        ("+ z.shape[-1] * jnp.log(2.0 * jnp.pi))", "+ jnp.log(2.0 * jnp.pi))", "the normaliser of one dimension"),
+        ("(v / jnp.linalg.norm(v), jnp.zeros(())))[1]", "(v, jnp.zeros(())))[1]", "a start that is not a unit vector",
+         FLOW),
+    ),
+)  # fmt: skip

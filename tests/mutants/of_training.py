@@ -1,0 +1,84 @@
+"""Faults of `jebm.training`: rules of recovery, monitors, what is carried over a break."""
+
+from .mutant import of
+
+RULES = tuple(
+    f"tests/test_recovery.py::{name}" for name in (
+        "test_rules", "test_rules_need_enough_lines_and_can_be_turned_off", "test_a_stuck_gap", "test_back_off",
+        "test_a_ratio_that_healthy_lines_would_exceed",
+    )
+)  # fmt: skip
+RUNS = ("tests/test_recovery.py",)
+RESUMED = ("tests/test_training.py::test_terminated_and_started_again", "tests/test_lifecycle.py")
+
+MUTANTS = (
+    *of(
+        "jebm/training/recovery.py", RULES,
+        ("history = history[-WINDOW:]", "history = history[:WINDOW]", "the oldest lines"),
+        ("value > rules.update_ratio > 0", "value < rules.update_ratio", "small updates are reported"),
+        ("if not math.isfinite(value))", "if math.isnan(value))", "infinities are healthy"),
+        ("if rules.gap_deviations and len(past) >= ENOUGH", "if rules.gap_deviations and len(past) > ENOUGH",
+         "one line more than enough"),
+        ("max(deviation, 0.01 *", "min(deviation, 0.01 *", "the smaller allowance"),
+        ("deviation = statistics.median(abs", "deviation = statistics.mean(abs", "the mean deviation"),
+        ("a * b > 0 and abs(b) > abs(a)", "abs(b) > abs(a)", "gaps of changing sign are stuck"),
+        ("a * b > 0 and abs(b) > abs(a)", "a * b > 0 and b > a", "gaps below 0 are never stuck"),
+        ("[-rules.stuck_lines - 1 :]", "[-rules.stuck_lines :]", "the rule of stuck gaps never fires"),
+        ("not median / rules.ratio <= line[name] <= median", "not line[name] <= median", "nothing collapses"),
+        ("<= line[name] <= median * rules.ratio", "<= line[name]", "nothing explodes"),
+        ('word = "exploded" if line[name] > median', 'word = "exploded" if line[name] < median', "words swapped"),
+        ("recovery.learning_rate_factor**attempt", "recovery.learning_rate_factor", "every attempt as the first"),
+        ("value + attempt * recovery.energy_regularization", "value + recovery.energy_regularization",
+         "the term is added once"),
+        ("value * recovery.step_size_factor**attempt", "value * recovery.learning_rate_factor**attempt",
+         "step sizes by the rates' factor"),
+        ("(v * factor, first) for", "(v, first) for", "rates in rows do not back off"),
+        ('"displacement", "drift"))', '"displacement"))', "drifts are not watched"),
+    ),
+    *of(
+        "jebm/training/loop.py", RUNS,
+        ("config.training.seed + attempt * 0x", "config.training.seed + 0 * 0x", "the same order of data again"),
+        ("key = jax.random.fold_in(jax.random.fold_in(past.state.key, 2**32 - 1), event.attempt)",
+         "key = past.state.key", "the same keys again"),
+        ("for s in files.checkpoints.steps() if s < step]", "for s in files.checkpoints.steps()]",
+         "an unhealthy checkpoint is gone on from"),
+        ('"history": history}', '"history": []}', "the rules forget over a break"),
+        ("jax.random.fold_in(state.key, state.step))", "state.key)", "every step draws the same",
+         ("tests/test_training.py::test_what_a_run_leaves_behind", "tests/test_lifecycle.py", "tests/test_keys.py")),
+        ("loader.batches(start, every.num_steps - start, place)", "loader.batches(0, every.num_steps - start, place)",
+         "the data begin again after a break", RESUMED),
+        ("seed = (config.training.seed +", "seed = (0 * config.training.seed +", "the seed does not order the data",
+         ("tests/test_training.py", "tests/test_lifecycle.py")),
+        ("history = [*history, recovery.watched(values)]", "history = [recovery.watched(values)]",
+         "a history of one line"),
+        ("horizontal_flip=config.data.flip", "horizontal_flip=False", "no flips",
+         ("tests/test_training.py", "tests/test_lifecycle.py")),
+        ("fold_in(state.key, 0), state.method)", "fold_in(state.key, 0), past.state.method)",
+         "grids of the first state",
+         ("tests/test_training.py", "tests/test_lifecycle.py")),
+    ),
+    *of(
+        "jebm/training/records.py", ("tests/test_training.py",),
+        ('if line["step"] <= step and', 'if line["step"] < step and', "the last line before a break is lost"),
+        ("None if isinstance(v, float) and not math.isfinite(v) else v", "v", "NaN in JSON"),
+    ),
+    *of(
+        "jebm/training/state.py", ("tests/test_training.py::test_the_fingerprint_sees_every_bit",),
+        ("bits.astype(jnp.uint32) * weights", "bits.astype(jnp.uint32)", "an order is not seen"),
+        ("unsigned = jnp.dtype", "leaf = leaf + 0\n    unsigned = jnp.dtype", "-0 is 0"),
+    ),
+    *of(
+        "jebm/training/monitors.py", ("tests/test_recovery.py", "tests/test_training.py"),
+        ("(change / (norm + 1e-30))", "(norm / (change + 1e-30))", "the ratio upside down"),
+        ('metrics["energy_data"] - negative', 'negative - metrics["energy_data"]', "the energy gap's sign"),
+        ("jnp.max(bank.ages)", "jnp.min(bank.ages)", "the youngest for the oldest", ("tests/test_lifecycle.py",)),
+    ),
+    *of(
+        "jebm/methods/watching.py", ("tests/test_iteration_hat.py", "tests/test_iteration_ec_vae.py",
+                                     "tests/test_iteration_denoising.py"),
+        ("jnp.sqrt(jnp.mean(jnp.square(ends - starts)))", "jnp.mean(jnp.square(ends - starts))", "not the root"),
+        ("jnp.abs(images) >= 1.0", "jnp.abs(images) < 1.0", "pixels inside the range"),
+        ("jnp.mean(norms[:half]), \"negative_gradient_norm\": jnp.mean(norms[half:])",
+         "jnp.mean(norms[half:]), \"negative_gradient_norm\": jnp.mean(norms[:half])", "data and negatives swapped"),
+    ),
+)  # fmt: skip
