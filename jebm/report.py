@@ -63,11 +63,11 @@ def _section(title: str, *content: _Html) -> _Html:
 
 
 def _table(rows: Iterable[Iterable[Any]], head: Iterable[str] = ()) -> _Html:
-    """Numbers, and what `_number` makes of them, are set flush right."""
+    """What is a `_Number` is set flush right."""
     lines = [_tag("tr", *(_tag("th", cell) for cell in head))] if head else []
     for row in rows:
-        cells = ({"class_": "number"} if isinstance(cell, _Number) else {} for cell in (row := list(row)))
-        lines.append(_tag("tr", *(_tag("td", cell, **given) for cell, given in zip(row, cells, strict=True))))
+        cells = [_tag("td", cell, **({"class_": "number"} if isinstance(cell, _Number) else {})) for cell in row]
+        lines.append(_tag("tr", *cells))
     return _tag("table", *lines)
 
 
@@ -160,14 +160,14 @@ def walk(run: Run) -> pathlib.Path | None:
             raise NoFilm(f"after {num_steps:,} steps it is not finite")
         if len(frames) <= NUM_FRAMES:
             continue
-        shown = images.to_uint8(np.stack(frames))
-        if movement(shown) >= MOVES:
+        moved = movement(images.to_uint8(np.stack([frames[0], frames[-1]])))
+        if moved >= MOVES:
             break
         if num_steps >= MOST_MULTIPLES * chain.num_steps:
-            raise NoFilm(f"in {num_steps:,} steps images move by {movement(shown):.1f} of 255 levels, which no eye sees")
-        if len(frames) > 2 * NUM_FRAMES - 1:
+            raise NoFilm(f"in {num_steps:,} steps images move by {moved:.1f} of 255 levels, which no eye sees")
+        if len(frames) > 2 * NUM_FRAMES:
             frames, every = frames[::2], 2 * every
-    write_arrays(path, {"x": shown, "every": np.array(every)})
+    write_arrays(path, {"x": images.to_uint8(np.stack(frames)), "every": np.array(every)})
     return path
 
 

@@ -2,8 +2,8 @@
 
 Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
 file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
-batch's draws are a function of (seed, its number), so neither a kill nor the number of devices changes a sample. Nothing
-is deleted but such parts: a folder of that name which holds anything else is refused.
+batch's draws are a function of (seed, its number), so neither a kill nor the number of devices changes a sample. Only
+such parts are ever deleted: a folder of that name which holds anything else is refused.
 """
 
 import json
