@@ -309,8 +309,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     for name, value in (("num", options.num), ("batch-size", options.batch_size)):
-        if value < 1:
-            raise _UserError(f"--{name} {value}: it must be at least 1")
+        _check_number(name, value, 1)
     _check_seed(options.seed)
     from jebm import sampling
 
@@ -331,6 +330,13 @@ def _sample(options: argparse.Namespace) -> None:
     print(f"{options.num} samples of step {run.step}: {options.out}   network evaluations each: {cost}")
 
 
+def _check_number(name: str, value: int, least: int, most: int = 10**10) -> None:
+    if value < least:
+        raise _UserError(f"--{name} {value}: it must be at least {least}")
+    if value > most:
+        raise _UserError(f"--{name} {value}: it must be at most {most:,}")
+
+
 def _check_seed(seed: int | None) -> None:
     if seed is not None and not 0 <= seed < 2**63:
         raise _UserError(f"--seed {seed}: it must lie in [0, 2**63)")
@@ -344,8 +350,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         if name not in METRICS:
             raise _UserError(f"--metrics {name!r}: there are {', '.join(METRICS)}")
     _check_seed(options.seed)
-    if options.num is not None and options.num < 20:
-        raise _UserError(f"--num {options.num}: it must be at least 20")
+    if options.num is not None:
+        _check_number("num", options.num, 20)
     run = _load(options.dir, options.step)
     chosen = {"metrics": metrics} if metrics else {}
     _score(
@@ -384,6 +390,8 @@ def _score(run: "Run", **options: Any) -> "list[Record]":
 
 def _restore(options: argparse.Namespace) -> None:
     _check_seed(options.seed)
+    _check_number("restarts", options.restarts, 1, 10**6)
+    _check_number("refinement-steps", options.refinement_steps, 0, 10**6)
     run = _load(options.dir, options.step)
     from jebm.restoration import RestorationConfig
     from jebm.restoration.tasks import Task, restore_files
@@ -487,8 +495,8 @@ def _install_inception(weights: pathlib.Path | None) -> None:
 def _data(options: argparse.Namespace) -> None:
     from jebm.data import prepare
 
-    if options.size is not None and not 1 <= options.size <= LARGEST_SIDE:
-        raise _UserError(f"--size {options.size}: it must lie in 1..{LARGEST_SIDE}")
+    if options.size is not None:
+        _check_number("size", options.size, 1, LARGEST_SIDE)
     if options.action == "prepare":
         prepare.prepare(options.source, say=lambda line: print(f"jebm: {line}", flush=True))
     print("\n".join(prepare.info(options.source, options.size, options.crop)))

@@ -152,7 +152,7 @@ MISTAKES = {
     "data info npz:gs://b/x.npz": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
     "data info folder:~nouser/": ["no home folder of '~nouser'"],
     "data info npz:nowhere.npz": ["nowhere.npz: no such file", "np.savez", "tfds:NAME"],
-    "data info digits --size 99999999999": ["--size 99999999999", "1..4096"],
+    "data info digits --size 99999999999": ["--size 99999999999", "at most 4,096"],
     "configs --dir gs://c": ["--dir 'gs://c'"],
     "sample RUN --num 2000000000 --batch-size 2000000000 --out x.npz": ["2,000,000,000", "make the batch smaller"],
 }

@@ -151,7 +151,8 @@ def test_mistakes(restore, digits, tmp_path):
         (["--input", "digit.png", "--task", "superres"], "shape (4, 4, 1), got 1 of (8, 8, 1); with --degrade"),
         (["--input", "digit.png", "--task", "colorize"], "colorize: this model makes grey images"),
         (["--input", "digit.png", "--mask", "random", "--fraction", "2"], "fraction 2.0: it must lie between 0 and 1"),
-        (["--input", "digit.png", "--restarts", "0"], "restarts=0 is out of range"),
+        (["--input", "digit.png", "--restarts", "0"], "--restarts 0: it must be at least 1"),
+        (["--input", "digit.png", "--refinement-steps", "9999999999"], "it must be at most 1,000,000"),
         (["--input", "digit.png", "--noise", "-1"], "noise_std=-1.0 is out of range"),
     ]:  # fmt: skip
         status, err = restore("--task", "inpaint", "--out", "out.png", *arguments)
