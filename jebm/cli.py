@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet_logs()
         return _run(options)
     except KeyboardInterrupt:
-        print(f"jebm: interrupted{getattr(options, 'again', '')}", file=sys.stderr)
+        _complain(f"interrupted{getattr(options, 'again', '')}")
         return 130
     except _UserError as error:
-        print(f"jebm: {error}", file=sys.stderr)
+        _complain(error)
         return 2
 
 
@@ -51,23 +51,28 @@ def _run(options: argparse.Namespace) -> int:
     try:
         options.command(options)
     except Diverged as error:
-        print(f"jebm: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except (ConfigError, DataError, CheckpointNotWritten, NoCheckpoint) as error:
-        print(f"jebm: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except BrokenPipeError:  # the reader of our output has gone
         return 0
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        print(f"jebm: {error.strerror or error}{where}", file=sys.stderr)
+        _complain(f"{error.strerror or error}: {error.filename or ''}".removesuffix(": "))
         return 2
     except (MemoryError, JaxRuntimeError) as error:
         if isinstance(error, JaxRuntimeError) and not _of_memory(error):
             raise
-        print(f"jebm: out of memory: {options.lower}", file=sys.stderr)
+        _complain(f"out of memory: {options.lower}")
         return 2
     return 0
+
+
+def _complain(what: object) -> None:
+    """One line, whatever stands in the names that it holds."""
+    text = " ".join(str(what).split())
+    print(f"jebm: {text if len(text) <= 1500 else text[:1500] + ' ...'}", file=sys.stderr)
 
 
 def _of_memory(error: BaseException) -> bool:

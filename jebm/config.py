@@ -254,9 +254,7 @@ def _replaced(node: Any, given: Mapping[str, str], values: Mapping[str, Any], pr
         changes[name] = _replaced(child, given, values, f"{prefix}{name}.") if group else mine[prefix + name]
     try:
         return dataclasses.replace(node, **changes)
-    except ConfigError as error:
-        message = str(error)
-    except ValueError as error:  # what a method's own checks raise
+    except ValueError as error:  # a ConfigError, or what a method's own checks raise
         message = _one_line(error)
     if any(key in message for key in mine):
         raise ConfigError(message)
@@ -447,4 +445,5 @@ def config_hash(config: Config) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."

@@ -354,7 +354,8 @@ def _record(path: pathlib.Path) -> Record:
     except ValueError as error:
         raise DamagedFile(str(error)) from None
     interval, protocol = record.protocol.get("bootstrap_interval_95"), record.protocol
-    wrong = [name for name in ("standard_error", _baseline(record)) if not _is_number(protocol.get(name, 0.0))]
+    numbers = {name: protocol.get(name) for name in ("standard_error", _baseline(record))}
+    wrong = [name for name, value in numbers.items() if value is not None and not _is_number(value)]
     wrong += ["step"] * (type(protocol.get("step", 0)) is not int)
     wrong += ["features"] * (not isinstance(protocol.get("features", {}), dict))
     good = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
