@@ -34,7 +34,7 @@ pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; }
 """
 NUM_NEIGHBOURS = 12  # generated images shown with their nearest training images
 NUM_CHAINS = 9
-NUM_FRAMES = 32  # of a film, at least; below twice as many
+NUM_FRAMES = 32  # of a film after its start, at least; at most twice as many
 MOST_MULTIPLES = 256  # a chain is walked for at most this many times training's steps
 MOVES = 6.0  # mean |last - first| of 255 levels, below which a film would look like a still
 
@@ -150,16 +150,16 @@ def walk(run: Run) -> pathlib.Path | None:
     piece = -(-chain.num_steps // NUM_FRAMES)  # steps between the first frames
     frames, every, num_steps = [np.asarray(position)], piece, 0
     while True:
-        # one program for every piece; a chain's key is of the piece, so that a longer film begins with the shorter one
-        state, _ = mcmc.sample_chains(jax.random.fold_in(chain_key, num_steps), kernel, position, piece, trace=())
-        position, num_steps = state.position, num_steps + piece
-        if num_steps % every:
-            continue
-        frames.append(np.asarray(position))
-        if not np.isfinite(frames[-1]).all():
-            raise NoFilm(f"after {num_steps:,} steps it is not finite")
-        if len(frames) <= NUM_FRAMES:
-            continue
+        # one program, called again and again; a longer film begins with the shorter one
+        state, info = mcmc.sample_chains(
+            jax.random.fold_in(chain_key, num_steps), kernel, position, NUM_FRAMES * piece, trace=(),
+            positions_every=piece,
+        )  # fmt: skip
+        position, walked = state.position, np.moveaxis(np.asarray(info["position"]), 1, 0)
+        times = num_steps + piece * np.arange(1, NUM_FRAMES + 1)
+        frames, num_steps = [*frames, *walked[times % every == 0]], num_steps + NUM_FRAMES * piece
+        if not np.isfinite(walked).all():
+            raise NoFilm(f"within {num_steps:,} steps it is no longer finite")
         moved = movement(images.to_uint8(np.stack([frames[0], frames[-1]])))
         if moved >= MOVES:
             break
