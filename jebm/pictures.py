@@ -68,7 +68,7 @@ def histograms(values: Mapping[str, np.ndarray], label: str) -> bytes:
     axes = figure.add_subplot()
     bins = np.linspace(low, high, 41)
     for i, (name, numbers) in enumerate(values.items()):
-        style = {"color": f"C{i}", "label": f"{name} (n = {len(numbers):,})"}
+        style = {"color": f"C{i}", "label": _plain(f"{name} (n = {len(numbers):,})")}
         axes.hist(np.clip(numbers, low, high), bins, density=True, histtype="step", linewidth=1.5, **style)
     axes.set_xlabel(label)
     axes.set_yticks([])
@@ -86,9 +86,14 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, logarithmic: b
         axes.plot([x for x, _ in points], [y for _, y in points], linewidth=1)
         if logarithmic:
             axes.set_xscale("log")
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_title(_plain(name.replace("_", " ")), fontsize=10)
         axes.tick_params(labelsize=8)
     return _svg(figure)
+
+
+def _plain(text: str) -> str:
+    """Not to be read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]

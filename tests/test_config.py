@@ -1,6 +1,7 @@
 """Configuration: typed overrides, and one clear line for each mistake."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -66,6 +67,49 @@ def test_later_assignments_win_and_the_original_stays(config):
     assert (config.training.num_steps, config.method.channels) == (1000, 3)
 
 
+def test_assignments_are_put_in_together():
+    """Five layers need 32 px: on the way to two layers and 8 px either change alone is refused."""
+    config = Config(method=ECVAEConfig(energy_layers=((4, 1),) * 5))
+    for assignment in ("method.image_size=8", "method.image_size=16"):
+        with pytest.raises(ConfigError):
+            override(config, [assignment])
+    together = ["method.image_size=8", "method.energy_layers=[[4,1],[4,1]]", "data.batch_size=7"]
+    for order in itertools.permutations(together):
+        changed = override(config, order)
+        assert (changed.method.image_size, changed.method.energy_layers) == (8, ((4, 1), (4, 1)))
+        assert changed.data.batch_size == 7
+    with pytest.raises(ConfigError, match=r"^method.image_size=8 method.kl_weight=2: ") as caught:
+        override(config, ["method.image_size=8", "method.kl_weight=2", "data.batch_size=7"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_and_what_holds_it_are_checked_once(config):
+    changed = override(config, ["method.calibration.dual_max=10", "method.calibration.dual_initial=5"])
+    assert (changed.method.calibration.dual_max, changed.method.calibration.dual_initial) == (10.0, 5.0)
+    assert override(config, []) is config
+
+
+def test_several_assignments_after_one_option(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("jebm.training.train", lambda config, *_, **__: seen.append(config) or 1 / 0)
+    run = str(tmp_path / "run")
+    both = ["training.num_steps=7", "method.kl_weight=2"]
+    for words in (
+        [FILE, "--workdir", run, "--set", *both],
+        ["--set", *both, FILE, "--workdir", run],
+        ["--set", both[0], FILE, "--workdir", run, "--set", both[1]],
+        [f"--set={both[0]}", both[1], "--workdir", run, FILE],
+    ):
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["train", *words])
+        assert (seen[-1].training.num_steps, seen[-1].method.kl_weight) == (7, 2.0)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", FILE, "--workdir", run, "--set", *both, "loose"])
+    err = capsys.readouterr().err
+    assert err.startswith("jebm: unrecognized arguments: loose")
+    assert err.count("\n") == 1
+
+
 def test_round_trip_through_json(config):
     changed = override(config, [a for a, _ in VALUES])
     assert from_dict(to_dict(changed)) == changed
@@ -124,6 +168,17 @@ MISTAKES = {
     "method.channels=3": ["data.source=digits has 1 channels", "method.channels=1"],
     "training.seed=-1": ["training.seed=-1", "[0, 2**63)"],
     "training.seed=9223372036854775808": ["training.seed=9223372036854775808", "[0, 2**63)"],
+    # what no parser likes
+    "training.seed=" + "9" * 400: ["training.seed=9999", "(400 characters)", "a whole number of at most 1e+19"],
+    "training.seed=" + "9" * 5000: ["training.seed='9999", "a whole number"],
+    "method.kl_weight=" + "9" * 400: ["method.kl_weight=9999", "expected a number"],
+    "training.seed=" + "[" * 100_000: ["training.seed='[[[[", "(100,002 characters)", "a whole number"],
+    "method.energy_layers=" + "[" * 500 + "]" * 500: ["method.energy_layers=[[[", "a list such as"],
+    "x" * 5000 + "=1": ["unknown key 'xxxx", "(5,002 characters)", "method, data"],
+    "training.seed=1\n2": ["training.seed='1\\n2'", "a whole number"],
+    "data.source=npz:~nouser/x": ["data.source=npz:~nouser/x", "no home folder of '~nouser'"],
+    "data.source=folder:gs://bucket/x": ["gs:// is not supported"],
+    "data.source=npz:": ["no data source 'npz:'"],
 }
 
 
@@ -152,6 +207,23 @@ FILES = {
         "from jebm.methods import ECVAEConfig\ndef get_config():\n    return ECVAEConfig(kl_weight=-1.0)\n",
         ["kl_weight=-1.0", ">=0"],
     ),
+    "ends the program": ("raise SystemExit(0)\n", ["does not run, line 1: SystemExit: 0"]),
+    "ends it when it is called": (
+        "import sys\ndef get_config():\n    sys.exit('no\\nmore')\n",
+        ["does not run, line 3: SystemExit: no more"],
+    ),
+    "never ends": ("def get_config():\n    return get_config()\n", ["does not run, line 2: RecursionError"]),
+    "a field of another type": (
+        "from jebm.config import *\nfrom jebm.methods import ECVAEConfig\n"
+        "def get_config():\n    return Config(ECVAEConfig(), DataConfig(flip=3))\n",
+        ["data.flip=3", "true or false"],
+    ),
+    "a group of another type": (
+        "from jebm.config import *\nfrom jebm.methods import ECVAEConfig\n"
+        "def get_config():\n    return Config(ECVAEConfig(), 'digits')\n",
+        ["groups"],
+    ),
+    "no method": ("from jebm.config import *\ndef get_config():\n    return Config(3)\n", ["no configuration of"]),
     "something else": ("def get_config():\n    return 3\n", ["returned int", "jebm.config.Config"]),
 }
 

@@ -140,6 +140,16 @@ def test_the_command_prints_the_counts_with_commas(capsys):
     assert printed == {
         "encoder": "44,915,072", "decoder": "32,521,728", "energy": "23,815,169", "total": "101,251,969",
     }  # fmt: skip
+    # launch/README.md names the largest, and what it takes at 16 bytes a parameter
+    totals, file = {}, ""
+    for line in lines:
+        file = file if line.startswith(" ") else line.partition(":")[0]
+        if line.split()[0] == "total":
+            totals[file] = int(line.split()[1].replace(",", ""))
+    largest, count = max(totals.items(), key=lambda item: item[1])
+    page = " ".join((ROOT / "launch/README.md").read_text().split())
+    named = rf"The largest pair of networks here, `{largest}`, has {count / 1e6:.0f} million parameters"
+    assert f"{named} (`jebm configs --parameters`): {16e-9 * count:.1f} GB whole, {2e-9 * count:.1f} GB over 8." in page
 
 
 def test_the_command_says_where_it_looked(capsys, tmp_path):

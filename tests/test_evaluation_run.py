@@ -85,7 +85,7 @@ def test_which_weights_are_meant_if_none_are_named():
 
 def test_without_weights_the_user_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path))
-    source, said = data.load("digits"), []
+    source, said = data.resize_source(data.load("digits"), 32), []
     monkeypatch.setattr("jebm.evaluation.of_run.source_features", evaluation.random_features)
     assert choose_features(source, "auto", said.append).declaration["feature_space"] == "FD-random"
     assert len(said) == 1
@@ -93,6 +93,7 @@ def test_without_weights_the_user_is_told(tmp_path, monkeypatch):
     assert "jebm convert inception --weights" in said[0]
     assert said[0].endswith("distances are in the space FD-random")
     choose_features(source, "substitute", said.append)
+    choose_features(data.load("digits"), "auto", said.append)  # 8 pixels: these weights would not be used
     assert len(said) == 1
     with pytest.raises(ValueError, match="jebm convert inception"):
         choose_features(source, "inception", said.append)

@@ -1,6 +1,7 @@
 """`jebm restore`: pictures, folders and arrays; every mistake is one line, status 2, and nothing written."""
 
 import json
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,10 @@ def test_mistakes(restore, digits, tmp_path):
     np.save("whole.npy", np.zeros((1, 8, 8, 1), np.int64))
     np.savez("other.npz", pixels=digits)
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    huge = bytearray((tmp_path / "black.png").read_bytes())  # a header of 30,000 x 30,000 pixels
+    huge[16:24] = (30_000).to_bytes(4) * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4)
+    (tmp_path / "huge.png").write_bytes(huge)
     (tmp_path / "folder").mkdir()
     (tmp_path / "dir.png").mkdir()
     (tmp_path / "twins").mkdir()
@@ -156,6 +161,8 @@ def test_mistakes(restore, digits, tmp_path):
         (["--input", "nowhere.png"], "nowhere.png: no such file or folder"),
         (["--input", "folder"], "folder: no picture (.png, .jpg, .jpeg, .bmp) in this folder"),
         (["--input", "broken.png"], "broken.png: not a picture that can be read"),
+        (["--input", "huge.png"], "huge.png: not a picture that can be read, or one too large"),
+        (["--input", "digit.png", "--mask", "huge.png"], "huge.png: not a picture that can be read"),
         (["--input", "large.png"], "large.png: the measurement must have the shape (8, 8, 1), got 1 of (16, 16, 1)"),
         (["--input", "colour.png"], "colour.png: the measurement must have the shape (8, 8, 1), got 1 of (8, 8, 3)"),
         (["--input", "deep.png"], "deep.png: pixels of mode I;16; give 8 bits per channel"),
@@ -180,7 +187,8 @@ def test_mistakes(restore, digits, tmp_path):
         (["--input", "digit.png", "--task", "superres"], "shape (4, 4, 1), got 1 of (8, 8, 1); with --degrade"),
         (["--input", "digit.png", "--task", "colorize"], "colorize: this model makes grey images"),
         (["--input", "digit.png", "--mask", "random", "--fraction", "2"], "fraction 2.0: it must lie between 0 and 1"),
-        (["--input", "digit.png", "--restarts", "0"], "restarts=0 is out of range"),
+        (["--input", "digit.png", "--restarts", "0"], "--restarts 0: it must be at least 1"),
+        (["--input", "digit.png", "--refinement-steps", "9999999999"], "it must be at most 1,000,000"),
         (["--input", "digit.png", "--noise", "-1"], "noise_std=-1.0 is out of range"),
     ]:  # fmt: skip
         status, err = restore("--task", "inpaint", "--out", "out.png", *arguments)

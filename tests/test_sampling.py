@@ -1,5 +1,6 @@
 """Samples in batches: killed and gone on with the same images, on any number of devices."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -86,3 +88,53 @@ def test_parts_of_another_request_are_not_taken(toy_run, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "4/4" in captured.err  # progress
     assert (arrays(tmp_path / "x.npz") != 0).any()
+
+
+def listing(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN = {
+    "a thesis": {"thesis.txt": b"x"},
+    "arrays of the user's": {"000000.npy": b"x"},
+    "a request of the user's": {"request.json": b'{"url": "x"}'},
+    "a request that is none": {"request.json": b"{"},
+    "parts, and a thesis": {"request.json": b'{"seed": 7}', "000000.npy": b"x", "thesis.txt": b"x"},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_folder_of_the_users_is_not_deleted(what, toy_run, tmp_path, capsys):
+    parts = tmp_path / "mine.parts"
+    parts.mkdir()
+    for name, content in FOREIGN[what].items():
+        (parts / name).write_bytes(content)
+    before = listing(tmp_path)
+    assert cli.main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "mine")]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(f"jebm: {parts} is not a folder of 'jebm sample'")
+    assert listing(tmp_path) == before
+
+
+def test_what_is_there_is_not_overwritten(toy_run, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/000000.png").write_bytes(b"x")
+    (tmp_path / "mine.parts").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "x.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for out, words in {"mine": "mine.parts is not a folder", "file": "is a file", "x.png": "is a folder"}.items():
+        assert cli.main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / out)]) == 2
+        assert words in capsys.readouterr().err
+    (tmp_path / "mine.parts").unlink()
+    assert cli.main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "mine")]) == 2
+    assert "holds files already" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == [path for path in before if path.name != "mine.parts"]
+
+
+def test_a_model_that_diverged_leaves_nothing(toy_run, tmp_path):
+    run = jebm.load(toy_run)
+    broken = dataclasses.replace(run, state=jax.tree.map(lambda a: a * jnp.nan if a.dtype == float else a, run.state))
+    with pytest.raises(ValueError, match="the model has diverged"):
+        sampling.draw_to(tmp_path / "x.npz", broken, 4)
+    assert list(tmp_path.iterdir()) == []

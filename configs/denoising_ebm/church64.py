@@ -1,7 +1,7 @@
 """Denoising-EBM on LSUN churches, 64x64 (after arXiv 2303.03887).
 
 Command:   jebm train configs/denoising_ebm/church64.py --workdir runs/denoising_church64
-Data:      tfds:lsun/church_outdoor ('jebm data info' says what to bring): 126,227 images to train, 300 held out, the
+Data:      tfds:lsun/church_outdoor ('jebm data info SOURCE': what to bring): 126,227 images to train, 300 held out, the
            central square, antialiased bilinear resize to 64.
 Hardware:  one GPU of 80 GB or a TPU slice. About 4 hours for 210,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (9 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.

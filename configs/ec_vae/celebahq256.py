@@ -1,7 +1,7 @@
 """EC-VAE on CelebA-HQ, 256x256 (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/celebahq256.py --workdir runs/ec_vae_celebahq256
-Data:      tfds:celeb_a_hq/256 ('jebm data info' says what to bring): 30,000 images, of which 27,000 train and 3,000
+Data:      tfds:celeb_a_hq/256 ('jebm data info SOURCE': what to bring): 30,000 images, of which 27,000 train and 3,000
            in a fixed random order are held out.
 Hardware:  one GPU of 80 GB or a TPU slice. About 20 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (10 TFLOP an iteration) at an assumed 30 TFLOP/s, thin layers on

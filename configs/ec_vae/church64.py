@@ -1,7 +1,7 @@
 """EC-VAE on LSUN Church (outdoor), 64x64 (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/church64.py --workdir runs/ec_vae_church64
-Data:      tfds:lsun/church_outdoor ('jebm data info' says what to bring): 126,227 images to train, 300 held out, the
+Data:      tfds:lsun/church_outdoor ('jebm data info SOURCE': what to bring): 126,227 images to train, 300 held out, the
            central square, antialiased bilinear resize to 64. 300 held-out images are too few for a Fréchet
            distance: compare with the training split, and say so ('jebm evaluate --reference train').
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 200,000 iterations on an H100-class GPU; this is

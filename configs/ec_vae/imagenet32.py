@@ -1,7 +1,7 @@
 """EC-VAE on ImageNet at 32x32, unconditional (arXiv 2311.04071).
 
 Command:   jebm train configs/ec_vae/imagenet32.py --workdir runs/ec_vae_imagenet32
-Data:      tfds:imagenet_resized/32x32 ('jebm data info' says what to bring): 1,281,167 images to train, 50,000 held
+Data:      tfds:imagenet_resized/32x32 ('jebm data info SOURCE': what to bring): 1,281,167 images to train, 50,000 held
            out. tfds:downsampled_imagenet/32x32, the set of likelihoods, holds other images: say which.
 Hardware:  one GPU of 80 GB or a TPU slice. About 30 hours for 300,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (51 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.

@@ -1,7 +1,7 @@
 """Hat EBM synthesis on ImageNet, 128x128, unconditional with wide networks (arXiv 2210.16486).
 
 Command:   jebm train configs/hat_ebm/imagenet128_large_synthesis.py --workdir runs/hat_imagenet128_large
-Data:      tfds:imagenet2012 ('jebm data info' says what to bring): 1,281,167 images to train, 50,000 held out; short
+Data:      tfds:imagenet2012 ('jebm data info SOURCE': what to bring): 1,281,167 images to train, 50,000 held out; short
            side antialiased to 128, a random crop in training, the centre elsewhere. --set data.workers=16 decodes in
            processes.
 Hardware:  32 GPUs or a TPU slice of 32, as the authors say.

@@ -48,7 +48,7 @@ def folder(argument: str, size: int | None = None, crop: str = "auto") -> Source
     Raises:
         DataError: no folder, an empty one, a file that is no image, or images of several sizes without a crop.
     """
-    root = Path(argument).expanduser()
+    root = Path(argument)
     reader = find(root)
     geometry = Geometry("none" if crop == "auto" else crop, size)
     height, width, channels = _looked_at(reader, geometry)

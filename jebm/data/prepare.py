@@ -17,6 +17,8 @@ from jebm.data.tfds import data_directory, prepared
 
 __all__ = ["info", "prepare"]
 
+WITH_TENSORFLOW = "pip install -e '.[prepare]' in a clone of the repository"
+
 
 def info(source: str, size: int | None = None, crop: str = "auto") -> list[str]:
     """What there is, line by line; of a set that is not prepared, what it needs. Small sets are read whole.
@@ -111,7 +113,7 @@ def _needs(name: str) -> list[str]:
         else:
             lines.append(f"  bring by hand: {manual_directory() / file}\n    from {where}")
     if name not in CATALOGUE:
-        lines.append("  its builder needs TensorFlow, to prepare only: pip install 'jebm[prepare]'")
+        lines.append(f"  its builder needs TensorFlow, to prepare only: {WITH_TENSORFLOW}")
     return [*lines, f"  then: jebm data prepare tfds:{name}"]
 
 
@@ -199,7 +201,7 @@ def _by_tensorflow(name: str) -> Path:
 
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
-            f"{name}: its builder needs TensorFlow, to prepare only: pip install 'jebm[prepare]', then again; "
+            f"{name}: its builder needs TensorFlow, to prepare only: {WITH_TENSORFLOW}, then again; "
             f"sets that need none: {', '.join(CATALOGUE)}"
         )
     try:

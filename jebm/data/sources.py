@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jebm import paths
 from jebm.data.errors import DataError
 from jebm.data.geometry import Geometry
 from jebm.data.image_set import ImageSet, decoded
@@ -81,12 +82,17 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
 
 
 def check_name(name: str) -> tuple[str, str]:
-    """The kind of source and its argument.
+    """The kind of source and its argument, the path of a file or a folder with its ``~`` expanded.
 
     Raises:
-        DataError: no such source.
+        DataError: no such source, or a path that is not on this machine.
     """
     kind, colon, argument = name.partition(":")
+    if kind in ("npz", "folder") and argument:
+        try:
+            return kind, str(paths.local(argument))
+        except ValueError as error:
+            raise DataError(f"{kind}:{error}") from None
     if (kind in KINDS and bool(argument)) or name == "digits":
         return kind, argument
     if name.endswith(".npz"):
@@ -159,7 +165,7 @@ def _digits() -> Source:
 
 
 def _npz(argument: str) -> Source:
-    path = Path(argument).expanduser()
+    path = Path(argument)
     arrays = _read_shards(path) if path.is_dir() else _read_npz(path)
     if "x_train" in arrays:
         if "x_test" not in arrays:
@@ -206,7 +212,10 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(
+            f"{path}: no such file; write it by np.savez(path, x_train=..., x_test=...), uint8 [N, H, W, C], or take "
+            "another source: digits, folder:PATH, tfds:NAME ('jebm data info tfds:NAME' says what it needs)"
+        )
     arrays, reading = {}, "the archive"
     try:
         with open(path, "rb") as stream:

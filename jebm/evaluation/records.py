@@ -149,7 +149,7 @@ def read_record(path: str | os.PathLike) -> Record:
         return Record(
             str(content["metric"]), float(content["value"]), int(content["n"]), dict(content["protocol"])
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: not a record of jebm ({type(error).__name__}: {error})") from error
 
 

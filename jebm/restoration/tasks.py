@@ -282,7 +282,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 def read_picture(path: pathlib.Path) -> np.ndarray:
     """uint8 [H, W, 1] of a grey picture, [H, W, 3] of a coloured one."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
@@ -294,8 +294,10 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
             pixels = np.asarray(picture.convert("L" if grey else "RGB"))
             if picture.mode == "P" and (pixels == pixels[..., :1]).all():
                 grey, pixels = True, pixels[..., 0]
-    except (OSError, UnidentifiedImageError):
-        raise DataError(f"{path}: not a picture that can be read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a picture that can be read, or one too large") from None
     return pixels[..., None] if grey else pixels
 
 
