@@ -12,6 +12,7 @@ import inspect
 import sys
 from types import SimpleNamespace
 
+import blackjax  # noqa: F401  # first imported while the ledger is open, it would keep the noting functions for ever
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -87,11 +87,11 @@ def test_arrays_with_their_originals(restore, cheap_prior, digits, tmp_path):
 
 
 def test_what_is_degraded_has_the_noise_that_it_says(restore, cheap_prior, digits, tmp_path, monkeypatch):
-    given, inner = [], tasks.restore
+    given = []
 
     def noting(key, prior, operator, y, config, **settings):
         given.append((y, config, operator))
-        return inner(key, prior, operator, y, config, **settings)
+        return restoration.Restored(jnp.zeros((len(y), 8, 8, 1)), None, None, None, None)
 
     monkeypatch.setattr(tasks, "restore", noting)
     np.savez("many.npz", x=load("digits").test[:64])

@@ -130,7 +130,7 @@ def with_weights(run: "Run", weights: Weights | None) -> tuple["Run", Weights]:
     averages = FAMILIES[family_of(method)].averages
     if not averages and weights == "ema":
         raise ValueError("this family keeps no moving average; leave --weights out, or give raw")
-    if weights != "raw":
+    if weights != "raw" or not averages:
         return run, "ema" if averages else "raw"
     raw = {average: getattr(run.state, plain) for average, plain in averages}
     return dataclasses.replace(run, state=run.state._replace(**raw)), "raw"
