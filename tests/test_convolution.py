@@ -1,6 +1,8 @@
 """The convolutions against XLA's own, over shapes, strides and paddings: values, derivatives, batches, programs."""
 
 import functools
+import math
+import pathlib
 import re
 
 import flax.linen as nn
@@ -11,8 +13,12 @@ import pytest
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 
+from jebm import runs
+from jebm.config import load_file, override
 from jebm.networks import convolution
 from jebm.networks.convolution import LAYOUT, Conv, conv_general_dilated
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 CASES = [  # image, kernel, strides, padding
     ((8, 8), (3, 3), (1, 1), "SAME"),
@@ -282,7 +288,43 @@ def test_the_gradient_of_a_mean_of_single_energies_is_the_gradient_of_a_batch():
     assert 0 < planned["mapped"] <= 1.1 * planned["batch"]
     operations = {name: c.cost_analysis()["flops"] for name, c in compiled.items()}
     assert 0 < operations["mapped"] <= 1.01 * operations["batch"]
-    assert f"[{batch},3,3," not in compiled["mapped"].as_text()  # no kernel gradient for each image
+    found = {
+        math.prod(map(int, re.findall(r"\d+", s))) for s in re.findall(r"f32(\[[\d,]+\])", compiled["mapped"].as_text())
+    }
+    assert not found & {batch * size for size in kernel_sizes(params)}  # no kernel gradient for each image
+
+
+def kernel_sizes(params):
+    return {p.size for p in jax.tree.leaves(params) if p.shape[:2] == (3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("hat_synthesis", ()),
+        ("hat_autoencoder", ()),
+        ("ec_vae", ()),
+        ("ec_gan", ()),
+        ("ec_flow", ()),
+        ("denoising_ebm", ()),
+        ("denoising_ebm", ("method.semantic_chain=pixel",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value),
+)
+def test_no_training_step_makes_a_kernel_gradient_for_each_image(name, change):
+    batch = 7  # a factor that nothing else here has, as 9 is one of kernels alone
+    config = override(load_file(ROOT / f"configs/digits/{name}.py"), [f"data.batch_size={batch}", *change])
+    state = runs.abstract_state(config).method
+    images = jax.ShapeDtypeStruct((batch, 8, 8, 1), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(runs.build(config).update)(key, state, images)
+    sizes = kernel_sizes(state)
+    assert sizes
+    shapes = {v.aval.shape for e in equations(traced.jaxpr) for v in e.outvars if hasattr(v.aval, "shape")}
+    maps = {shape for shape in shapes if len(shape) == 4 and shape[0] == batch}  # patches have the factor 9, too
+    found = {math.prod(shape) for shape in shapes - maps}
+    assert sizes <= found  # gradients are there
+    assert not found & {batch * size for size in sizes}
 
 
 def test_one_example_without_a_batch_axis_through_flax():
