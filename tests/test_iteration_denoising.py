@@ -125,18 +125,22 @@ def wide(a):
     return a[:, None, None, None]
 
 
+@jax.jit
 def predicted(params, x, sigma):
     return SmallUNet(4, (1,), 1).apply({"params": params["unet"]}, x, sigma)
 
 
+@jax.jit
 def encoded(params, x, sigma):
     return SmallEncoder(6, 4, (1,)).apply({"params": params["encoder"]}, x, sigma)
 
 
+@jax.jit
 def decoded(params, z):
     return SmallDecoder(1, 4, (1,), 8).apply({"params": params["decoder"]}, z)
 
 
+@jax.jit
 def semantic(params, x, sigma):
     """F of a batch of images, or of latents."""
     if "encoder" in params:
@@ -158,30 +162,30 @@ def random_like(shapes, seed):
 
     def leaf(a):
         scale = 1 / np.sqrt(a.shape[0]) if a.ndim == 2 else 0.3
-        return jnp.asarray(scale * rng.standard_normal(a.shape), jnp.float32)
+        return (scale * rng.standard_normal(a.shape)).astype(np.float32)
 
     return jax.tree.map(leaf, shapes)
 
 
 def state_of(config):
     """A state whose weights and averages disagree; its bank holds what no chain has made."""
-    shapes = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0), jnp.zeros((BATCH, 8, 8, 1)))
+    shapes = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0), batch_of(0))
     rows = None
     if shapes.bank is not None:
         size = shapes.bank.size
         rows = bank.Bank(
-            {"x": random_like(shapes.bank.entries["x"], 2), "level": jnp.arange(size, dtype=jnp.int32) % 3},
-            jnp.arange(size, dtype=jnp.int32),
+            {"x": random_like(shapes.bank.entries["x"], 2), "level": np.arange(size, dtype=np.int32) % 3},
+            np.arange(size, dtype=np.int32),
         )
     return DenoisingEBMState(
         params=random_like(shapes.params, 0), average=random_like(shapes.average, 1),
-        optimizer=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes.optimizer), bank=rows,
-        step=jnp.zeros((), jnp.int32),
+        optimizer=jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes.optimizer), bank=rows,
+        step=np.zeros((), np.int32),
     )  # fmt: skip
 
 
 def batch_of(seed, n=BATCH):
-    return jnp.asarray(np.random.default_rng((SEED, seed)).uniform(-1, 1, (n, 8, 8, 1)), jnp.float32)
+    return np.random.default_rng((SEED, seed)).uniform(-1, 1, (n, 8, 8, 1)).astype(np.float32)
 
 
 def key_of(seed):
@@ -190,10 +194,10 @@ def key_of(seed):
 
 def close(actual, expected, tolerance=1e-4):
     """Each leaf to within the tolerance of its largest entry, and a tenth of it of the tree's."""
-    largest = max(float(jnp.abs(b).max()) for b in jax.tree.leaves(expected))
+    largest = max(float(np.abs(b).max()) for b in jax.tree.leaves(expected))
 
     def leaf(a, b):
-        bound = tolerance * (float(jnp.abs(b).max()) + 0.1 * largest) + 1e-7
+        bound = tolerance * (float(np.abs(b).max()) + 0.1 * largest) + 1e-7
         np.testing.assert_allclose(a, b, rtol=0, atol=bound)
 
     jax.tree.map(leaf, actual, expected)
@@ -211,6 +215,8 @@ def denoising_draws(key, lowest, i):
 
 @jax.jit
 def plain_gradients(params, rows, x, key):
+    key = jax.random.split(key)[1]
+
     def loss(params):
         on_data, on_negatives = (semantic(params, a, rows.sigmas) for a in (rows.positives, rows.negatives))
         sigma, noise = denoising_draws(key, 0.02, 0)
@@ -227,8 +233,7 @@ def plain_gradients(params, rows, x, key):
             total += 2.5 * named["autoencoder_loss"]
         return total, named
 
-    gradients, named = jax.grad(loss, has_aux=True)(params)
-    return {name: gradients[name] for name in params}, named
+    return jax.grad(loss, has_aux=True)(params)
 
 
 def moments(optimizer_state):
@@ -248,18 +253,18 @@ def test_three_updates(config):
     clipped = 0
     for i in range(3):
         key, batch = key_of(i), batch_of(i)
-        rows, after, metrics = step(key, state, batch)
-        gradients, named = plain_gradients(state.params, rows, 0.5 * (batch + 1), jax.random.split(key)[1])
+        rows, after, metrics = jax.device_get(step(key, state, batch))
+        gradients, named = jax.device_get(plain_gradients(state.params, rows, 0.5 * (batch + 1), key))
         named["energy_gap"] = named["energy_data"] - named["energy_negative"]
-        named["chain_displacement"] = jnp.sqrt(jnp.mean((rows.negatives - rows.starts) ** 2))
+        named["chain_displacement"] = np.sqrt(np.mean((rows.negatives - rows.starts) ** 2))
         for kind, examined in (("data", rows.positives), ("negative", rows.negatives)):
-            slopes = plain_slope(state.params, examined, rows.sigmas).reshape(BATCH, -1)
-            named[f"{kind}_gradient_norm"] = jnp.linalg.norm(slopes, axis=1).mean()
+            slopes = np.asarray(plain_slope(state.params, examined, rows.sigmas)).reshape(BATCH, -1)
+            named[f"{kind}_gradient_norm"] = np.linalg.norm(slopes, axis=1).mean()
         if config.negatives == "bank":
             named["bank_age"] = rows.bank.ages.mean()
             jax.tree.map(np.testing.assert_array_equal, after.bank, rows.bank)
         for name, gradient in gradients.items():
-            norm = float(optax.tree.norm(gradient))
+            norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(gradient)))
             named[f"{name}_gradient_norm"] = norm
             clipped += norm > 0.4
             gradient = jax.tree.map(lambda g: g * min(1.0, 0.4 / norm), gradient)  # noqa: B023
@@ -288,8 +293,9 @@ def test_three_updates(config):
 
 def test_without_a_warm_up_the_rate_is_whole_from_the_start():
     plain = optimizer(dataclasses.replace(PIXEL, warmup_steps=0))
-    params = {"a": jnp.zeros(2)}
-    updates, _ = plain.update({"a": jnp.array([0.1, -0.2])}, plain.init(params), params)
+    params = {"a": np.zeros(2, np.float32)}
+    step = jax.jit(lambda params, gradient: plain.update(gradient, plain.init(params), params)[0])
+    updates = step(params, {"a": np.array([0.1, -0.2], np.float32)})
     np.testing.assert_allclose(updates["a"], [-4e-3, 4e-3], rtol=1e-4)
 
 
@@ -297,7 +303,11 @@ def test_without_a_warm_up_the_rate_is_whole_from_the_start():
 
 
 def greys(n):
-    return jnp.broadcast_to(jnp.linspace(0.1, 0.9, n)[:, None, None, None], (n, 8, 8, 1))
+    return np.broadcast_to(np.linspace(0.1, 0.9, n, dtype=np.float32)[:, None, None, None], (n, 8, 8, 1))
+
+
+def rows_of(config, state, seed, n):
+    return jax.device_get(jax.jit(functools.partial(examples, config))(key_of(seed), state, greys(n)))
 
 
 def normals(a, b):
@@ -319,7 +329,7 @@ def test_positives_and_starts_have_noise_of_their_own(negatives, monkeypatch):
     monkeypatch.setattr(chains, "run_level", run_level)
     config, n = dataclasses.replace(PIXEL, negatives=negatives), 600
     x = greys(n)
-    rows = examples(config, key_of(0), state_of(config), x)
+    rows = rows_of(config, state_of(config), 0, n)
     assert given == [(config.chain, False)]
     levels = np.array([int(np.argmin(np.abs(LADDER - s))) for s in rows.sigmas])
     np.testing.assert_allclose(rows.sigmas, LADDER[levels], rtol=1e-6)
@@ -331,7 +341,7 @@ def test_positives_and_starts_have_noise_of_their_own(negatives, monkeypatch):
         starts = (rows.starts - rows.positives) / wide(gaps)
         np.testing.assert_allclose(rows.negatives, np.broadcast_to(wide(gaps), x.shape), rtol=1e-5)
     else:
-        starts = (rows.starts - jnp.roll(x, 1, 0)) / wide(above)
+        starts = (rows.starts - np.roll(x, 1, 0)) / wide(above)
         np.testing.assert_array_equal(rows.negatives, rows.starts)
     starts = np.where(wide(levels) == 0, (rows.starts - 0.5) / 0.8, starts)
     normals(own, starts)
@@ -343,13 +353,13 @@ def test_latents_are_encoded_at_their_own_levels(monkeypatch):
     """The draws are those of the same images on pixels: positives are f(x̃, σ), starts f of the level above."""
     monkeypatch.setattr(chains, "run_level", lambda key, semantic, start, *rest, **named: start)
     state, n = state_of(LATENT), 300
-    pixels = examples(dataclasses.replace(PIXEL, negatives="noisier"), key_of(1), state_of(PIXEL), greys(n))
-    rows = examples(LATENT, key_of(1), state, greys(n))
+    images = dataclasses.replace(PIXEL, negatives="noisier")
+    pixels, rows = rows_of(images, state_of(images), 1, n), rows_of(LATENT, state, 1, n)
     np.testing.assert_array_equal(rows.sigmas, pixels.sigmas)
     levels = np.array([int(np.argmin(np.abs(LADDER - s))) for s in rows.sigmas])
-    above = jnp.asarray(LADDER[np.maximum(levels - 1, 0)], jnp.float32)
+    above = LADDER[np.maximum(levels - 1, 0)].astype(np.float32)
     np.testing.assert_allclose(rows.positives, encoded(state.params, pixels.positives, rows.sigmas), atol=1e-4)
-    from_above = encoded(state.params, pixels.starts, above)
+    from_above = np.asarray(encoded(state.params, pixels.starts, above))
     np.testing.assert_allclose(rows.starts[levels > 0], from_above[levels > 0], atol=1e-4)
     first = np.asarray(rows.starts[levels == 0])  # from N(0, I) itself
     normals(first, np.asarray(pixels.starts[levels == 0]).reshape(len(first), -1)[:, : first.shape[1]] / 0.8 - 0.625)
@@ -360,7 +370,7 @@ def test_training_chains_descend_the_energy_at_their_level():
     chain = ChainConfig(num_steps=2, sampling_steps=1, noise_scale=1e-7, max_drift=0.1)
     config, n = dataclasses.replace(PIXEL, negatives="noisier", chain=chain), 12
     state = state_of(config)
-    rows = jax.jit(functools.partial(examples, config))(key_of(2), state, greys(n))
+    rows = rows_of(config, state, 2, n)
     expected = descended(state.params, rows.starts, rows.sigmas, 2, 0.1)
     assert np.abs(expected - rows.starts).max() > 1e-3
     np.testing.assert_allclose(rows.negatives, expected, atol=2e-5)
@@ -368,9 +378,9 @@ def test_training_chains_descend_the_energy_at_their_level():
 
 def descended(params, x, sigmas, num_steps, bound):
     for _ in range(num_steps):
-        drift = 0.5 * plain_slope(params, x, sigmas)
-        norm = jnp.sqrt(jnp.sum(drift**2, (1, 2, 3)))
-        x = x - drift * wide(jnp.minimum(1.0, bound * 8 * sigmas / norm))
+        drift = 0.5 * np.asarray(plain_slope(params, x, sigmas))
+        norm = np.sqrt(np.sum(drift**2, (1, 2, 3)))
+        x = x - drift * wide(np.minimum(1.0, bound * 8 * sigmas / norm))
     return x
 
 
@@ -379,19 +389,19 @@ def test_training_chains_on_latents_descend_the_energy_at_their_level():
     chain = ChainConfig(num_steps=1, latent_step_size=0.2, latent_temperature=0.3, max_drift=None)
     config, state = dataclasses.replace(LATENT, chain=chain), state_of(LATENT)
     flat = dataclasses.replace(config, chain=dataclasses.replace(chain, latent_temperature=1e9))
-    rows, others = (jax.jit(functools.partial(examples, c))(key_of(3), state, greys(12)) for c in (config, flat))
+    rows, others = (rows_of(c, state, 3, 12) for c in (config, flat))
     np.testing.assert_array_equal(rows.starts, others.starts)
-    expected = -0.2 / 0.3 * plain_slope(state.params, rows.starts, rows.sigmas)
+    expected = -0.2 / 0.3 * np.asarray(plain_slope(state.params, rows.starts, rows.sigmas))
     np.testing.assert_allclose(rows.negatives - others.negatives, expected, atol=1e-5)
     noise = (others.negatives - 0.8 * rows.starts) / np.sqrt(2 * 0.2)  # of N(0, I), the reference
-    assert 0.3 < float(jnp.std(noise)) < 2
+    assert 0.3 < np.std(noise) < 2
 
 
 def test_rows_of_the_bank_go_on_or_are_exchanged(monkeypatch):
     monkeypatch.setattr(chains, "run_level", lambda key, semantic, start, *rest, **named: start + 1.0)
     config, n = dataclasses.replace(PIXEL, bank_size=100), 200
     state = state_of(config)
-    rows = examples(config, key_of(4), state, greys(n))
+    rows = rows_of(config, state, 4, n)
     np.testing.assert_array_equal(rows.negatives, rows.starts + 1.0)
     before, after = (np.asarray(b.entries["x"]).reshape(300, -1) for b in (state.bank, rows.bank))
     np.testing.assert_array_equal(rows.bank.entries["level"], state.bank.entries["level"])
@@ -413,10 +423,10 @@ def test_rows_of_the_bank_go_on_or_are_exchanged(monkeypatch):
 @pytest.mark.parametrize("config", [PIXEL, dataclasses.replace(LATENT, negatives="bank")], ids=["pixel", "latent"])
 def test_a_bank_begins_as_noise(config):
     config = dataclasses.replace(config, bank_size=400)
-    state = jax.jit(functools.partial(initialize, config))(key_of(5), jnp.zeros((BATCH, 8, 8, 1)))
+    state = jax.device_get(jax.jit(functools.partial(initialize, config))(key_of(5), batch_of(0)))
     x = np.asarray(state.bank.entries["x"])
-    centre, scale = (0.5, 0.8) if config.semantic_chain == "pixel" else (0.0, 1.0)
-    assert x.shape == (1200, 8, 8, 1) if config.semantic_chain == "pixel" else (1200, 6)
+    centre, scale, shape = (0.5, 0.8, (8, 8, 1)) if config.semantic_chain == "pixel" else (0.0, 1.0, (6,))
+    assert x.shape == (1200, *shape)
     normals((x - centre) / scale, np.random.default_rng(SEED).standard_normal(x.shape))
     assert np.bincount(state.bank.entries["level"]).tolist() == [400, 400, 400]
     assert not state.bank.ages.any()
@@ -433,31 +443,31 @@ COLD = dataclasses.replace(
 
 
 def sampled(config, state, n=64):
-    return jax.jit(functools.partial(synthesize, config), static_argnums=(2, 3))(key_of(6), state, n, 1)
+    return jax.device_get(jax.jit(functools.partial(synthesize, config), static_argnums=(2, 3))(key_of(6), state, n, 1))
 
 
 def test_the_two_stages_on_pixels():
     """Chains that descend F of the averaged weights level by level; a refinement too small to move; a denoising."""
     state = state_of(COLD)
     average = state.average
-    flat = {**average, "head": jax.tree.map(jnp.zeros_like, average["head"])}
+    flat = {**average, "head": jax.tree.map(np.zeros_like, average["head"])}
     start = 0.5 * (sampled(COLD, state._replace(average=flat)).semantic + 1)  # without a slope chains stay
     normals((start - 0.5) / 0.8, np.random.default_rng(SEED).standard_normal(start.shape))
     made = sampled(COLD, state)
     x = start
     for sigma in LADDER[:2]:  # not below σ_J
-        x = descended(average, x, jnp.full(64, sigma, jnp.float32), 2, 0.1)
+        x = descended(average, x, np.full(64, sigma, np.float32), 2, 0.1)
     assert np.abs(x - start).max() > 1e-2
     np.testing.assert_allclose(made.semantic, 2 * x - 1, atol=1e-4)
     assert made.steps.shape[1] == 6  # three levels of two steps
     for k in range(6):
         np.testing.assert_allclose(made.steps[:, k], made.semantic, atol=1e-4)
     last = 0.5 * (made.steps[:, -1] + 1)
-    denoised = last + 0.02 * predicted(average, last, jnp.full(64, 0.02))
-    np.testing.assert_allclose(made.images, 2 * jnp.clip(denoised, 0, 1) - 1, atol=1e-4)
+    denoised = last + 0.02 * np.asarray(predicted(average, last, np.full(64, 0.02, np.float32)))
+    np.testing.assert_allclose(made.images, 2 * np.clip(denoised, 0, 1) - 1, atol=1e-4)
     only = sampled(dataclasses.replace(COLD, sampling="semantic_only"), state)
-    x = descended(average, x, jnp.full(64, LADDER[2], jnp.float32), 2, 0.1)
-    np.testing.assert_allclose(only.images, jnp.clip(2 * x - 1, -1, 1), atol=1e-4)
+    x = descended(average, x, np.full(64, LADDER[2], np.float32), 2, 0.1)
+    np.testing.assert_allclose(only.images, np.clip(2 * x - 1, -1, 1), atol=1e-4)
     assert only.steps is None
     images = jax.jit(lambda s: build(COLD).generate(key_of(6), s, 64))(state)
     np.testing.assert_allclose(images, made.images, atol=1e-5)
@@ -483,14 +493,14 @@ def test_refinement_descends_the_averaged_texture_energy(monkeypatch):
     state = state_of(COLD)
     for sampling, highest in (("two_stage", 0.15), ("texture_only", 0.8)):
         config = dataclasses.replace(COLD, sampling=sampling)
-        made = synthesize(config, key_of(7), state, 4)
+        made = jax.device_get(jax.jit(lambda state: synthesize(config, key_of(7), state, 4))(state))  # noqa: B023
         sigmas, passed, every = given.pop()
         np.testing.assert_allclose(sigmas, np.geomspace(highest, 0.02, 3))
         assert (passed, every, given) == (STILL, 0, [])
         if sampling == "two_stage":
             x = 0.5 * (made.semantic + 1)
-            moved = x + predicted(state.average, x, jnp.full(4, 0.3))
-            np.testing.assert_allclose(made.images, 2 * jnp.clip(moved, 0, 1) - 1, atol=1e-4)
+            moved = x + np.asarray(predicted(state.average, x, np.full(4, 0.3, np.float32)))
+            np.testing.assert_allclose(made.images, 2 * np.clip(moved, 0, 1) - 1, atol=1e-4)
 
 
 def test_recovery_samples_given_the_level_above(monkeypatch):
@@ -498,7 +508,8 @@ def test_recovery_samples_given_the_level_above(monkeypatch):
     recorded = lambda *rest, **named: given.append(named) or rest[2]  # noqa: E731
     monkeypatch.setattr(chains, "anneal_semantic", recorded)
     for config, recovery in ((COLD, False), (dataclasses.replace(COLD, negatives="recovery"), True)):
-        synthesize(dataclasses.replace(config, sampling="semantic_only"), key_of(8), state_of(COLD), 2)
+        only = dataclasses.replace(config, sampling="semantic_only")
+        jax.eval_shape(lambda state: synthesize(only, key_of(8), state, 2), state_of(COLD))  # noqa: B023
         assert given.pop() == {"latent": False, "recovery": recovery}
 
 
@@ -516,7 +527,7 @@ def test_the_two_stages_on_latents():
         return chains.anneal_semantic(chain_key, energy, start, LADDER[:2], config.chain, latent=True)
 
     z = jax.jit(jax.vmap(ends))(mcmc.chain_keys(key_of(6), n))
-    np.testing.assert_allclose(made.semantic, 2 * decoded(average, z) - 1, atol=1e-4)
+    np.testing.assert_allclose(made.semantic, 2 * np.asarray(decoded(average, z)) - 1, atol=1e-4)
     noise = 0.5 * (made.steps[:, 0] - made.semantic) / 0.15
     normals(noise, np.random.default_rng(SEED).standard_normal(noise.shape))
     only = sampled(dataclasses.replace(config, sampling="semantic_only"), state)
@@ -534,24 +545,26 @@ def test_energies_and_scores_by_value(config):
     method = build(config)
 
     def of(a, sigma):  # F of images
-        a = encoded(average, a, jnp.full(BATCH, sigma)) if latent else a
-        return semantic(average, a, jnp.full(BATCH, sigma))
+        a = encoded(average, a, np.full(BATCH, sigma, np.float32)) if latent else a
+        return np.asarray(semantic(average, a, np.full(BATCH, sigma, np.float32)))
 
     def texture(sigma):
-        return 0.5 * jnp.sum(predicted(average, x, jnp.full(BATCH, sigma)) ** 2, (1, 2, 3))
+        return 0.5 * np.sum(np.asarray(predicted(average, x, np.full(BATCH, sigma, np.float32))) ** 2, (1, 2, 3))
 
     tau = (lambda sigma: 0.3) if latent else (lambda sigma: (0.3 * sigma) ** 2)
+    parts = jax.jit(functools.partial(part_energies, config))
     for sigma in (0.3, 0.11):
-        found = part_energies(config, state, images, sigma)
+        found = parts(state, images, sigma)
         np.testing.assert_allclose(found["semantic"], of(x, sigma) / tau(sigma), rtol=1e-4)
         np.testing.assert_allclose(found["texture"], texture(sigma), rtol=1e-4)
     at_score = of(x, 0.3) / tau(0.3)
-    np.testing.assert_allclose(method.energy(state, images), at_score + 1.7 * texture(0.3), rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(method.energy)(state, images), at_score + 1.7 * texture(0.3), rtol=1e-4)
 
     denoising_key, noise_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, x.shape)
+    noise = np.asarray(jax.random.normal(noise_key, x.shape))
+    losses = jax.jit(functools.partial(denoising_losses, config))(average, denoising_key, x)
     expected = {
-        **denoising_losses(config, average, denoising_key, x), "semantic_energy": at_score.mean(),
+        **losses, "semantic_energy": at_score.mean(),
         "texture_energy": texture(0.3).mean(),
         "semantic_contrast": np.mean([
             of(x + above * noise, sigma).mean() - of(x + sigma * noise, sigma).mean()
@@ -565,12 +578,13 @@ def test_energies_and_scores_by_value(config):
 
 
 def test_reconstructions_and_the_generator_are_of_averaged_weights():
-    state, images, z = state_of(LATENT), batch_of(3), random_like(jnp.zeros((2, 6)), 7)
+    state, images, z = state_of(LATENT), batch_of(3), random_like(np.zeros((2, 6)), 7)
     average = state.average
-    again = decoded(average, encoded(average, 0.5 * (images + 1), jnp.full(BATCH, 0.05)))
-    np.testing.assert_allclose(build(LATENT).reconstruct(key_of(0), state, images), 2 * again - 1, atol=1e-5)
-    for one in z:
-        np.testing.assert_allclose(generator_of(LATENT, state)(one), 2 * decoded(average, one) - 1, atol=1e-5)
+    again = np.asarray(decoded(average, encoded(average, 0.5 * (images + 1), np.full(BATCH, 0.05, np.float32))))
+    found = jax.jit(lambda state: build(LATENT).reconstruct(key_of(0), state, images))(state)
+    np.testing.assert_allclose(found, 2 * again - 1, atol=1e-5)
+    found = jax.jit(lambda state, z: jax.vmap(generator_of(LATENT, state))(z))(state, z)
+    np.testing.assert_allclose(found, 2 * np.asarray(decoded(average, z)) - 1, atol=1e-5)
     assert generator_of(PIXEL, state_of(PIXEL)) is None
     assert build(PIXEL).reconstruct is None
     assert build(LATENT).parameters(state) == dict(state.params)
