@@ -65,7 +65,8 @@ MUTANTS = (
     *of(
         "jebm/training/state.py", ("tests/test_training.py::test_the_fingerprint_sees_every_bit",),
         ("bits.astype(jnp.uint32) * weights", "bits.astype(jnp.uint32)", "an order is not seen"),
-        ("unsigned = jnp.dtype", "leaf = leaf + 0\n    unsigned = jnp.dtype", "-0 is 0"),
+        ("unsigned = jnp.dtype", "leaf = jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf)\n    unsigned = jnp.dtype",
+         "-0 is 0"),
     ),
     *of(
         "jebm/training/monitors.py", ("tests/test_recovery.py", "tests/test_training.py"),
