@@ -1,4 +1,4 @@
-"""Faults of `jebm.data` and of pictures, where they are numbers."""
+"""Faults of `jebm.data`, of pictures and of drawing, where they are numbers."""
 
 from .mutant import of
 
@@ -50,5 +50,24 @@ MUTANTS = (
         ("(levels * 255 + 8) // 16", "levels * 15", "digits that are not white"),
         ("labels[train], labels[test])", "labels[train], labels[: len(test)])", "labels of other images"),
         ("len(images) // 10))", "len(images) // 5))", "a fifth for testing"),
+    ),
+    *of(
+        "jebm/images.py", ("tests/test_restoration_cli.py", "tests/test_cli.py"),
+        ("np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5)", "(np.clip(images, -1.0, 1.0) + 1.0) * 127.5",
+         "rounded down"),
+        ("images.astype(np.float32) / 127.5 - 1.0", "images.astype(np.float32) / 128.0 - 1.0", "white is not 1"),
+    ),
+    *of(
+        "jebm/sampling.py", ("tests/test_cli.py", "tests/test_sampling.py"),
+        ("key = jax.random.fold_in(jax.random.key(seed), number)", "key = jax.random.key(seed)",
+         "every batch is the same"),
+        ("key = jax.random.fold_in(jax.random.key(seed), number)",
+         "key = jax.random.fold_in(jax.random.key(0), number)",
+         "the seed ignored"),
+    ),
+    *of(
+        "jebm/pictures.py", ("tests/test_report.py::test_nearest_by_its_definition",),
+        ("index[closer] = start + at[closer]", "index[closer] = at[closer]", "neighbours of the first block"),
+        ("np.sqrt(np.maximum(best, 0) / x.shape[1])", "np.maximum(best, 0) / x.shape[1]", "the squared distance"),
     ),
 )  # fmt: skip

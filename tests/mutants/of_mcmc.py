@@ -46,7 +46,8 @@ MUTANTS = (
     ),
     *of(
         "jebm/mcmc/run.py", RUN,
-        ("jnp.arange(num_chains))", "jnp.zeros(num_chains, jnp.int32))", "one key for all chains"),
+        ("jax.vmap(jax.random.fold_in, (None, 0))(key, ", "jax.vmap(jax.random.fold_in, (None, 0))(key, 0 * ",
+         "one key for all chains"),
         ("kernel.step(jax.random.fold_in(key, k), state)", "kernel.step(key, state)", "one key for all steps"),
         ("body(carry, jnp.asarray(num_steps - 1))", "body(carry, jnp.asarray(num_steps))",
          "another key for the last step"),
