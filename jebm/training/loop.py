@@ -32,6 +32,7 @@ __all__ = ["Diverged", "load_source", "make_step", "train"]
 
 ADVICE = "Lower the learning rates or the step size, or change training.seed"
 NUM_PROBES = 8  # images of the training set that the monitors watch
+GRID_FOLD = 2**32 - 2  # no step's number, and not that of a recovery's key
 
 
 class Diverged(RuntimeError):
@@ -251,7 +252,7 @@ def _run(
                 pending = (done, metrics, (done - start) / (time.perf_counter() - begun))
             if every.sample_every and (done % every.sample_every == 0 or done == every.num_steps):
                 flush()
-                drawn = draw_grid(jax.random.fold_in(state.key, 0), state.method)
+                drawn = draw_grid(jax.random.fold_in(state.key, GRID_FOLD), state.method)  # the same latents each time
                 _require_healthy(done, _not_finite("a sample", drawn))
                 if sharding.is_main():
                     path = files.directory.samples / f"step_{done:07d}.png"
