@@ -35,8 +35,8 @@ def log_standard_normal(z: Array) -> Array:
 def local_lipschitz(function: Callable[[Array], Array], x: Array, num_iterations: int = 50) -> Array:
     """The largest singular value of ``∂function/∂x`` at one point, by power iterations on ``JᵀJ``.
 
-    Reverse mode only, so that it takes the library's convolutions. The error falls with the squared ratio of the two
-    largest singular values to the power of the iterations; the result never exceeds the true value.
+    The error falls with the squared ratio of the two largest singular values to the power of the iterations; the
+    result never exceeds the true value.
     """
     _, pullback = jax.vjp(function, x)
     zero = jnp.zeros(jax.eval_shape(function, x).shape)
