@@ -196,7 +196,7 @@ def read(case):
 
 def test_who_reads_what(case, read):
     scores = {"calibration_gap", "energy_gap"}
-    assert readers(read, case.before[0], SEED) == {
+    assert readers(read, case.after[-1], SEED) == {
         "generator": set(),
         "spectral": scores | {"generate"},
         "average": scores | {"generate"},
