@@ -23,7 +23,7 @@ from iterations import (
     norm,
     outside,
     readers,
-    slope,
+    slopes,
 )
 
 from jebm import losses
@@ -151,12 +151,13 @@ def contrastive(config, draws, state, updated_vae, images):
     f = energy_of(nets, state.energy, vectors)
     metrics = terms | {
         "energy_data": on_data, "energy_negative": on_negatives,
-        "data_gradient_norm": slope(f, images), "negative_gradient_norm": slope(f, negatives),
+        **slopes(f, images, negatives),
         "chain_displacement": jnp.sqrt(terms["calibration"] / 64), "saturated_pixels": outside(negatives),
     }  # fmt: skip
-    return SimpleNamespace(
-        vae=vae_gradient, energy=gradient, metrics=metrics, stats=stats, spectral=spectral, vectors=vectors
-    ).__dict__
+    return {
+        "vae": vae_gradient, "energy": gradient, "metrics": metrics,
+        "stats": stats, "spectral": spectral, "vectors": vectors,
+    }  # fmt: skip
 
 
 def two_iterations(config):
@@ -198,7 +199,7 @@ def case(request):
 
 def gradients(states, moments, b1=0.3):
     """Adam's gradients of two steps, from its first moments."""
-    first, second = (moments(state)[0].mu for state in states[1:])
+    first, second = jax.device_get([moments(state)[0].mu for state in states[1:]])
     one = jax.tree.map(lambda a: a / (1 - b1), first)
     return one, jax.tree.map(lambda a, b: (b - b1 * a) / (1 - b1), first, second)
 
