@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jebm import methods
 from jebm.config import ConfigError
 from jebm.energy import bind
-from jebm.methods import ECVAEConfig, calibration
+from jebm.methods import ECFlowConfig, ECGANConfig, ECVAEConfig, calibration
 from jebm.methods import _ec_vae as ec_vae
 from jebm.methods.calibration import CalibrationConfig, calibrate, calibration_loss, dual_step, hinged_distance
 from jebm.methods.posterior_calibration import PosteriorCalibrationConfig
@@ -172,9 +173,17 @@ def test_a_thousand_dual_steps(loss, expected):
 
 
 def test_the_dual_variable_stays_in_its_range():
-    config = CalibrationConfig(tolerance=0.05)
-    assert float(dual_step(jnp.float32(99.99), jnp.float32(50.0), config, 3072)) == 100
+    config = CalibrationConfig(tolerance=0.05, dual_max=40.0)
+    assert float(dual_step(jnp.float32(39.99), jnp.float32(50.0), config, 3072)) == 40
     assert float(dual_step(jnp.float32(1e-4), jnp.float32(0.0), config, 3072)) == 0
+
+
+@pytest.mark.parametrize("family", [ECFlowConfig, ECGANConfig, ECVAEConfig])
+def test_long_runs_walk_in_half_steps_of_the_energy_over_the_temperature(family):
+    config = family(calibration=CalibrationConfig(num_steps=7, step_size=3e-4, temperature=2e-3))
+    num_steps, step_size, temperature, bound = methods.build(config).training_chain
+    assert (num_steps, temperature, bound) == (7, 1.0, None)
+    assert step_size == pytest.approx(1.5e-4)
 
 
 def test_tolerance_and_hinge_follow_the_noise():

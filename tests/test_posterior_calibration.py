@@ -53,6 +53,34 @@ def test_the_chain_has_its_exact_law():
         reject(gaussian_test(run(dataclasses.replace(CONFIG, **wrong), start, x), *law(CONFIG, start, x)))
 
 
+def test_the_pull_acts_beyond_its_hinge_and_fades():
+    """On ``½‖z‖²`` alone, with the noise that the same key gives to shorter chains without a pull."""
+    config = PosteriorCalibrationConfig(num_steps=4, step_size=0.3, pull=1.5, hinge=0.4)
+    start, x = np.random.default_rng(5).standard_normal((64, LATENT)).astype(np.float32), jnp.zeros((64, D))
+
+    def end(num_steps, pull):
+        other = dataclasses.replace(config, num_steps=num_steps, pull=pull)
+        still = bind(affine, jnp.zeros((D, LATENT)), jnp.zeros(D))
+        return np.asarray(calibrate_posterior(jax.random.key(1), still, x, jnp.asarray(start), 1.0, other))
+
+    free, z, pulled = [start, *(end(k, 0.0) for k in (1, 2, 3, 4))], start, []
+    for k in range(4):
+        far = np.square(z - start).sum(1, keepdims=True) > 0.4
+        slope = z + 2 * 1.5 * (3 - k) / 4 * (z - start) * far
+        z = z - 0.15 * slope + free[k + 1] - 0.85 * free[k]
+        pulled.append(far.mean())
+    np.testing.assert_allclose(end(4, 1.5), z, atol=1e-5)
+    assert pulled[0] == 0
+    assert 0.05 < pulled[1] < 0.95
+
+
+def test_the_multiplier_stays_in_its_range():
+    config = PosteriorCalibrationConfig(tolerance=0.05, dual_rate=0.1, dual_max=3.0)
+    for dual, loss, expected in ((2.0, 1.05, 2.1), (2.99, 50.0, 3.0), (1e-4, 0.0, 0.0)):
+        found = posterior.posterior_dual_step(jnp.float32(dual), jnp.float32(loss), config, LATENT)
+        assert float(found) == pytest.approx(expected)
+
+
 def test_the_potential_is_that_of_the_posterior():
     x, z = RNG.standard_normal(D), RNG.standard_normal((2, LATENT))
     energy = posterior.posterior_energy(DECODER, jnp.asarray(x, jnp.float32), VARIANCE)
