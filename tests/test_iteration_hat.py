@@ -347,23 +347,23 @@ def test_an_update_iterates_on_its_own_draws(monkeypatch):
     given = []
     monkeypatch.setattr(sys.modules["jebm.methods.hat_ebm"], "iterate", lambda *a: given.append(a) or "done")
     state, images = state_of(SYNTHESIS), np.zeros((12, 64, 8, 8), np.float32)
+    wide = dataclasses.replace(SYNTHESIS, latent_size=256)
     for seed in (1, 1, 2):
-        assert build(SYNTHESIS).update(jax.random.key(SEED + seed), state, images) == "done"
+        assert build(wide).update(jax.random.key(SEED + seed), state, images) == "done"
     (config, _, draws, passed, batch), again, other = given
-    assert config == SYNTHESIS
+    assert config == wide
     assert passed is state
     assert batch is images
     jax.tree.map(np.testing.assert_array_equal, draws[:3], again[2][:3])
     assert sorted(draws.indices.tolist()) == list(range(12))
-    assert draws.latent.shape == (12, 3)
+    assert draws.latent.shape == (12, 256)
     streams = jax.device_get([draws.residual, draws.data, other[2].residual, other[2].data])
     assert all(a.shape == images.shape for a in streams)
-    count = images.size  # 49,152
     correlation = np.corrcoef([np.ravel(a) for a in streams])
-    assert np.abs(correlation - np.eye(4)).max() < 6 / np.sqrt(count)
-    for a in streams:
-        assert abs(np.mean(a)) < 6 / np.sqrt(count)
-        assert np.var(a) == pytest.approx(1.0, abs=6 * np.sqrt(2 / count))
+    assert np.abs(correlation - np.eye(4)).max() < 6 / np.sqrt(images.size)
+    for a in (*streams, np.asarray(draws.latent)):
+        assert abs(np.mean(a)) < 6 / np.sqrt(a.size)
+        assert np.var(a) == pytest.approx(1.0, abs=6 * np.sqrt(2 / a.size))
     keys = [jax.random.key_data(d.chain_key).tolist() for d in (draws, other[2])]
     assert keys[0] != keys[1]
 
