@@ -182,7 +182,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("assignment", MISTAKES)
+@pytest.mark.parametrize("assignment", MISTAKES, ids=lambda text: text[:80])
 def test_a_mistake_is_one_line_and_status_2(assignment, capsys, tmp_path):
     status = cli.main(["train", FILE, "--workdir", str(tmp_path / "run"), "--set", assignment])
     out, err = capsys.readouterr()
