@@ -392,14 +392,12 @@ def _newest(folder: pathlib.Path, kind: str) -> tuple[pathlib.Path, str, dict[st
     if not files:
         return None
     path, match = max(files, key=lambda found: (int(found[1][2]), found[0].stat().st_mtime))
-    try:
-        with path.open("rb") as stream:  # numpy leaves damaged archives open
+    with path.open("rb") as stream:  # numpy leaves damaged archives open
+        try:
             file = np.load(stream, allow_pickle=False)
             arrays = {} if isinstance(file, np.ndarray) else dict(file)
-    except OSError:
-        raise
-    except Exception as error:  # damaged archives fail in many ways: lengths, versions, headers, codecs
-        raise DamagedFile(f"{path} cannot be read ({type(error).__name__}): remove it, or evaluate again") from None
+        except Exception as error:  # damaged archives fail in many ways: lengths, versions, headers, codecs
+            raise DamagedFile(f"{path} cannot be read ({type(error).__name__}): remove it, or evaluate again") from None
     return path, f"step {int(match[2]):,}, {match[1]} weights", arrays
 
 
