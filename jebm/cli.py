@@ -318,6 +318,8 @@ def _sample(options: argparse.Namespace) -> None:
     _check_seed(options.seed)
     from jebm import sampling
 
+    if not options.out.name:
+        raise _UserError(f"--out {options.out}: give the name of a file or of a new folder")
     if options.out.suffix.lower() not in sampling.KINDS:
         raise _UserError(f"--out {options.out}: give a .png, an .npz, or a folder (a name without a suffix)")
     run = _load(options.dir, options.step)

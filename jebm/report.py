@@ -34,7 +34,7 @@ NUM_NEIGHBOURS = 12  # generated images shown with their nearest training images
 NUM_CHAINS = 9
 NUM_FRAMES = 32  # of a film after its start, at least; at most twice as many
 MOST_MULTIPLES = 256  # a chain is walked for at most this many times training's steps
-MOVES = 6.0  # mean |last - first| of 255 levels, below which a film would look like a still
+MOVES = 16.0  # mean |last - first| of 255 levels; at 6, a film of digits still looks like a still
 
 
 class DamagedFile(ValueError):
