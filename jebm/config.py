@@ -363,8 +363,7 @@ def _describe(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
-# of whole numbers: what is above is a slip of the keyboard, and overflows an array's shape before any memory is asked for
-LARGEST, LARGEST_SEED = 10**9, 10**19
+LARGEST, LARGEST_SEED = 10**9, 10**19  # of whole numbers: what is above is a slip of the keyboard
 
 
 def _shown(value: Any) -> str:
