@@ -361,17 +361,17 @@ def _sample(options: argparse.Namespace) -> None:
     _check_seed(options.seed)
     from jebm import sampling
 
+    if not options.out.name:
+        raise _UserError(f"--out {options.out}: give the name of a file or of a new folder")
     if options.out.suffix.lower() not in sampling.KINDS:
         raise _UserError(f"--out {options.out}: give a .png, an .npz, or a folder (a name without a suffix)")
     run = _load(options.dir, options.step)
-    from tqdm import tqdm
-
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=options.num, desc="sample", unit="image", mininterval=15.0 if quiet else 0.2) as bar:
+    with _bar("sample") as advance:
         try:
             sampling.draw_to(
-                options.out, run, options.num, seed=options.seed, batch_size=options.batch_size, progress=bar.update
-            )
+                options.out, run, options.num, seed=options.seed, batch_size=options.batch_size,
+                progress=lambda n: advance(n, options.num),
+            )  # fmt: skip
         except ValueError as error:
             raise _UserError(str(error)) from error
     cost = run.method.evaluations_per_image
@@ -452,10 +452,11 @@ def _restore(options: argparse.Namespace) -> None:
             restarts=options.restarts, noise_std=options.noise, estimate=options.estimate,
             refinement_steps=options.refinement_steps,
         )  # fmt: skip
-        scores = restore_files(
-            run, Task(options.task, **chosen), options.input, options.out, config=config, original=options.original,
-            degrade=options.degrade, seed=options.seed, progress=_bar("restore"),
-        )  # fmt: skip
+        with _bar("restore") as advance:
+            scores = restore_files(
+                run, Task(options.task, **chosen), options.input, options.out, config=config,
+                original=options.original, degrade=options.degrade, seed=options.seed, progress=advance,
+            )  # fmt: skip
     except ValueError as error:
         raise _UserError(str(error)) from error
     means = {k: sum(v) / len(v) for k, v in scores.items() if k.startswith(("consistency", "psnr", "ssim"))}
@@ -464,7 +465,8 @@ def _restore(options: argparse.Namespace) -> None:
         print(f"  {name:20s} {value:10.5g}")
 
 
-def _bar(title: str) -> Callable[[int, int], None]:
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """``(n, num)``: moves a progress bar on by n of num; it is there from the first call on, so not over a mistake."""
     from tqdm import tqdm
 
@@ -473,12 +475,14 @@ def _bar(title: str) -> Callable[[int, int], None]:
     def advance(n: int, num: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=num, desc=title, unit="image")
+            bar = tqdm(total=num, desc=title, unit="image", mininterval=0.2 if sys.stderr.isatty() else 15.0)
         bar.update(n)
-        if bar.n >= num:
-            bar.close()
 
-    return advance
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _report(options: argparse.Namespace) -> None:

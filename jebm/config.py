@@ -339,8 +339,9 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
     if kind is bool and isinstance(raw, bool):
         return raw
     if kind is int and not isinstance(raw, bool) and isinstance(raw, int | float) and raw == raw // 1:
-        if abs(raw) > LARGEST:
-            raise ConfigError(f"{key}={_shown(raw)}: expected {_describe(kind)} of at most {LARGEST:.0e}")
+        largest = LARGEST_SEED if key.endswith("seed") else LARGEST
+        if abs(raw) > largest:
+            raise ConfigError(f"{key}={_shown(raw)}: expected {_describe(kind)} of at most {largest:.0e}")
         return int(raw)
     if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         try:
@@ -364,7 +365,7 @@ def _describe(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
-LARGEST = 10**19  # of whole numbers: what is above is a slip of the keyboard, and too large for an array's shape
+LARGEST, LARGEST_SEED = 10**9, 10**19  # of whole numbers: what is above is a slip of the keyboard
 
 
 def _shown(value: Any) -> str:

@@ -130,13 +130,21 @@ def generator_of(run: Run) -> Generator:
 
 
 def abstract_state(config: Config) -> Any:
-    """The shapes and dtypes of a run's whole state; no memory is used."""
+    """The shapes and dtypes of a run's whole state; no memory is used.
+
+    Raises:
+        ConfigError: an array beyond all memory, which XLA would end the process over.
+    """
     from jebm.training.state import initial_state
 
     method = build(config)
     size, channels = config.method.image_size, config.method.channels
     batch = jax.ShapeDtypeStruct((config.data.batch_size, size, size, channels), jnp.float32)
-    return jax.eval_shape(lambda b: initial_state(method, config.training.seed, b), batch)
+    state = jax.eval_shape(lambda b: initial_state(method, config.training.seed, b), batch)
+    largest = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
+    if largest.size >= 2**40:
+        raise ConfigError(f"an array of shape {largest.shape} is too large for any machine: lower the method's widths")
+    return state
 
 
 def load(path: str | pathlib.Path, step: int | None = None) -> Run:

@@ -115,6 +115,8 @@ MISTAKES = {
     "sample RUN/samples --out x.png": ["is no run directory", "jebm train"],
     "sample nowhere --out x.png": ["nowhere is no run directory"],
     "sample RUN --out x.jpg": ["--out x.jpg", ".png, an .npz, or a folder"],
+    "sample RUN --out .": ["--out .: give the name"],
+    "data info digits --size 7": ["image_size is 7 but the images are 8 x 8"],
     "sample RUN --num 0 --out x.png": ["--num 0", "at least 1"],
     "sample RUN --batch-size -3 --out x.png": ["--batch-size -3", "at least 1"],
     "sample RUN --seed -1 --out x.png": ["--seed -1", "[0, 2**63)"],

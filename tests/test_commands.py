@@ -41,7 +41,7 @@ def commands():
     for path, text in texts():
         for match in [*COMMAND.finditer(joined(text)), *LAUNCHED.finditer(joined(text))]:
             line = match[1] if match.re is COMMAND else f"train {match[1]}"
-            line = re.split(r"'(?=[ );.,:]|$)|\)(?=[\s.,;:]|$)|;|\||, |: | \(|  ", line)[0].strip()
+            line = re.split(r"'(?=[ );.,:]|$)|\)(?=[\s.;:]|,\s|$)|;|\||, |: | \(|  ", line)[0].strip()
             yield str(path.relative_to(ROOT)), line
 
 

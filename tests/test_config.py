@@ -171,6 +171,7 @@ MISTAKES = {
     # what no parser likes
     "training.seed=" + "9" * 400: ["training.seed=9999", "(400 characters)", "a whole number of at most 1e+19"],
     "training.seed=" + "9" * 5000: ["training.seed='9999", "a whole number"],
+    "method.latent_size=1e18": ["method.latent_size=1e+18", "a whole number of at most 1e+09"],
     "method.kl_weight=" + "9" * 400: ["method.kl_weight=9999", "expected a number"],
     "training.seed=" + "[" * 100_000: ["training.seed='[[[[", "(100,002 characters)", "a whole number"],
     "method.energy_layers=" + "[" * 500 + "]" * 500: ["method.energy_layers=[[[", "a list such as"],
@@ -182,7 +183,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("assignment", MISTAKES)
+@pytest.mark.parametrize("assignment", MISTAKES, ids=lambda text: text[:80])
 def test_a_mistake_is_one_line_and_status_2(assignment, capsys, tmp_path):
     status = cli.main(["train", FILE, "--workdir", str(tmp_path / "run"), "--set", assignment])
     out, err = capsys.readouterr()

@@ -159,7 +159,7 @@ def test_what_does_not_move_is_no_film(directory, tmp_path):
     copy = RunDirectory(shutil.copytree(directory.path, tmp_path / "run"))
     still = np.full((7, 9, 8, 8, 1), 100, np.uint8)
     path = copy.evaluation / "chain-ema-step00000040.npz"
-    for levels, shown in ((0, False), (5, False), (7, True)):
+    for levels, shown in ((0, False), (15, False), (17, True)):
         still[-1] = 100 + levels
         np.savez(path, x=still, every=np.array(3))
         report.write(copy)

@@ -134,7 +134,8 @@ def test_what_is_there_is_not_overwritten(toy_run, tmp_path, capsys):
 
 def test_a_model_that_diverged_leaves_nothing(toy_run, tmp_path):
     run = jebm.load(toy_run)
-    broken = dataclasses.replace(run, state=jax.tree.map(lambda a: a * jnp.nan if a.dtype == float else a, run.state))
+    nan = lambda a: jnp.full_like(a, jnp.nan) if jnp.issubdtype(a.dtype, jnp.floating) else a  # noqa: E731
+    broken = dataclasses.replace(run, state=jax.tree.map(nan, run.state))
     with pytest.raises(ValueError, match="the model has diverged"):
         sampling.draw_to(tmp_path / "x.npz", broken, 4)
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import Any
 from jebm.data.catalogue import CATALOGUE, Download, Entry
 from jebm.data.errors import DataError
 from jebm.data.originals import READERS, Examples, Original
+from jebm.data.preprocessing import resize_source
 from jebm.data.sources import check_name, load
 from jebm.data.tfds import data_directory, prepared
 
@@ -30,7 +31,7 @@ def info(source: str, size: int | None = None, crop: str = "auto") -> list[str]:
     name = argument.partition(":")[0]
     if kind == "tfds" and prepared(name) is None:
         return [*_describe(name), *_needs(name)]
-    found = load(source, size, crop)
+    found = resize_source(load(source, size, crop), size)
     lines = _describe(name) if kind == "tfds" else [source]
     height, width, channels = found.image_shape
     in_memory = not hasattr(found.train, "reader")
