@@ -257,7 +257,7 @@ def _fits(mean: Array, precision: Array) -> bool:
 def _gaussian(mean: PyTree, precision: PyTree, x: PyTree) -> Array:
     shapes, expected = jax.tree.map(jnp.shape, x), jax.tree.map(jnp.shape, mean)
     if shapes != expected:
-        raise ValueError(f"x must be one example of shapes {expected}, as the mean, got {shapes}: jax.vmap a batch")
+        raise ValueError(f"x must be one example of shapes {expected}, as the mean, got {shapes}: no batch")
 
     def one(m: Array, p: Array, a: Array) -> Array:
         centred = a - m
@@ -422,7 +422,11 @@ def _reads(function: Callable[..., Any]) -> Iterator[Any]:
 
     def of_function(function: Any) -> Iterator[Any]:
         while isinstance(function, functools.partial):
-            yield from of_value((function.args, function.keywords), frozenset(), {})
+            given = (function.args, function.keywords)
+            yield from of_value(given, frozenset(), {})
+            for value in _leaves(given):
+                if callable(value):
+                    yield from of_function(value)
             function = function.func
         owner = None
         if inspect.ismethod(function):
@@ -438,7 +442,7 @@ def _reads(function: Callable[..., Any]) -> Iterator[Any]:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         for value in (owner, *cells, *(known[name] for name in sorted(names & known.keys()))):
             yield from of_value(value, names, known)
-        for value in cells:
+        for value in (owner, *cells):
             if callable(value) and all_leaves([value]):
                 yield from of_function(value)
 

@@ -136,8 +136,8 @@ CHAINS = textwrap.dedent(
     import jax, jax.numpy as jnp, numpy as np
     import jebm
 
-    warnings.simplefilter("error")
     jebm.sharding.initialize()
+    warnings.simplefilter("error")
     assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 4, 2)
     mesh = jebm.sharding.make_mesh()
     energy = jebm.energy.gaussian(jnp.array([1.0, -2.0]), jnp.array([1.6, 0.7]))
