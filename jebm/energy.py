@@ -238,7 +238,7 @@ def gaussian(mean: PyTree, precision: PyTree) -> Partial:
     """
     mean = jax.tree.map(jnp.asarray, mean)
     precision = jax.tree.map(jnp.asarray, precision)
-    same = jax.tree.structure(mean) == jax.tree.structure(precision)
+    same = jax.tree.structure(mean) == jax.tree.structure(precision)  # type: ignore[operator]
     if not same or not all(jax.tree.leaves(jax.tree.map(_fits, mean, precision))):
         given, shapes = (jax.tree.map(jnp.shape, tree) for tree in (precision, mean))
         raise ValueError(f"a precision must broadcast to the mean, or be its matrix, got shapes {given} for {shapes}")

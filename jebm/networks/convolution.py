@@ -133,7 +133,8 @@ def _transpose_to_kernel(g: Array, x: Array, kernel: Any, *, strides: Strides, p
 def _batch(operands: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, int]:
     (x, kernel), (x_axis, kernel_axis) = operands, axes
     if x_axis is not None and kernel_axis is not None:  # a kernel for each image: nothing to join
-        return jax.vmap(functools.partial(_evaluate, **parameters), (x_axis, kernel_axis))(x, kernel), 0
+        one: Any = functools.partial(_evaluate, **parameters)
+        return jax.vmap(one, (x_axis, kernel_axis))(x, kernel), 0
     if x_axis is not None:
         x = jnp.moveaxis(x, x_axis, 0)
         y = conv_p.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), kernel, **parameters)
