@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/chains.py --out chains.json
 
-Two targets: a double well (torchebm's own example, with its autograd sampler and its fused Triton kernel, and a compiled
+Two targets: a double well (torchebm's own example, with its autograd sampler, its fused Triton kernel, and a compiled
 step), and the energy network of Hat EBM at 32 px. The libraries take turns; medians over the turns, wall time from the
 host with the device waited for. Weights and energies are the same numbers in all libraries, checked before the
 timing. What is not installed, or does not run on the device, is left out and named.

@@ -56,6 +56,8 @@ def main() -> None:
     training = features.function(np.asarray(source.train[:]))
     reference, some = statistics(training), min(options.some, len(source.test), len(source.train))
     chosen = np.random.default_rng(0).permutation(len(training))[:some]
+    # only Inception's distance is called FID
+    frechet, kernel = ("fid", "kid") if options.weights else ("frechet_distance", "kernel_distance")
     written = {
         **about([0]), "run": {"step": run.step, "config": run.config.method.__class__.__name__},
         "features": features.declaration, "reference": {"split": "train", "n": reference.n}, "rows": [],
@@ -72,8 +74,8 @@ def main() -> None:
         kid = kernel_distance(found[:some], training[chosen][: min(some, n)])
         near, covered = precision_recall(training[chosen][: min(some, n)], found[:some])
         scores = {
-            "name": name, "n": n, "fid": frechet_distance(statistics(found), reference), "kid": kid.value,
-            "kid standard error": kid.standard_error, "precision": near, "recall": covered, "seconds": seconds, **more,
+            "name": name, "n": n, frechet: frechet_distance(statistics(found), reference), kernel: kid.value,
+            f"{kernel} standard error": kid.standard_error, "precision": near, "recall": covered, "seconds": seconds, **more,
         }  # fmt: skip
         written["rows"].append(scores)
         options.out.write_text(json.dumps(written, indent=1) + "\n")

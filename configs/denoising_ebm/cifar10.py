@@ -12,8 +12,8 @@ Expect:    unknown: not trained at this size. Sizes, formulas and scores of the 
 From the released codes of neighbouring methods: the widths and K = 30, for chains on pixels b² = 2e-4 (DRL), the
 head's 128 numbers (CLEL), batch, learning rate, average and iterations (NCSNv2), the energies' L2 (IGEBM;
 its weight is ours).
-The texture ladder begins at 50, NCSNv2's rule for this set (arXiv 2006.09011, technique 1); the flow is that of Karras et
-al. (arXiv 2206.00364). Ours: everything else, see `jebm.methods.denoising_ebm`.
+The texture ladder begins at 50, NCSNv2's rule for this set (arXiv 2006.09011, technique 1); the flow is that of Karras
+et al. (arXiv 2206.00364). Ours: everything else, see `jebm.methods.denoising_ebm`.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
