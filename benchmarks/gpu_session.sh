@@ -21,9 +21,15 @@ if [[ ${1:-} == --dry-run ]]; then
   train=(--set training.num_steps=4 --set training.log_every=2 --set training.sample_every=0)
 fi
 [[ -n ${INCEPTION:-} ]] && score+=(--weights "$INCEPTION")
+for stage in "$@"; do
+  case $stage in
+    chains | steps | train | score) ;;
+    *) echo "unknown stage '$stage': chains, steps, train, score" >&2; exit 2 ;;
+  esac
+done
 mkdir -p "$out"
 status=0
-for stage in "${@:-chains}"; do
+for stage in "$@"; do
   echo "== $stage"
   case $stage in
     chains) "$python" benchmarks/gpu/chains.py --out "$out/chains.json" "${chains[@]}" ;;
@@ -36,7 +42,6 @@ for stage in "${@:-chains}"; do
       [[ $code == 0 || $code == 124 ]] || (exit "$code")
       ;;
     score) "$python" benchmarks/gpu/denoising.py "$run" --out "$out/denoising.json" "${score[@]}" ;;
-    *) echo "unknown stage '$stage': chains, steps, train, score" >&2; exit 2 ;;
   esac || { echo "stage $stage: status $?" >&2; status=1; }
 done
 exit $status

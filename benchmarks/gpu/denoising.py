@@ -75,7 +75,8 @@ def main() -> None:
         near, covered = precision_recall(training[chosen][: min(some, n)], found[:some])
         scores = {
             "name": name, "n": n, frechet: frechet_distance(statistics(found), reference), kernel: kid.value,
-            f"{kernel} standard error": kid.standard_error, "precision": near, "recall": covered, "seconds": seconds, **more,
+            f"{kernel} standard error": kid.standard_error, "precision": near, "recall": covered, "seconds": seconds,
+            **more,
         }  # fmt: skip
         written["rows"].append(scores)
         options.out.write_text(json.dumps(written, indent=1) + "\n")
