@@ -23,6 +23,7 @@ from jebm.methods import hat_ebm as build
 from jebm.methods.hat_autoencoder import HatAutoencoderConfig, HatAutoencoderState
 from jebm.methods.hat_autoencoder import decoder as decoder_of
 from jebm.methods.hat_autoencoder import iterate as iterate_autoencoder
+from jebm.methods.hat_chains import conditional_drift
 from jebm.methods.hat_ebm import Draws, HatEBMState, base_generator, draw, generate, iterate, optimizers, starts
 
 BATCH, STEPS, SEED = 4, 2, 0
@@ -423,6 +424,14 @@ def test_scores_are_means_of_samples_minus_mean_of_data(monkeypatch):
         "energy_gap": mean(-1.5 * images) - mean(images), "energy_gap_generator": mean(0.5 * images) - mean(images),
     }  # fmt: skip
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_the_logged_drift_is_what_moved():
+    config = ChainConfig(noise_scale=0.2, max_displacement=0.5)
+    lengths = [float(conditional_drift(np.float32(norm), config, 0.1)) for norm in (1.0, 10.0)]
+    assert lengths == pytest.approx([0.2**2 / (2 * 0.1), 0.5])
+    free = dataclasses.replace(config, max_displacement=None)
+    assert float(conditional_drift(np.float32(10.0), free, 0.1)) == pytest.approx(2.0)
 
 
 def test_the_method_states_its_costs_parameters_and_training_chain():
