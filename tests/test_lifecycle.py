@@ -143,7 +143,7 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_write_report", write_report)
     assert cli.main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    for text in ("step 4", "frechet_distance", "data:image/png;base64,", "data:image/svg+xml;base64,"):
+    for text in ("4 of 4", "frechet_distance", "data:image/png;base64,", "data:image/svg+xml;base64,"):
         assert text in page
     assert ("data:image/gif;base64," in page) == (loaded.method.training_chain is not None)
 
