@@ -136,7 +136,7 @@ def readers(read, state, seed):
     def disturb(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return np.asarray(leaf) * rng.uniform(1.2, 1.5, leaf.shape).astype(np.float32) + np.float32(0.01)
+        return np.asarray(leaf) * np.float32(rng.uniform(1.2, 1.5, leaf.shape)) + np.float32(0.01)
 
     for field in state._fields:
         after = jax.device_get(read(state._replace(**{field: jax.tree.map(disturb, getattr(state, field))})))

@@ -325,7 +325,7 @@ def test_two_whole_iterations(golden):
         state, metrics = iterate(config, draws, state, images)
         return state, {name: metrics[name] for name in COMPARED}  # the rest is not compiled
 
-    average = state.vae
+    average = jax.device_get(state.vae)
     tau, lam = config.calibration.temperature, [case["cfg/lam0"]]
     for i in range(2):
         noise = np.moveaxis(signs[i], 1, 2)  # [2 chains, B, K, H, W, C]
@@ -335,7 +335,7 @@ def test_two_whole_iterations(golden):
         decay = (1 + i) / (10 + i)  # rising, far below 0.999 yet
         state, metrics = step(draws, state, case["in/x"][i])
         lam.append(state.dual)
-        average = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, average, state.vae)
+        average = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, average, jax.device_get(state.vae))
         for ours, theirs in [("kl", "kl"), ("reconstruction", "recon"), ("calibration", "calibration")]:
             np.testing.assert_allclose(metrics[ours], case[f"out/{theirs}_loss"][i], rtol=1e-5)
         total = metrics["reconstruction"] + config.kl_weight * metrics["kl"] + dual_before * metrics["calibration"]
