@@ -68,8 +68,8 @@ def test_later_assignments_win_and_the_original_stays(config):
 
 
 def test_assignments_are_put_in_together():
-    """Five layers need 32 px: on the way to two layers and 8 px either change alone is refused."""
-    config = Config(method=ECVAEConfig(energy_layers=((4, 1),) * 5))
+    """Six layers need 32 px: on the way to two layers and 8 px the smaller images alone are refused."""
+    config = Config(method=ECVAEConfig(energy_layers=((4, 1),) * 6, energy_scales=1))
     for assignment in ("method.image_size=8", "method.image_size=16"):
         with pytest.raises(ConfigError):
             override(config, [assignment])

@@ -109,6 +109,7 @@ def _evaluate(x: Array, kernel: Array, *, strides: Strides, padding: Padding, fa
     return _direct(x, kernel, strides, padding)
 
 
+@functools.lru_cache(maxsize=4096)
 def _abstract(x: Any, kernel: Any, *, strides: Strides, padding: Padding, fast: bool) -> Any:
     # shape, dtype and sharding are those of XLA's convolution, as are the errors
     return jax.make_jaxpr(lambda x, k: _direct(x, k, strides, padding))(x, kernel).out_avals[0]
