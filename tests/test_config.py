@@ -67,11 +67,10 @@ def test_later_assignments_win_and_the_original_stays(config):
     assert (config.training.num_steps, config.method.channels) == (1000, 3)
 
 
-def test_assignments_are_put_in_together():
-    """Six layers need 32 px: on the way to two layers and 8 px the smaller images alone are refused."""
-    config = Config(method=ECVAEConfig(energy_layers=((4, 1),) * 6, energy_scales=1))
+def test_assignments_are_put_in_together(config):
+    """Three scales of four layers need 32 px: 8 px alone are refused, and with fewer layers not."""
     for assignment in ("method.image_size=8", "method.image_size=16"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match="fewer layers"):
             override(config, [assignment])
     together = ["method.image_size=8", "method.energy_layers=[[4,1],[4,1]]", "data.batch_size=7"]
     for order in itertools.permutations(together):
@@ -81,6 +80,42 @@ def test_assignments_are_put_in_together():
     with pytest.raises(ConfigError, match=r"^method.image_size=8 method.kl_weight=2: ") as caught:
         override(config, ["method.image_size=8", "method.kl_weight=2", "data.batch_size=7"])
     assert "\n" not in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Neither number can be changed alone."""
+
+    a: int = 1
+    b: int = 1
+
+    def __post_init__(self):
+        if self.a != self.b:
+            raise ConfigError(f"a={self.a} must be b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    pair: Pair = dataclasses.field(default_factory=Pair)
+    size: int = 8
+
+    def __post_init__(self):
+        if self.size != 8 * self.pair.a:
+            raise ValueError(f"size={self.size} is not\n8 a")
+
+
+def test_what_no_order_would_allow():
+    together = ["pair.a=2", "pair.b=2", "size=16"]
+    for order in itertools.permutations(together):
+        assert override(Holder(), order) == Holder(Pair(2, 2), 16)
+    for given, message in {
+        ("pair.a=2", "size=16"): "pair.a=2: a=2 must be b",
+        ("pair.a=2", "pair.b=2"): "pair.a=2 pair.b=2: size=8 is not 8 a",
+        ("size=9",): "size=9 is not 8 a",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            override(Holder(), given)
+        assert str(caught.value) == message
 
 
 def test_a_group_and_what_holds_it_are_checked_once(config):
