@@ -146,13 +146,15 @@ def walk(run: Run) -> pathlib.Path | None:
         max_displacement=chain.max_displacement,
     )  # fmt: skip
     piece = -(-chain.num_steps // NUM_FRAMES)  # steps between the first frames
+    # one program, called again and again; a longer film begins with the shorter one
+    walk_on = jax.jit(
+        lambda key, kernel, x: mcmc.sample_chains(
+            key, kernel, x, NUM_FRAMES * piece, trace=(), positions_every=piece
+        )
+    )  # fmt: skip
     frames, every, num_steps = [np.asarray(position)], piece, 0
     while True:
-        # one program, called again and again; a longer film begins with the shorter one
-        state, info = mcmc.sample_chains(
-            jax.random.fold_in(chain_key, num_steps), kernel, position, NUM_FRAMES * piece, trace=(),
-            positions_every=piece,
-        )  # fmt: skip
+        state, info = walk_on(jax.random.fold_in(chain_key, num_steps), kernel, position)
         position, walked = state.position, np.moveaxis(np.asarray(info["position"]), 1, 0)
         times = num_steps + piece * np.arange(1, NUM_FRAMES + 1)
         frames, num_steps = [*frames, *walked[times % every == 0]], num_steps + NUM_FRAMES * piece

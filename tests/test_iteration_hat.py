@@ -7,6 +7,7 @@ have no kinks at which rounding could choose another branch.
 import dataclasses
 import functools
 import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -410,19 +411,23 @@ def test_starts_are_standard_latents_and_scaled_residuals():
 def test_scores_are_means_of_samples_minus_mean_of_data(monkeypatch):
     images, state, method = batch_of(1), state_of(SYNTHESIS), build(COLD_SYNTHESIS)
 
-    def samples(config, base, key, state, n):
-        steps = config.test_chain.num_steps
-        assert (n, dataclasses.replace(config, test_chain=COLD_SYNTHESIS.test_chain)) == (BATCH, COLD_SYNTHESIS)
-        assert dataclasses.replace(config.test_chain, num_steps=STEPS) == COLD_SYNTHESIS.test_chain
-        return images * (0.5 - steps)
+    begun = {}
 
-    monkeypatch.setattr(sys.modules["jebm.methods.hat_ebm"], "generate", samples)
-    found = jax.jit(method.scores)(jax.random.key(SEED + 6), state, images)
+    def chains(key, hat, generator, z, y, chain, temperature):
+        assert (chain, temperature) == (COLD_SYNTHESIS.test_chain, COLD_SYNTHESIS.temperature)
+        begun["images"] = jax.vmap(generator)(z) + y
+        return types.SimpleNamespace(image=-1.5 * images)
+
+    monkeypatch.setattr(sys.modules["jebm.methods.hat_ebm"], "run_chains", chains)
+    found, begun = jax.jit(lambda *given: (method.scores(*given), begun["images"]))(
+        jax.random.key(SEED + 6), state, images
+    )
     h = jax.jit(hat)
     mean = lambda x: float(np.mean(h(state.energy, x)))  # noqa: E731
     expected = {
-        "energy_gap": mean(-1.5 * images) - mean(images), "energy_gap_generator": mean(0.5 * images) - mean(images),
+        "energy_gap": mean(-1.5 * images) - mean(images), "energy_gap_generator": mean(begun) - mean(images),
     }  # fmt: skip
+    assert begun.shape == images.shape
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 

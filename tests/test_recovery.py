@@ -304,11 +304,11 @@ def test_when_attempts_run_out_the_healthy_checkpoint_stays(toy_experiment, tmp_
     [
         ("method.learning_rate=1e-30", 5, "update_ratio/energy 0 in 5 lines: the network does not train"),
         ("method.step_size=1e-30", 1, None),
-        ("method.step_size=10", 1, "chain_displacement .* more than 10 times the images' half-range"),
+        ("method.step_size=100 method.num_steps=1", 1, "chain_displacement .* more than 10 times the images'"),
     ],
 )
 def test_a_run_that_is_wrong_from_its_first_step_stops_at_once(toy_experiment, tmp_path, capsys, setting, step, reason):
-    words = ["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), "--set", setting]
+    words = ["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), "--set", *setting.split()]
     status = cli.main([*words, "--set", "training.checkpoint_every=12"])
     lines = plain(tmp_path / "run")
     if reason is None:  # steps that are too small are no nonsense: it trains

@@ -128,6 +128,7 @@ def test_nothing_in_a_file_becomes_markup(tmp_path):
     lines = [
         {"step": 1, SCRIPT: 2.0},
         {"step": 1, "event": "recovery", "attempt": SCRIPT, "detected": SCRIPT, "restored": SCRIPT, "reason": SCRIPT},
+        {"step": 1, "event": "recovery", "attempt": 1, "detected": 1, "restored": 0, "reason": SCRIPT},
         {"step": 2, SCRIPT: 3.0},
     ]
     found.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -141,7 +142,8 @@ def test_nothing_in_a_file_becomes_markup(tmp_path):
         for name in ("energy/in", f"energy/{SCRIPT}"):
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, np.arange(3.0))
-    report.write(found)
+    with pytest.warns(UserWarning, match="line 2 is damaged and left out"):
+        report.write(found)
     page = found.report.read_text()
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
         "Experiment", "Scores", "Energies", "Training", "Recoveries", "Configuration",
@@ -150,7 +152,7 @@ def test_nothing_in_a_file_becomes_markup(tmp_path):
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr", "td", "th", "img", "pre",
     }  # fmt: skip
     assert not re.search(r"<script|<img src|onerror=alert\(1\)>", page)
-    assert page.count("&lt;script&gt;") >= 9
+    assert page.count("&lt;script&gt;") >= 6
     for picture in re.findall(r"src='data:image/svg\+xml;base64,([^']*)'", page):
         assert b"<script" not in base64.b64decode(picture)
 

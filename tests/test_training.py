@@ -418,7 +418,8 @@ def test_what_a_checkpoint_says_of_its_origin():
 
 def test_the_fingerprint_of_a_frozen_generator(monkeypatch):
     def of(generator="runs/base", weight=1.0, width=4):
-        base = types.SimpleNamespace(config=Config(ECVAEConfig(image_size=8, channels=1, encoder_width=width)))
+        method = ECVAEConfig(image_size=8, channels=1, encoder_width=width, energy_layers=((4, 1),))
+        base = types.SimpleNamespace(config=Config(method))
         monkeypatch.setattr(jebm.runs, "load", lambda path: base)
         monkeypatch.setattr(jebm.runs, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
         method = types.SimpleNamespace(generator=generator)

@@ -53,7 +53,7 @@ MUTANTS = (
          "a history of one line"),
         ("horizontal_flip=config.data.flip", "horizontal_flip=False", "no flips",
          ("tests/test_training.py", "tests/test_lifecycle.py")),
-        ("fold_in(state.key, 0), state.method)", "fold_in(state.key, 0), past.state.method)",
+        ("fold_in(state.key, GRID_FOLD), state.method)", "fold_in(state.key, GRID_FOLD), past.state.method)",
          "grids of the first state",
          ("tests/test_training.py", "tests/test_lifecycle.py")),
     ),
