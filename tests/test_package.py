@@ -83,7 +83,7 @@ def test_installation_brings_neither_torch_nor_tensorflow():
 # a part may import its own layer and those above it in this list; parts not named are tools, just below the
 # command line: they may use everything but it, and no named part may use them
 LAYERS = (
-    {"config", "data", "energy", "images", "losses"},
+    {"config", "data", "energy", "images", "losses", "paths"},
     {"networks", "sharding"},
     {"bank", "mcmc"},
     {"methods"},
