@@ -79,7 +79,11 @@ def _cheap(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_step", once)
 
 
-@pytest.mark.parametrize("name", METHODS)
+# the longest to compile; what is theirs alone is in test_generator_runs and test_denoising_runs, too
+LONG = {"hat_refinement", "hat_retrofit", "denoising_ebm"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in METHODS])
 def test_a_life(name, tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
     np.savez(tmp_path / "digits.npz", x_train=digits.train[:40], x_test=digits.test[:20])
