@@ -88,8 +88,8 @@ def test_precision_and_recall_beyond_one_block(neighbours):
     # far from the origin, with gaps; each set has its first thousand elsewhere than the rest
     random = np.random.default_rng(8)
     shift = np.repeat([0.0, 9.0], [1000, 300])[:, None]
-    real = 50 + shift + random.normal(0, 1, (1300, 2)) * random.uniform(0.1, 2, (1300, 1))
-    generated = 50 + shift[:1250] + random.normal([0.5, 0], 1, (1250, 2)) * random.uniform(0.1, 2, (1250, 1))
+    real = 50 + shift + random.normal(0, 1, (1300, 2)) * random.uniform(0.1, 6, (1300, 1))
+    generated = 50 + shift[:1250] + random.normal([0.5, 0], 1, (1250, 2)) * random.uniform(1, 8, (1250, 1))
     expected = (
         inside_by_brute_force(real, generated, neighbours), inside_by_brute_force(generated, real, neighbours)
     )  # fmt: skip

@@ -334,8 +334,8 @@ def test_blocks_with_schedules_bounds_boxes_and_an_annealed_energy_follow_the_re
             low, high = box[name]
             outside = (moved < low) | (moved > high)
             folded += outside.sum()
-            moved = np.where(moved < low, 2 * low - moved, np.where(moved > high, 2 * high - moved, moved))
-            x[rows[name]] = moved
+            along = np.mod(moved - low, 2 * (high - low))  # there and back
+            x[rows[name]] = low + np.minimum(along, 2 * (high - low) - along)
         for name in ("z", "y"):
             np.testing.assert_allclose(np.ravel(info["position"][name][k]), x[rows[name]], rtol=1e-5, atol=1e-6)
         centred = x - cases.JOINT_MEAN
