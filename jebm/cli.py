@@ -76,8 +76,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _complain(what: object) -> None:
     """One line, whatever stands in the names that it holds."""
+    print(f"jebm: {_one_line(what)}", file=sys.stderr)
+
+
+def _one_line(what: object) -> str:
     text = " ".join(str(what).split())
-    print(f"jebm: {text if len(text) <= 1500 else text[:1500] + ' ...'}", file=sys.stderr)
+    return text if len(text) <= 1500 else text[:1500] + " ..."
 
 
 def _of_memory(error: BaseException) -> bool:
@@ -95,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (usage: {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)} (usage: {self.prog} --help)\n")
 
 
 def _separated(arguments: Sequence[str]) -> list[str]:

@@ -44,6 +44,9 @@ NASTY = [
     "\0", "<script>", "x" * 5000, "\ud800", "$\\foo$",
 ]  # fmt: skip
 
+# said, and gone on with
+pytestmark = pytest.mark.filterwarnings("ignore:.*damaged and left out")
+
 
 def flipped(draw, content):
     """Bytes that are damaged: cut short, changed, lengthened, or others altogether."""
@@ -176,8 +179,10 @@ def picture_files(draw, folder):
         mode = draw.choice(["L"] * 5 + ["RGB", "P", "1", "RGBA", "LA", "CMYK", "I", "F"])
         image = Image.fromarray(pixels).convert("L" if mode == "LA" else mode).convert(mode)
         name = draw.choice(["png"] * 6 + ["bmp", "jpg", "gif", "tiff", "webp"])
-        with contextlib.suppress(OSError):  # a mode that the kind does not hold
+        with contextlib.suppress(OSError, ValueError):  # a mode that the kind does not hold
             image.save(root / f"{i}.{name}")
+    if not any(root.iterdir()):
+        Image.new("L", (8, 8)).save(root / "0.png")
     path = draw.choice(sorted(root.iterdir()))
     content = path.read_bytes()
     if path.suffix == ".png" and draw.random() < 0.2:  # a header of many pixels
@@ -226,7 +231,7 @@ def attempt(tmp_path, monkeypatch):
     for name in ("HOME", "JEBM_CACHE", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
         monkeypatch.setenv(name, str(home))
 
-    def train(config, directory, say):
+    def train(config, directory, say, **options):
         if config.method.image_size <= 64 and config.data.source == "digits":
             load_source(config)
             if watched.deep:

@@ -205,6 +205,8 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
         if names[file] != names[first]:
             raise DataError(f"{file}: holds {names[file]}, but {first.name} holds {names[first]}; shards must be alike")
         for name, array in arrays.items():
+            if array.ndim == 0:
+                raise DataError(f"{file}: {name!r} is one number; the arrays of shards have an axis of images")
             if array.shape[1:] != shards[first][name].shape[1:] or array.dtype != shards[first][name].dtype:
                 raise DataError(f"{file}: {name!r} is {array.dtype} {array.shape}, unlike that of {first.name}")
     return {name: np.concatenate([arrays[name] for arrays in shards.values()]) for name in names[first]}
