@@ -62,7 +62,7 @@ class Killed(BaseException):
 
 
 def test_there_is_a_run_of_every_family():
-    assert {name if name in FAMILIES else name.partition("_")[0] + "_ebm" for name in METHODS} == set(FAMILIES)
+    assert {name if name in FAMILIES else name.partition("_")[0] + "_ebm" for name in METHODS} == set(FAMILIES) - {"toy"}
 
 
 @pytest.fixture(autouse=True)
