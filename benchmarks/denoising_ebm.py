@@ -30,11 +30,11 @@ import jebm
 from jebm import images
 from jebm.config import Config, load_file, override
 from jebm.evaluation import frechet_distance, source_features, statistics
-from jebm.methods.denoising_ebm import evaluation_counts, synthesize
-from jebm.methods.denoising_model import DenoisingEBMConfig
-from jebm.runs import Run, RunDirectory
+from jebm.methods.denoising.ebm import evaluation_counts, synthesize
+from jebm.methods.denoising.model import DenoisingEBMConfig
+from jebm.runs.directory import RunDirectory
+from jebm.runs.load import Run, load_source
 from jebm.training import loop
-from jebm.training.loop import load_source
 
 MODELS: dict[str, dict[str, Any]] = {
     "pixel": {"semantic_chain": "pixel"},

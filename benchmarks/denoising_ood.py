@@ -25,13 +25,13 @@ from PIL import Image
 
 import jebm
 from jebm.data import load, to_float
-from jebm.evaluation import auroc, auroc_interval, one_resolution, outliers
-from jebm.evaluation.batches import map_batches
-from jebm.evaluation.outliers import channel_statistics
-from jebm.methods.denoising_ebm import part_energies
-from jebm.methods.denoising_model import semantic_levels
-from jebm.runs import Run
-from jebm.training.loop import load_source
+from jebm.evaluation import auroc, auroc_interval, one_resolution
+from jebm.methods.denoising.ebm import part_energies
+from jebm.methods.denoising.model import semantic_levels
+from jebm.metrics import outlier_sets as outliers
+from jebm.metrics.batches import map_batches
+from jebm.metrics.outlier_sets import channel_statistics
+from jebm.runs.load import Run, load_source
 
 Scores = dict[str, np.ndarray]
 NUM_RESAMPLES = 500

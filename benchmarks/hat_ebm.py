@@ -26,14 +26,14 @@ import numpy as np
 from jax import Array
 
 import jebm
-from jebm import images, runs
+from jebm import images
 from jebm.cli import main as command_line
 from jebm.data import Source, to_float
 from jebm.evaluation import Statistics, frechet_distance, source_features, statistics
-from jebm.methods.hat_chains import run_chains
-from jebm.methods.hat_ebm import base_generator, networks_of, starts
-from jebm.runs import Run
-from jebm.training.loop import load_source
+from jebm.methods.hat.chains import run_chains
+from jebm.methods.hat.ebm import base_generator, networks_of, starts
+from jebm.runs import load as runs
+from jebm.runs.load import Run, load_source
 
 MULTIPLES = (1.0, 2.5, 10.0, 100.0)
 PICTURES = 12

@@ -23,8 +23,8 @@ from langevin_chain import assert_same
 from networks import TensorflowOperations, hat
 
 from jebm.methods import ChainConfig, HatEBMConfig
-from jebm.methods import hat_ebm as build
-from jebm.methods.hat_ebm import HatEBMState, base_generator, hat_network
+from jebm.methods.hat import ebm as build
+from jebm.methods.hat.ebm import HatEBMState, base_generator, hat_network
 
 Tree = Any
 
@@ -162,7 +162,7 @@ class TensorflowStep:
         adam.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
     def _generate(self, z: Any) -> Any:
-        """`jebm.networks.hat_ebm.HatGenerator` for 32 px."""
+        """`jebm.methods.hat.networks.HatGenerator` for 32 px."""
         tf, params = self.tf, self.generator
         x = self.ops.dense(params["dense"], z)
         x = tf.transpose(tf.reshape(x, (-1, self.config.generator_width, 4, 4)), (0, 2, 3, 1))

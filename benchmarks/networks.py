@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jebm.networks.energy_nets import MSResNet
-from jebm.networks.hat_ebm import HatEnergy
+from jebm.methods.ec.energy_networks import MSResNet
+from jebm.methods.hat.networks import HatEnergy
 
 Tree = Any
 
 
 def hat(ops: Any, params: Tree, x: Any) -> Any:
-    """`jebm.networks.hat_ebm.HatEnergy` for 32 px on a batch."""
+    """`jebm.methods.hat.networks.HatEnergy` for 32 px on a batch."""
     for i, halve in enumerate((True, True, False, False)):
         block = params["stem" if i == 0 else f"block{i + 1}"]
         y = ops.conv(block["conv_1"], x if i == 0 else ops.relu(x))
@@ -31,7 +31,7 @@ def hat(ops: Any, params: Tree, x: Any) -> Any:
 
 
 def ms_resnet(ops: Any, params: Tree, x: Any) -> Any:
-    """`jebm.networks.energy_nets.MSResNet` on a batch."""
+    """`jebm.methods.ec.energy_networks.MSResNet` on a batch."""
     features = []
     for scale in (1, 2, 3):
         features.append(_trunk(ops, params[f"scale{scale}"], x))

@@ -15,7 +15,7 @@ from denoising_ebm import about
 from tqdm import tqdm
 
 from jebm.evaluation import frechet_distance, statistics
-from jebm.evaluation.inception import inception_features
+from jebm.metrics.inception import inception_features
 
 NUM_IMAGES, PIECE = 10_000, 250
 PUBLISHED, TOLERANCE = 5.21, 0.05

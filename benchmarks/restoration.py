@@ -27,9 +27,10 @@ import numpy as np
 
 from jebm import images
 from jebm.restoration import Operator, Prior, RestorationConfig, restore
-from jebm.restoration.tasks import Task, image_shape, measure, prior_of, psnr
-from jebm.runs import load
-from jebm.training.loop import load_source
+from jebm.restoration.files import measure, psnr
+from jebm.restoration.prior import image_shape, prior_of
+from jebm.restoration.tasks import Task
+from jebm.runs.load import load, load_source
 
 TASKS = {
     "superres-2": Task("superres", factor=2),

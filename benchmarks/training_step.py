@@ -3,7 +3,7 @@
 These parts are monitors, donation, bfloat16, rematerialised energy gradients and the compile cache.
 
     python benchmarks/training_step.py configs/digits/ec_vae.py --repeats 20
-    PYTHONPATH=tests python benchmarks/training_step.py tests/toy_family.py --without bfloat16
+    PYTHONPATH=tests python benchmarks/training_step.py tests/helpers/toy.py --without bfloat16
 
 Variants of one compiled step take turns; processor time and wall time are medians over the turns, and ratios are those
 of the medians. Memory is what the compiler plans for the step: arguments, results, temporaries, less what is reused.
@@ -21,11 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jebm import data, runs
+from jebm import data
 from jebm.config import Config, load_file, override
-from jebm.methods import watching
-from jebm.training.loop import NUM_PROBES, load_source, make_step
-from jebm.training.state import TrainState, initial_state
+from jebm.methods import diagnostics as watching
+from jebm.runs import load as runs
+from jebm.runs.load import load_source
+from jebm.runs.state import TrainState, initial_state
+from jebm.training.loop import NUM_PROBES, make_step
 
 
 def main() -> None:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jebm
 from jebm import paths
-from jebm.config import Config, ConfigError, load_file, override
+from jebm.config import Config, load_file, override
+from jebm.errors import ConfigError
+from jebm.metrics.inception_weights import FETCH, install
+from jebm.report.film import NoFilm, walk
 
 if TYPE_CHECKING:
     from jebm.evaluation import Record
-    from jebm.runs import Run
+    from jebm.runs.load import Run
 
 __all__ = ["main"]
 
@@ -323,7 +326,7 @@ def _train_and_tell(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise _UserError(str(error)) from error
     _enable_compilation_cache()
-    from jebm.runs import RunDirectory
+    from jebm.runs.directory import RunDirectory
     from jebm.training import train
 
     directory = RunDirectory(options.workdir)
@@ -363,7 +366,7 @@ def _sample(options: argparse.Namespace) -> None:
     for name, value in (("num", options.num), ("batch-size", options.batch_size)):
         _check_number(name, value, 1)
     _check_seed(options.seed)
-    from jebm import sampling
+    from jebm.runs import samples as sampling
 
     if not options.out.name:
         raise _UserError(f"--out {options.out}: give the name of a file or of a new folder")
@@ -417,7 +420,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _score(run: "Run", **options: Any) -> "list[Record]":
     """Evaluates, and prints a line for each record."""
     from jebm.data import DataError
-    from jebm.evaluation.of_run import evaluate_run
+    from jebm.evaluation.run import evaluate_run
 
     shown: list[Record] = []
 
@@ -446,7 +449,8 @@ def _restore(options: argparse.Namespace) -> None:
     _check_number("refinement-steps", options.refinement_steps, 0, 10**6)
     run = _load(options.dir, options.step)
     from jebm.restoration import RestorationConfig
-    from jebm.restoration.tasks import Task, restore_files
+    from jebm.restoration.files import restore_files
+    from jebm.restoration.tasks import Task
 
     chosen = {
         name: getattr(options, name) for name in ("mask", "factor", "downsampling", "kernel", "fraction", "seed")
@@ -490,7 +494,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from jebm.runs import RunDirectory
+    from jebm.runs.directory import RunDirectory
     from jebm.training import NoCheckpoint
 
     directory = RunDirectory(options.dir)
@@ -503,16 +507,14 @@ def _report(options: argparse.Namespace) -> None:
 
 def _walk(run: "Run") -> None:
     """Writes the chain that the report shows, or says why there is none."""
-    from jebm import report
-
     try:
-        report.walk(run)
-    except report.NoFilm as error:
+        walk(run)
+    except NoFilm as error:
         print(f"jebm: no film of a chain: {error}")
 
 
 def _write_report(directory: Any) -> None:
-    from jebm import report
+    from jebm.report import page as report
 
     try:
         report.write(directory)
@@ -526,7 +528,7 @@ def _convert(options: argparse.Namespace) -> None:
         return
     if options.checkpoint is None or options.out is None:
         raise _UserError("convert hat-ebm needs --checkpoint PATH and --out DIR")
-    from jebm import convert
+    from jebm.convert import hat_ebm as convert
 
     config = load_file(options.config) if options.config else None
     convert.hat_ebm(options.checkpoint, options.out, config)
@@ -538,18 +540,17 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _install_inception(weights: pathlib.Path | None) -> None:
-    from jebm.evaluation import inception
 
     if weights is None:
-        raise _UserError(f"convert inception needs --weights PATH. {inception.FETCH}")
+        raise _UserError(f"convert inception needs --weights PATH. {FETCH}")
     try:
-        print(f"Inception's weights, checked: {inception.install(weights)}\nnext:\n  jebm evaluate DIR")
+        print(f"Inception's weights, checked: {install(weights)}\nnext:\n  jebm evaluate DIR")
     except ValueError as error:
         raise _UserError(str(error)) from error
 
 
 def _data(options: argparse.Namespace) -> None:
-    from jebm.data import prepare
+    from jebm.data.prepare import archives as prepare
 
     if options.size is not None:
         _check_number("size", options.size, 1, LARGEST_SIDE)
@@ -581,7 +582,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters per network, and their total; by shape only, no memory is used."""
     import jax
 
-    from jebm.runs import abstract_state, build
+    from jebm.runs.load import abstract_state, build
 
     networks = build(config).parameters(abstract_state(config).method)
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in networks.items()}
@@ -596,7 +597,7 @@ def _first_line(path: pathlib.Path) -> str:
 
 def _load(path: str | pathlib.Path, step: int | None = None) -> "Run":
     _enable_compilation_cache()
-    from jebm.runs import load
+    from jebm.runs.load import load
 
     return load(path, step)
 

@@ -82,9 +82,9 @@ def tiny_experiment(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def toy_experiment(tmp_path_factory) -> pathlib.Path:
-    """A configuration file of `toy_family`, which compiles in a second; processes find it with tests/ on their path."""
+    """A configuration file of `helpers.toy`, which compiles in a second; processes need tests/ on their path."""
     path = tmp_path_factory.mktemp("experiment") / "toy.py"
-    path.write_text('"""A toy."""\n\nfrom toy_family import get_config as get_config\n')
+    path.write_text('"""A toy."""\n\nfrom helpers.toy import get_config as get_config\n')
     return path
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from networks import CountingOperations, TorchOperations, hat
 
 import jebm
-from jebm.networks.hat_ebm import HatEnergy
+from jebm.methods.hat.networks import HatEnergy
 
 STEP_SIZE, BARRIER = 0.01, 2.0
 Runs = dict[str, Callable[[], Any]]

@@ -27,13 +27,12 @@ from denoising_ebm import about
 import jebm
 from jebm import images
 from jebm.evaluation import frechet_distance, source_features, statistics
-from jebm.evaluation.inception import inception_features
-from jebm.evaluation.samples import kernel_distance, precision_recall
-from jebm.methods.denoising_chains import RefinementConfig
-from jebm.methods.denoising_ebm import evaluation_counts, synthesize
-from jebm.methods.denoising_model import DenoisingEBMConfig
-from jebm.runs import Run
-from jebm.training.loop import load_source
+from jebm.methods.denoising.chains import RefinementConfig
+from jebm.methods.denoising.ebm import evaluation_counts, synthesize
+from jebm.methods.denoising.model import DenoisingEBMConfig
+from jebm.metrics.inception import inception_features
+from jebm.metrics.kernel import kernel_distance, precision_recall
+from jebm.runs.load import Run, load_source
 
 SOME = 10_000  # images that KID, precision and recall are of
 

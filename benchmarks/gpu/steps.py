@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jebm import data, runs
+from jebm import data
 from jebm.config import load_file, override
-from jebm.training.loop import NUM_PROBES, load_source, make_step
-from jebm.training.state import initial_state
+from jebm.runs import load as runs
+from jebm.runs.load import load_source
+from jebm.runs.state import initial_state
+from jebm.training.loop import NUM_PROBES, make_step
 
 EXPERIMENTS = {
     "configs/denoising_ebm/cifar10.py": 2.4e12,

@@ -12,7 +12,7 @@ Expect:    unknown. Sizes, formulas and scores of the paper are not at hand, so 
 From the released codes of neighbouring methods: the widths and K = 30, for chains on pixels b² = 2e-4 (DRL), the
 head's 128 numbers (CLEL), batch, learning rate, average and iterations (NCSNv2), the energies' L2 (IGEBM;
 its weight is ours).
-The ladders follow the rules of NCSNv2 (arXiv 2006.09011). Ours: everything else, see `jebm.methods.denoising_ebm`.
+The ladders follow the rules of NCSNv2 (arXiv 2006.09011). Ours: everything else, see `jebm.methods.denoising.ebm`.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig

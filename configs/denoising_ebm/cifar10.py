@@ -13,12 +13,12 @@ From the released codes of neighbouring methods: the widths and K = 30, for chai
 head's 128 numbers (CLEL), batch, learning rate, average and iterations (NCSNv2), the energies' L2 (IGEBM;
 its weight is ours).
 The texture ladder begins at 50, NCSNv2's rule for this set (arXiv 2006.09011, technique 1); the flow is that of Karras
-et al. (arXiv 2206.00364). Ours: everything else, see `jebm.methods.denoising_ebm`.
+et al. (arXiv 2206.00364). Ours: everything else, see `jebm.methods.denoising.ebm`.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising_chains import RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig
 
 
 def get_config() -> Config:

@@ -4,12 +4,12 @@ Command:   jebm train configs/digits/denoising_ebm.py --workdir runs/digits_deno
 Hardware:  2 CPU cores; some minutes.
 Expect:    blurred digits as semantic images, sharper ones after refinement; figures in results/denoising_ebm.md.
 
-Everything but the idea is ours (see `jebm.methods.denoising_ebm`): no number here is the paper's.
+Everything but the idea is ours (see `jebm.methods.denoising.ebm`): no number here is the paper's.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising_chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
 
 
 def get_config() -> Config:

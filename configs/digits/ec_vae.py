@@ -11,7 +11,7 @@ the released code of arXiv 2311.04071.
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import ECVAEConfig
-from jebm.methods.calibration import CalibrationConfig
+from jebm.methods.ec.calibration import CalibrationConfig
 
 
 def get_config() -> Config:

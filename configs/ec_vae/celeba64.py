@@ -16,7 +16,7 @@ number of iterations, the average of the weights. The crop is another paper's (C
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import ECVAEConfig
-from jebm.networks.energy_nets import LAYERS_64
+from jebm.methods.ec.energy_networks import LAYERS_64
 
 
 def get_config() -> Config:

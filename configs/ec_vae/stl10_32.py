@@ -15,7 +15,7 @@ average of the weights, and the number of iterations; the released loop never en
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import ECVAEConfig
-from jebm.methods.calibration import CalibrationConfig
+from jebm.methods.ec.calibration import CalibrationConfig
 
 
 def get_config() -> Config:

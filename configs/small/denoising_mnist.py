@@ -6,12 +6,12 @@ Hardware:  2 CPU cores. Not timed at this size; `--set method.image_size=14` mak
 Expect:    see results/denoising_ebm.md.
 
 From the released codes of neighbouring methods: for chains on pixels b² = 2e-4 (DRL), the averages' decay (NCSNv2), the
-energies' L2 (IGEBM; its weight is ours). Ours: everything else, see `jebm.methods.denoising_ebm`.
+energies' L2 (IGEBM; its weight is ours). Ours: everything else, see `jebm.methods.denoising.ebm`.
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising_chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
 
 
 def get_config() -> Config:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jebm.data.errors import DataError
+from jebm.errors import DataError
 
 __all__ = ["Geometry", "resize"]
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from jebm.data.errors import DataError
 from jebm.data.geometry import Geometry
+from jebm.errors import DataError
 
 __all__ = ["IMAGE_MODES", "ImageSet", "Reader", "decode_file", "decoded"]
 

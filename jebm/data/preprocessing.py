@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from jebm.data.geometry import resize
-from jebm.data.sources import Source, fingerprint
+from jebm.data.source import Source, fingerprint
 
 __all__ = ["preprocess", "resize_source", "to_float", "to_uint8"]
 

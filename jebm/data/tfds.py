@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from jebm import paths
-from jebm.data.catalogue import CATALOGUE, Entry
-from jebm.data.errors import DataError
-from jebm.data.files import split_in_ten
 from jebm.data.geometry import Geometry
 from jebm.data.image_set import ImageSet, decode_file
-from jebm.data.sources import Source, of_image_sets
+from jebm.data.prepare.catalogue import CATALOGUE, Entry
+from jebm.data.source import Source, of_image_sets, split_in_ten
+from jebm.errors import DataError
 
 __all__ = ["TfdsReader", "data_directory", "prepared", "tfds"]
 

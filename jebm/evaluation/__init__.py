@@ -1,27 +1,23 @@
 """Measurements of a model, and records that say how each was taken."""
 
-from jebm.evaluation.annealed_importance import bracket, forward_weights, reverse_weights, tune_steps
-from jebm.evaluation.features import Features, classifier_features, random_features, source_features
-from jebm.evaluation.fidelity import psnr, ssim
-from jebm.evaluation.frechet import Statistics, extrapolated, frechet_distance, merge, statistics
+from jebm.evaluation.detection import evaluate_ood
 from jebm.evaluation.generation import evaluate_generation, generate_images
-from jebm.evaluation.inception import inception_features
+from jebm.evaluation.held_out import evaluate_scores
+from jebm.evaluation.likelihood import evaluate_likelihood
 from jebm.evaluation.long_run import evaluate_long_run, long_chains
-from jebm.evaluation.measure import (
-    DEFAULT_METRICS,
-    METRICS,
-    evaluate,
-    evaluate_likelihood,
-    evaluate_ood,
-    evaluate_reconstruction,
-    evaluate_scores,
-)
-from jebm.evaluation.ood import aupr, auroc, auroc_interval, bootstrap_interval, fpr95
-from jebm.evaluation.outliers import one_resolution, outliers
+from jebm.evaluation.measurements import DEFAULT_METRICS, METRICS, evaluate
+from jebm.evaluation.reconstruction import evaluate_reconstruction
 from jebm.evaluation.records import Record, read_all, read_record, run_protocol, write_record
-from jebm.evaluation.reference import FeatureSet, feature_set
-from jebm.evaluation.samples import classifier_score, kernel_distance, precision_recall
 from jebm.evaluation.step_sizes import evaluate_step_sizes
+from jebm.metrics.annealed_importance import bracket, forward_weights, reverse_weights, tune_steps
+from jebm.metrics.detection import aupr, auroc, auroc_interval, bootstrap_interval, fpr95
+from jebm.metrics.feature_statistics import FeatureSet, feature_set
+from jebm.metrics.features import Features, classifier_features, random_features, source_features
+from jebm.metrics.frechet import Statistics, extrapolated, frechet_distance, merge, statistics
+from jebm.metrics.image_quality import psnr, ssim
+from jebm.metrics.inception import inception_features
+from jebm.metrics.kernel import classifier_score, kernel_distance, precision_recall
+from jebm.metrics.outlier_sets import one_resolution, outliers
 
 __all__ = [
     "DEFAULT_METRICS", "METRICS", "FeatureSet", "Features", "Record", "Statistics", "aupr", "auroc",

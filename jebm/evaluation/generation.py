@@ -11,12 +11,12 @@ import numpy as np
 from jax import Array
 
 from jebm.data import Source, permutation, to_uint8
-from jebm.evaluation.features import Features
-from jebm.evaluation.frechet import extrapolated, frechet_distance
 from jebm.evaluation.records import Record, cost
-from jebm.evaluation.reference import MOST_KEPT, feature_set
-from jebm.evaluation.samples import classifier_score, kernel_distance, precision_recall
 from jebm.methods.base import Method, State
+from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
+from jebm.metrics.features import Features
+from jebm.metrics.frechet import extrapolated, frechet_distance
+from jebm.metrics.kernel import classifier_score, kernel_distance, precision_recall
 
 __all__ = ["evaluate_generation", "generate_images"]
 

@@ -16,9 +16,9 @@ from jax import Array
 from jebm import mcmc
 from jebm.data import Source, permutation, to_uint8
 from jebm.energy import bind
-from jebm.evaluation.features import Features
 from jebm.evaluation.records import Record, cost
 from jebm.methods.base import Method, State, TrainingChain
+from jebm.metrics.features import Features
 
 __all__ = ["MULTIPLES", "LongRun", "energy_of", "evaluate_long_run", "long_chains"]
 

@@ -9,9 +9,9 @@ import optax
 from jax import Array
 
 from jebm.energy import Energy, PyTree, require_int, value
-from jebm.mcmc.blackjax_kernels import BlackjaxKernel
+from jebm.mcmc.chains import chain_keys
 from jebm.mcmc.langevin import floating
-from jebm.mcmc.run import chain_keys
+from jebm.mcmc.metropolis import BlackjaxKernel
 
 __all__ = ["TARGETS", "Tuned", "short_run_step_size", "tune_step_size"]
 

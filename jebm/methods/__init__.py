@@ -4,21 +4,21 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jebm.methods import denoising_ebm as _denoising_ebm
-from jebm.methods import ec_flow as _ec_flow
-from jebm.methods import ec_gan as _ec_gan
-from jebm.methods import ec_vae as _ec_vae
-from jebm.methods import hat_autoencoder as _hat_autoencoder
-from jebm.methods import hat_ebm as _hat_ebm
 from jebm.methods.base import Method as Method
 from jebm.methods.base import requiring_images as _requiring_images
-from jebm.methods.denoising_ebm import DenoisingEBMConfig as DenoisingEBMConfig
-from jebm.methods.ec_flow import ECFlowConfig as ECFlowConfig
-from jebm.methods.ec_gan import ECGANConfig as ECGANConfig
-from jebm.methods.ec_vae import ECVAEConfig as ECVAEConfig
-from jebm.methods.hat_autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
-from jebm.methods.hat_chains import ChainConfig as ChainConfig
-from jebm.methods.hat_ebm import HatEBMConfig as HatEBMConfig
+from jebm.methods.denoising import ebm as _denoising_ebm
+from jebm.methods.denoising.ebm import DenoisingEBMConfig as DenoisingEBMConfig
+from jebm.methods.ec import flow as _ec_flow
+from jebm.methods.ec import gan as _ec_gan
+from jebm.methods.ec import vae as _ec_vae
+from jebm.methods.ec.flow import ECFlowConfig as ECFlowConfig
+from jebm.methods.ec.gan import ECGANConfig as ECGANConfig
+from jebm.methods.ec.vae import ECVAEConfig as ECVAEConfig
+from jebm.methods.hat import autoencoder as _hat_autoencoder
+from jebm.methods.hat import ebm as _hat_ebm
+from jebm.methods.hat.autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
+from jebm.methods.hat.chains import ChainConfig as ChainConfig
+from jebm.methods.hat.ebm import HatEBMConfig as HatEBMConfig
 
 
 def _of_own_images(build: Callable[..., Method]) -> Callable[..., Method]:

@@ -25,8 +25,8 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm import mcmc
-from jebm.config import ConfigError, check
 from jebm.energy import Energy, Generator, bind, squared_distance, standard_normal, value
+from jebm.errors import ConfigError, check
 from jebm.restoration.operators import Operator
 
 __all__ = ["Prior", "Restored", "RestorationConfig", "latent_potential", "restore"]

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jebm import runs
-from jebm.config import Config, ConfigError, to_dict
+from jebm.config import Config, to_dict
 from jebm.data import Source
-from jebm.training.state import fingerprint
+from jebm.errors import ConfigError
+from jebm.runs import load as runs
+from jebm.runs.state import fingerprint
 
 __all__ = ["Facts", "changed", "check_processes", "disagreement", "facts", "generator_fingerprint"]
 

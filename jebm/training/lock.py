@@ -8,7 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 
-from jebm.config import ConfigError
+from jebm.errors import ConfigError
 
 __all__ = ["locked"]
 

@@ -17,18 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import bank, data, images, runs, sharding
-from jebm.config import Config, ConfigError, config_hash, to_dict
+from jebm import data, images, sharding
+from jebm.config import Config, config_hash, to_dict
+from jebm.errors import ConfigError
+from jebm.mcmc import bank
 from jebm.methods.base import Method, Metrics
-from jebm.runs import RunDirectory, abstract_state
+from jebm.runs import load as runs
+from jebm.runs.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
+from jebm.runs.directory import RunDirectory
+from jebm.runs.load import abstract_state, load_source
+from jebm.runs.metrics_log import MetricsFile
+from jebm.runs.state import TrainState, initial_state
 from jebm.training import identity, monitors, recovery
-from jebm.training.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
 from jebm.training.lock import locked
 from jebm.training.output import Surviving
-from jebm.training.records import MetricsFile
-from jebm.training.state import TrainState, initial_state
 
-__all__ = ["Diverged", "load_source", "make_step", "train"]
+__all__ = ["Diverged", "make_step", "train"]
 
 ADVICE = "Lower the learning rates or the step size, or change training.seed"
 NUM_PROBES = 8  # images of the training set that the monitors watch
@@ -37,26 +41,6 @@ GRID_FOLD = 2**32 - 2  # no step's number, and not that of a recovery's key
 
 class Diverged(RuntimeError):
     """The run is no longer healthy, and no recovery is left."""
-
-
-def load_source(config: Config) -> data.Source:
-    """The images of a configuration, brought to the method's size.
-
-    Raises:
-        ConfigError: a source that is not there or cannot be read, images that cannot be brought to the method's size,
-            or of another number of channels.
-    """
-    try:
-        source = data.load(config.data.source, config.method.image_size, config.data.crop)
-        source = data.resize_source(source, config.method.image_size)
-    except data.DataError as error:
-        raise ConfigError(f"data.source={config.data.source}: {error}") from error
-    if source.image_shape[-1] != config.method.channels:
-        raise ConfigError(
-            f"data.source={config.data.source} has {source.image_shape[-1]} channels, method.channels is "
-            f"{config.method.channels}: set method.channels={source.image_shape[-1]}"
-        )
-    return source
 
 
 def make_step(

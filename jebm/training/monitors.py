@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jebm.bank import Bank
 from jebm.energy import PyTree
+from jebm.mcmc.bank import Bank
 from jebm.methods.base import Method, Metrics
 
 __all__ = ["measure"]

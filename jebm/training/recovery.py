@@ -29,7 +29,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jebm.config import ConfigError, RecoveryConfig
+from jebm.config import RecoveryConfig
+from jebm.errors import ConfigError
 
 __all__ = [
     "ENERGIES", "ENOUGH", "WINDOW", "Event", "Scale", "Senseless", "backed_off", "check_back_off", "diagnose",

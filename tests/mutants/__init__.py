@@ -1,7 +1,7 @@
 """A list of realistic faults of the library, to be seen by the tests that concern them (`python -m tests.mutants.run`).
 
 A mutant is one change of one file. Whoever changes that line of the library changes its mutant too, and
-``tests/test_mutants.py`` says where that was forgotten. Mutants that change no result are not listed.
+``tests/package/test_mutants.py`` says where that was forgotten. Mutants that change no result are not listed.
 """
 
 from .mutant import ROOT, Mutant, code, selections

@@ -1,10 +1,10 @@
-"""Faults of `jebm.energy` and `jebm.bank`."""
+"""Faults of `jebm.energy` and `jebm.mcmc.bank`."""
 
 from .mutant import of
 
 MUTANTS = (
     *of(
-        "jebm/energy.py", ("tests/test_energy.py",),
+        "jebm/energy.py", ("tests/core/test_energy.py",),
         ("return factor * value(energy, x)", "return value(energy, x) / factor", "divided by the factor"),
         ("return value(energy, x) / temperature", "return value(energy, x) * temperature", "multiplied by T"),
         ("jnp.sum(weights * jnp.stack", "jnp.mean(weights * jnp.stack", "the mean of experts"),
@@ -27,7 +27,7 @@ MUTANTS = (
          "annealed energies one step ahead"),
     ),
     *of(
-        "jebm/bank.py", ("tests/test_bank.py",),
+        "jebm/mcmc/bank.py", ("tests/mcmc/test_bank.py",),
         ("replace=False)", "replace=True)", "rows drawn twice"),
         ("(bank.ages + 1).at[indices]", "bank.ages.at[indices]", "nothing grows older"),
         ("jnp.where(exchange, 0, ages + 1)", "jnp.where(exchange, 0, ages)", "continued chains do not age"),

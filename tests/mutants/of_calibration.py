@@ -2,15 +2,16 @@
 
 from .mutant import of
 
-VAE = ("tests/test_iteration_ec_vae.py", "tests/test_ec_vae.py", "tests/test_contrast.py")
-FLOW = ("tests/test_iteration_ec_flow.py", "tests/test_ec_flow.py")
-GAN = ("tests/test_iteration_ec_gan.py", "tests/test_ec_generators.py")
-SHARED = ("tests/test_ec_vae.py", "tests/test_ec_generators.py")
-KEYS = ("tests/test_keys.py",)
+LIKELIHOOD = "tests/methods/test_maximum_likelihood.py"
+VAE = ("tests/methods/ec/test_iteration_vae.py", "tests/methods/ec/test_vae.py", LIKELIHOOD)
+FLOW = ("tests/methods/ec/test_iteration_flow.py", "tests/methods/ec/test_flow.py")
+GAN = ("tests/methods/ec/test_iteration_gan.py", "tests/methods/ec/test_other_generators.py")
+SHARED = ("tests/methods/ec/test_vae.py", "tests/methods/ec/test_other_generators.py")
+KEYS = ("tests/methods/test_keys.py",)
 
 MUTANTS = (
     *of(
-        "jebm/methods/ec_vae.py", VAE,
+        "jebm/methods/ec/vae.py", VAE,
         ('total += dual * terms["calibration"]', 'total -= dual * terms["calibration"]',
          "the decoder is driven away from calibrated samples"),
         ("contrast(on_data, on_negatives, tau", "contrast(on_negatives, on_data, tau",
@@ -59,7 +60,7 @@ MUTANTS = (
         ("tau * optax.tree.norm(energy_gradients)", "optax.tree.norm(energy_gradients)", "a gradient norm over tau"),
         ("table = jax.lax.scan(iterate_once, spectral, None, config.calibration.num_steps)",
          "table = jax.lax.scan(iterate_once, spectral, None, 1)", "one power iteration for K",
-         ("tests/test_golden_ec_vae.py",)),
+         ("tests/methods/ec/test_golden_vae.py",)),
         ("head, generated, settings, draws.calibration_noise)", "head, generated, settings, draws.negative_noise)",
          "noise of the other chain"),
         ("if settings.reuse_negatives:", "if not settings.reuse_negatives:", "reuse inverted"),
@@ -82,7 +83,7 @@ MUTANTS = (
          "dual starts at 1"),
     ),
     *of(
-        "jebm/methods/calibration.py", SHARED,
+        "jebm/methods/ec/calibration.py", SHARED,
         ("weight = tau * config.cond_scale / config.num_steps", "weight = config.cond_scale / config.num_steps",
          "the condition without tau"),
         ("weight, threshold, config.num_steps - 1)", "weight, threshold, config.num_steps)", "weights off by one"),
@@ -108,18 +109,18 @@ MUTANTS = (
          "one key for all chains"),
         ("return x - config.step_size * gradient", "return x + config.step_size * gradient", "descent that climbs"),
         ("mcmc.from_half_step(config.step_size), 1.0)", "config.step_size, 1.0)", "twice the training chain's step",
-         ("tests/test_evaluation.py::test_the_chain_of_each_family",)),
+         ("tests/evaluation/test_measurements.py::test_the_chain_of_each_family",)),
         ("jax.lax.scan(body, start, jnp.arange(config.num_steps))[0]",
          "jax.lax.scan(body, start, jnp.arange(config.num_steps - 1))[0]", "one descent step less"),
     ),
     *of(
-        "jebm/methods/contrast.py", ("tests/test_contrast.py", "tests/test_iteration_hat.py"),
+        "jebm/methods/maximum_likelihood.py", (LIKELIHOOD, "tests/methods/hat/test_iteration.py"),
         ("jnp.mean(on_data) - jnp.mean(on_negatives)", "jnp.mean(on_negatives) - jnp.mean(on_data)", "the sign"),
         ("return loss / temperature", "return loss", "T forgotten"),
         ("+ jnp.mean(jnp.square(on_negatives)))", "- jnp.mean(jnp.square(on_negatives)))", "negatives are not held"),
     ),
     *of(
-        "jebm/methods/calibrating_energy.py", GAN + FLOW,
+        "jebm/methods/ec/energy_model.py", GAN + FLOW,
         ("contrast(on_data, on_negatives, temperature)", "contrast(on_negatives, on_data, temperature)", "the sign"),
         ("contrast(on_data, on_negatives, temperature)", "contrast(on_data, on_negatives, 1.0)", "T forgotten"),
         ("normalized = self._normalized(params, state.spectral)", "normalized = params",
@@ -135,7 +136,7 @@ MUTANTS = (
          '"energy_data": on_negatives, "energy_negative": on_data', "metrics swapped"),
     ),
     *of(
-        "jebm/methods/ec_flow.py", FLOW,
+        "jebm/methods/ec/flow.py", FLOW,
         ("return bits + state.dual * constraint", "return bits - state.dual * constraint", "the constraint is climbed"),
         ("state.average, 1.0 - decay)", "state.average, decay)", "the average's weights swapped"),
         ("jnp.minimum(config.average_decay, (1.0", "jnp.maximum(config.average_decay, (1.0",
@@ -181,7 +182,7 @@ MUTANTS = (
         ("return (256.0 * u - 0.5) / 127.5 - 1.0", "return 2.0 * u - 1.0", "images of levels"),
     ),
     *of(
-        "jebm/methods/ec_gan.py", GAN,
+        "jebm/methods/ec/gan.py", GAN,
         ("adversarial = -jnp.mean", "adversarial = jnp.mean", "the adversarial sign"),
         ("relu(1.0 - score(images))) + jnp.mean(jax.nn.relu(1.0 + score(generated)))",
          "relu(1.0 - score(generated))) + jnp.mean(jax.nn.relu(1.0 + score(images)))", "the hinge's sides swapped"),
@@ -220,8 +221,8 @@ MUTANTS = (
          "average starts at 0"),
     ),
     *of(
-        "jebm/methods/posterior_calibration.py",
-        ("tests/test_posterior_calibration.py", "tests/test_iteration_ec_vae.py", "tests/test_ec_vae.py"),
+        "jebm/methods/ec/posterior.py",
+        ("tests/methods/ec/test_posterior.py", *VAE[:2]),
         ("/ (2.0 * variance) + standard_normal(z)", "/ variance + standard_normal(z)", "the likelihood without its 2"),
         ("/ (2.0 * variance) + standard_normal(z)", "/ (2.0 * variance)", "the prior of z forgotten"),
         ("jax.lax.stop_gradient(calibrated) - z", "calibrated - jax.lax.stop_gradient(z)",
@@ -237,7 +238,7 @@ MUTANTS = (
          "distance = jnp.minimum(squared_distance(z, start), hinge)", "hinge inverted"),
     ),
     *of(
-        "jebm/methods/latent_chains.py", ("tests/test_iteration_hat.py", "tests/test_golden_ec_vae.py"),
+        "jebm/methods/latent_chains.py", ("tests/methods/hat/test_iteration.py", "tests/methods/ec/test_golden_vae.py"),
         ("return (z, -eta * gradient), f", "return (z, eta * gradient), f", "a look-ahead uphill"),
         ("x = x + jnp.sqrt(step_sizes[0]) * xi[0]", "x = x + jnp.sqrt(step_sizes[1]) * xi[0]",
          "the latent's noise on x"),

@@ -2,8 +2,8 @@
 
 from .mutant import of
 
-TESTS = ("tests/test_data.py",)
-FILES = ("tests/test_data_files.py",)
+TESTS = ("tests/data/test_sources.py",)
+FILES = ("tests/data/test_files.py",)
 
 MUTANTS = (
     *of(
@@ -46,19 +46,19 @@ MUTANTS = (
          "another filter"),
     ),
     *of(
-        "jebm/data/sources.py", TESTS,
+        "jebm/data/arrays.py", TESTS,
         ("(levels * 255 + 8) // 16", "levels * 15", "digits that are not white"),
         ("labels[train], labels[test])", "labels[train], labels[: len(test)])", "labels of other images"),
         ("len(images) // 10))", "len(images) // 5))", "a fifth for testing"),
     ),
     *of(
-        "jebm/images.py", ("tests/test_restoration_cli.py", "tests/test_cli.py"),
+        "jebm/images.py", ("tests/commands/test_restore.py", "tests/commands/test_main.py"),
         ("np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5)", "(np.clip(images, -1.0, 1.0) + 1.0) * 127.5",
          "rounded down"),
         ("images.astype(np.float32) / 127.5 - 1.0", "images.astype(np.float32) / 128.0 - 1.0", "white is not 1"),
     ),
     *of(
-        "jebm/sampling.py", ("tests/test_cli.py", "tests/test_sampling.py"),
+        "jebm/runs/samples.py", ("tests/commands/test_main.py", "tests/runs/test_samples.py"),
         ("key = jax.random.fold_in(jax.random.key(seed), number)", "key = jax.random.key(seed)",
          "every batch is the same"),
         ("key = jax.random.fold_in(jax.random.key(seed), number)",
@@ -66,7 +66,7 @@ MUTANTS = (
          "the seed ignored"),
     ),
     *of(
-        "jebm/pictures.py", ("tests/test_report.py::test_nearest_by_its_definition",),
+        "jebm/report/plots.py", ("tests/report/test_page.py::test_nearest_by_its_definition",),
         ("index[closer] = start + at[closer]", "index[closer] = at[closer]", "neighbours of the first block"),
         ("np.sqrt(np.maximum(best, 0) / x.shape[1])", "np.maximum(best, 0) / x.shape[1]", "the squared distance"),
     ),

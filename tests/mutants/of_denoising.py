@@ -2,13 +2,13 @@
 
 from .mutant import of
 
-UPDATE = ("tests/test_iteration_denoising.py", "tests/test_denoising_ebm.py")
-LAWS = ("tests/test_denoising_energies.py", "tests/test_iteration_denoising.py")
-KEYS = ("tests/test_keys.py",)
+UPDATE = ("tests/methods/denoising/test_iteration.py", "tests/methods/denoising/test_ebm.py")
+LAWS = ("tests/methods/denoising/test_energies.py", "tests/methods/denoising/test_iteration.py")
+KEYS = ("tests/methods/test_keys.py",)
 
 MUTANTS = (
     *of(
-        "jebm/methods/denoising_ebm.py", UPDATE,
+        "jebm/methods/denoising/ebm.py", UPDATE,
         ("total = likelihood + config", "total = -likelihood + config", "the likelihood's sign"),
         ("likelihood + config.energy_regularization *", "likelihood - config.energy_regularization *",
          "the regularisation's sign"),
@@ -109,7 +109,7 @@ MUTANTS = (
          "generator_of raw weights"),
     ),
     *of(
-        "jebm/methods/denoising_energies.py", LAWS,
+        "jebm/methods/denoising/energies.py", LAWS,
         ("return x + sigma * predictor", "return x - sigma * predictor", "the denoiser adds noise"),
         ("return x + sigma * predictor", "return x + sigma**2 * predictor", "Tweedie with sigma^2"),
         ("predictor(x + wide * noise, sigma) + noise))", "predictor(x + wide * noise, sigma) - noise))",
@@ -134,7 +134,7 @@ MUTANTS = (
         ("float(found.x) * sigma_min**2", "float(found.x) * sigma_min", "the step at sigma for sigma^2"),
     ),
     *of(
-        "jebm/methods/denoising_chains.py", (*LAWS, "tests/test_denoising_ebm.py"),
+        "jebm/methods/denoising/chains.py", (*LAWS, "tests/methods/denoising/test_ebm.py"),
         ("jnp.square(config.noise_scale * sigma)", "config.noise_scale * sigma", "tau = b sigma"),
         ("energies.sum(energies.temper(energy, tau), energies.standard_normal)", "energies.temper(energy, tau)",
          "no reference on latents"),
@@ -157,7 +157,7 @@ MUTANTS = (
          "levels one step ahead"),
     ),
     *of(
-        "jebm/methods/denoising_model.py", UPDATE,
+        "jebm/methods/denoising/model.py", UPDATE,
         ("encode(config, params, x, sigma)) - x) / wide(sigma)", "encode(config, params, x, sigma)) - x)",
          "the autoencoder's loss without 1/sigma"),
         ("return 2.0 * decode(static.config, params, z) - 1.0", "return decode(static.config, params, z)",

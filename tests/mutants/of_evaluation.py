@@ -2,15 +2,15 @@
 
 from .mutant import of
 
-SAMPLES = ("tests/test_evaluation_samples.py",)
-OOD = ("tests/test_evaluation_ood.py",)
-RECORDS = ("tests/test_evaluation.py",)
-LIKELIHOOD = ("tests/test_evaluation_likelihood.py",)
-KEYS = ("tests/test_keys.py",)
+SAMPLES = ("tests/metrics/test_kernel.py",)
+OOD = ("tests/metrics/test_detection.py",)
+RECORDS = ("tests/evaluation/test_measurements.py",)
+LIKELIHOOD = ("tests/metrics/test_annealed_importance.py",)
+KEYS = ("tests/methods/test_keys.py",)
 
 MUTANTS = (
     *of(
-        "jebm/evaluation/samples.py", SAMPLES,
+        "jebm/metrics/kernel.py", SAMPLES,
         ("neighbours, axis=1)[:, neighbours]", "neighbours + 1, axis=1)[:, neighbours + 1]", "the k+1-th neighbour"),
         ("np.arange(start, start + len(rows))] = 0.0", "np.arange(len(rows))] = 0.0",
          "the diagonal of the first block"),
@@ -28,7 +28,7 @@ MUTANTS = (
         ("np.square(a).sum(1)[:, None] - 2 * a @ b.T", "np.square(a).sum(1)[:, None] - a @ b.T", "no distance"),
     ),
     *of(
-        "jebm/evaluation/frechet.py", ("tests/test_evaluation_frechet.py",),
+        "jebm/metrics/frechet.py", ("tests/metrics/test_frechet.py",),
         ("/ (len(features) - 1))", "/ len(features))", "the biased covariance"),
         ("- 2 * overlap", "- overlap", "the overlap without its 2"),
         ("np.sqrt(np.maximum(eigenvalues, 0)).sum()", "np.maximum(eigenvalues, 0).sum()",
@@ -43,7 +43,7 @@ MUTANTS = (
         ("np.asarray(scatter) / (n - 1))", "np.asarray(scatter) / n)", "merged with n"),
     ),
     *of(
-        "jebm/evaluation/ood.py", OOD,
+        "jebm/metrics/detection.py", OOD,
         ("(ranks[n:].sum() -", "(ranks[:m].sum() -", "ranks of the inliers"),
         ("rankdata(np.concatenate([inside, outside]))", 'rankdata(np.concatenate([inside, outside]), method="min")',
          "ties count nothing"),
@@ -56,7 +56,7 @@ MUTANTS = (
         ("np.repeat([0, -1],", "np.repeat([-1, 0],", "OpenOOD's labels"),
     ),
     *of(
-        "jebm/evaluation/outliers.py", OOD,
+        "jebm/metrics/outlier_sets.py", OOD,
         ("antialias=True", "antialias=False", "shrinking without a filter"),
         ('"linear", antialias', '"cubic", antialias', "another filter"),
         ("np.roll(order, 1)", "np.roll(order, 0)", "images mixed with themselves"),
@@ -70,14 +70,14 @@ MUTANTS = (
         ("known = moments(reference)", "known = moments(images)", "the law of the images themselves"),
     ),
     *of(
-        "jebm/evaluation/fidelity.py", SAMPLES,
+        "jebm/metrics/image_quality.py", SAMPLES,
         ("np.log10(data_range**2 / error)", "np.log10(data_range / error)", "the range, not squared"),
         ("(2 * covariance + C2) /", "(covariance + C2) /", "covariance without its 2"),
         ("(2 * DEVIATION**2))\n", "DEVIATION**2)\n", "a Gaussian without its 2"),
         ("x, y = x / data_range, y / data_range", "x, y = x / 2, y / 2", "the range ignored"),
     ),
     *of(
-        "jebm/evaluation/reference.py", SAMPLES,
+        "jebm/metrics/feature_statistics.py", SAMPLES,
         ("chunks = [merge([*chunks, statistics(values)])]", "chunks = [statistics(values)]", "the last chunk alone"),
     ),
     *of(
@@ -99,20 +99,32 @@ MUTANTS = (
          "a quarter of the images"),
     ),
     *of(
-        "jebm/evaluation/measure.py", RECORDS,
+        "jebm/evaluation/reconstruction.py", RECORDS,
         ("to_float(source.test))).mean((1, 2, 3))", "to_float(source.test))).sum((1, 2, 3))", "the sum of squares"),
+        ("np.log10(255**2 / error)", "np.log10(255 / error)", "the range, not squared"),
+    ),
+    *of(
+        "jebm/evaluation/detection.py", RECORDS,
         ("channel_statistics(images, source.train)", "channel_statistics(images, source.test)",
          "the baseline is fitted on test images"),
         ("scores(generated[: len(source.test)])", "scores(source.train[: len(source.test)])",
          "training images for samples in the histogram"),
-        ("np.log10(255**2 / error)", "np.log10(255 / error)", "the range, not squared"),
         ("outliers(key, source.test)", "outliers(key, source.train)", "outliers made of training images"),
-        ("return method.scores(jax.random.fold_in(key, i)", "return method.scores(jax.random.fold_in(key, 0)",
-         "one key for the scores of all batches", KEYS + RECORDS),
         ("measure(inside[kind], outside[kind]) for", "measure(outside[kind], inside[kind]) for", "in and out swapped"),
         ("outside[\"energy\"], num_resamples", "inside[\"energy\"], num_resamples",
          "an interval of inliers against inliers"),
+    ),
+    *of(
+        "jebm/evaluation/held_out.py", RECORDS,
+        ("return method.scores(jax.random.fold_in(key, i)", "return method.scores(jax.random.fold_in(key, 0)",
+         "one key for the scores of all batches", KEYS + RECORDS),
+    ),
+    *of(
+        "jebm/evaluation/measurements.py", RECORDS,
         ("jax.random.fold_in(key, METRICS.index(metric))", "key", "one key for all metrics", KEYS + RECORDS),
+    ),
+    *of(
+        "jebm/evaluation/likelihood.py", RECORDS,
         ("(energies.mean() + log_z)", "(energies.mean() - log_z)", "the sign of log Z", LIKELIHOOD),
         ("np.log2(127.5)", "np.log2(255)", "the cell of [0, 1]", LIKELIHOOD),
         ("/ (dimension * np.log(2))", "/ dimension", "nats for bits", LIKELIHOOD),
@@ -135,18 +147,18 @@ MUTANTS = (
         (", max_displacement=chain.max_displacement", "", "the bound forgotten"),
     ),
     *of(
-        "jebm/evaluation/step_sizes.py", ("tests/test_evaluation.py::test_step_sizes_are_found_and_kept",),
+        "jebm/evaluation/step_sizes.py", ("tests/evaluation/test_measurements.py::test_step_sizes_are_found_and_kept",),
         ("step = short_run * temperature", "step = short_run", "T forgotten"),
         ("leapfrog = (2 * step) ** 0.5", "leapfrog = 2 * step", "the leapfrog's root"),
         ("mcmc.mala(energy, step, temperature)", "mcmc.mala(energy, step)", "MALA at T = 1"),
     ),
     *of(
-        "jebm/evaluation/batches.py", RECORDS,
+        "jebm/metrics/batches.py", RECORDS,
         ("np.concatenate(results)[: len(images)]", "np.concatenate(results)", "the filling is kept"),
         ("function(i, batch)", "function(0, batch)", "all batches are the first"),
     ),
     *of(
-        "jebm/evaluation/annealed_importance.py", LIKELIHOOD,
+        "jebm/metrics/annealed_importance.py", LIKELIHOOD,
         ("np.log(relative.mean())", "np.log(relative.sum())", "the sum of weights"),
         ("jnp.log(2 * jnp.pi * self.scale**2)", "jnp.log(2 * jnp.pi)", "the base's scale forgotten"),
         ("0.5 * x.size * jnp.log(2 * jnp.pi", "x.size * jnp.log(2 * jnp.pi", "the base's 1/2 forgotten"),
@@ -166,16 +178,16 @@ MUTANTS = (
         ("walk(jax.random.fold_in(key, k), x)", "walk(key, x)", "one key for all levels", KEYS + LIKELIHOOD),
     ),
     *of(
-        "jebm/evaluation/records.py", ("tests/test_evaluation_records.py",),
+        "jebm/evaluation/records.py", ("tests/evaluation/test_records.py",),
         ("not math.isfinite(self.value)", "math.isnan(self.value)", "infinities are recorded"),
         ("allow_nan=False", "allow_nan=True", "NaN in a protocol"),
         ('(record.protocol.get("split") == "train")', '(record.protocol.get("split") == "test")',
          "the other split's name",
-         ("tests/test_evaluation_records.py", "tests/test_evaluation.py")),
+         ("tests/evaluation/test_records.py", "tests/evaluation/test_measurements.py")),
         ("os.replace(file.name, path)", "Path(path).write_text(text)", "a temporary file is left"),
     ),
     *of(
-        "jebm/evaluation/of_run.py", ("tests/test_evaluation_run.py", "tests/test_lifecycle.py"),
+        "jebm/evaluation/run.py", ("tests/evaluation/test_run.py", "tests/runs/test_lifecycle.py"),
         ('weights="raw" if weights == "raw" else "average"', 'weights="average" if weights == "raw" else "raw"',
          "raw and averaged weights swapped"),
         ("state=run.state._replace(**raw)), \"raw\"", "state=run.state), \"raw\"", "averages called raw"),

@@ -2,13 +2,13 @@
 
 from .mutant import of
 
-HAT = ("tests/test_iteration_hat.py", "tests/test_hat_ebm.py", "tests/test_golden_hat_ebm.py")
-AUTOENCODER = ("tests/test_iteration_hat.py", "tests/test_golden_hat_ebm.py")
-KEYS = ("tests/test_keys.py",)
+HAT = ("tests/methods/hat/test_iteration.py", "tests/methods/hat/test_ebm.py", "tests/methods/hat/test_golden_ebm.py")
+AUTOENCODER = ("tests/methods/hat/test_iteration.py", "tests/methods/hat/test_golden_ebm.py")
+KEYS = ("tests/methods/test_keys.py",)
 
 MUTANTS = (
     *of(
-        "jebm/methods/hat_ebm.py", HAT,
+        "jebm/methods/hat/ebm.py", HAT,
         ("return run_chains(chain_key, hat, generator, z, y, config.test_chain, config.temperature)",
          "return run_chains(chain_key, hat, generator, z, y, config.test_chain, 1.0)", "samples at T = 1"),
         ("return run_chains(chain_key, hat, generator, z, y, config.test_chain, config.temperature)",
@@ -79,7 +79,7 @@ MUTANTS = (
          "residuals start uniform"),
     ),
     *of(
-        "jebm/methods/hat_chains.py", HAT,
+        "jebm/methods/hat/chains.py", HAT,
         ("temperature * config.residual_precision)", "config.residual_precision)", "tau without T"),
         ("slope += 2.0 * temperature *", "slope += temperature *", "tau without its 2"),
         ('+ self.temperature * self.prior_precision * position["z"]', '+ self.prior_precision * position["z"]',
@@ -106,7 +106,7 @@ MUTANTS = (
          "chains forget their residual start"),
     ),
     *of(
-        "jebm/methods/hat_autoencoder.py", AUTOENCODER,
+        "jebm/methods/hat/autoencoder.py", AUTOENCODER,
         ("config.latent_noise * noise", "noise", "codes with noise of deviation 1"),
         ("1.0 - config.average_decay", "config.average_decay", "the average's weights swapped"),
         ('state.params if config.weights == "raw" else', 'state.params if config.weights != "raw" else',
@@ -121,7 +121,7 @@ MUTANTS = (
          "uniform latent noise"),
     ),
     *of(
-        "jebm/methods/keras_optimizers.py", AUTOENCODER,
+        "jebm/methods/hat/keras.py", AUTOENCODER,
         ("correction * m / (jnp.sqrt(v) + eps)", "m / (jnp.sqrt(v / (1 - b2**t)) + eps) / (1 - b1**t)",
          "optax's epsilon"),
         ("jnp.minimum(1.0, max_norm / jnp.linalg.norm(gradient))", "max_norm / jnp.linalg.norm(gradient)",

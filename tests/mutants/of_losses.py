@@ -2,7 +2,7 @@
 
 from .mutant import of
 
-TESTS = ("tests/test_losses.py", "tests/test_golden_losses.py")
+TESTS = ("tests/losses/test_losses.py", "tests/losses/test_golden_losses.py")
 
 MUTANTS = (
     *of(

@@ -2,8 +2,8 @@
 
 from .mutant import of
 
-LAW = ("tests/test_langevin_law.py", "tests/test_mcmc_run.py")
-RUN = ("tests/test_mcmc_run.py",)
+LAW = ("tests/mcmc/test_langevin_law.py", "tests/mcmc/test_chains.py")
+RUN = ("tests/mcmc/test_chains.py",)
 
 MUTANTS = (
     *of(
@@ -45,7 +45,7 @@ MUTANTS = (
         ("values[jnp.minimum(step, values.shape[0] - 1)]", "values[step % values.shape[0]]", "tables begin again"),
     ),
     *of(
-        "jebm/mcmc/run.py", RUN,
+        "jebm/mcmc/chains.py", RUN,
         ("jax.vmap(jax.random.fold_in, (None, 0))(key, ", "jax.vmap(jax.random.fold_in, (None, 0))(key, 0 * ",
          "one key for all chains"),
         ("kernel.step(jax.random.fold_in(key, k), state)", "kernel.step(key, state)", "one key for all steps"),
@@ -57,10 +57,10 @@ MUTANTS = (
         ("(k + 1) % positions_every == 0", "k % positions_every == 0", "positions one step late"),
         ("jnp.concatenate([many, one[None]])", "jnp.concatenate([one[None], many])", "the last step first in traces"),
         ("lambda a: a[:num_chains], result)", "lambda a: a[-num_chains:], result)",
-         "the chains that fill up a mesh are kept", ("tests/test_devices.py",)),
+         "the chains that fill up a mesh are kept", ("tests/core/test_devices.py",)),
     ),
     *of(
-        "jebm/mcmc/tuning.py", ("tests/test_tuning.py",),
+        "jebm/mcmc/tuning.py", ("tests/mcmc/test_tuning.py",),
         ("2.0 * drift_to_noise**2 * temperature", "2.0 * drift_to_noise * temperature", "c for c^2"),
         ("2.0 * drift_to_noise**2 * temperature", "2.0 * drift_to_noise**2", "temperature forgotten"),
         ("2.0 * drift_to_noise**2 * temperature", "drift_to_noise**2 * temperature", "the 2 forgotten"),
@@ -69,7 +69,7 @@ MUTANTS = (
         ('TARGETS = {"mala": 0.574, "hmc": 0.8', 'TARGETS = {"mala": 0.8, "hmc": 0.574', "targets swapped"),
     ),
     *of(
-        "jebm/mcmc/blackjax_kernels.py", ("tests/test_blackjax_kernels.py",),
+        "jebm/mcmc/metropolis.py", ("tests/mcmc/test_metropolis.py",),
         ("return -value(self.energy, x)", "return value(self.energy, x)", "the sign of the log density"),
         ("x) / self.temperature", "x) * self.temperature", "multiplied by T"),
         ("x) / self.temperature", "x)", "T forgotten"),

@@ -2,11 +2,11 @@
 
 from .mutant import of
 
-FLOW = ("tests/test_networks_flow.py",)
+FLOW = ("tests/methods/ec/test_flow_networks.py",)
 
 MUTANTS = (
     *of(
-        "jebm/networks/spectral_norm.py", ("tests/test_spectral_norm.py",),
+        "jebm/networks/spectral_norm.py", ("tests/networks/test_spectral_norm.py",),
         ("_unit(_product(v, matrix))", '_unit(_product(vectors[*path, "v"], matrix))', "u from the old v"),
         ('flat[*path, "kernel"] / norm', 'flat[*path, "kernel"] * norm', "multiplied by the norm"),
         ('flat[*path, "kernel"] / norm', 'flat[*path, "kernel"] / jax.lax.stop_gradient(norm)',
@@ -14,16 +14,16 @@ MUTANTS = (
         ("kernel.reshape(-1, kernel.shape[-1])", "kernel.reshape(kernel.shape[-1], -1).T", "entries in another order"),
     ),
     *of(
-        "jebm/networks/normalization.py", ("tests/test_networks_ec_vae.py",),
+        "jebm/networks/normalization.py", ("tests/methods/ec/test_vae_networks.py",),
         ("unbiased = var * (count / (count - 1))", "unbiased = var", "the biased variance is tracked"),
         ("self.decay * running_mean.value + (1 - self.decay) * mean",
          "(1 - self.decay) * running_mean.value + self.decay * mean",
          "the running mean's weights swapped"),
         ("rsqrt(var + self.epsilon)", "rsqrt(var) + self.epsilon", "epsilon outside of the root",
-         ("tests/test_networks_ec_vae.py", "tests/test_golden_ec_networks.py")),
+         ("tests/methods/ec/test_vae_networks.py", "tests/methods/ec/test_golden_vae_networks.py")),
     ),
     *of(
-        "jebm/networks/flow.py", FLOW,
+        "jebm/methods/ec/flow_networks.py", FLOW,
         ("s.shape[-3] * s.shape[-2] * self.log_scale.sum()", "self.log_scale.sum()", "the scale of one pixel"),
         ("-self._log_determinant(s)", "self._log_determinant(s)", "the inverse's determinant"),
         ("* jnp.exp(-s)], -1)", "* jnp.exp(s)], -1)", "no inverse"),

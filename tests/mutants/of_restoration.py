@@ -2,10 +2,10 @@
 
 from .mutant import of
 
-OPERATORS = ("tests/test_restoration_operators.py",)
-SAMPLER = ("tests/test_restoration.py",)
-TASKS = ("tests/test_restoration_cli.py",)
-KEYS = ("tests/test_keys.py",)
+OPERATORS = ("tests/restoration/test_operators.py",)
+SAMPLER = ("tests/restoration/test_sampler.py",)
+TASKS = ("tests/commands/test_restore.py",)
+KEYS = ("tests/methods/test_keys.py",)
 
 MUTANTS = (
     *of(
@@ -80,18 +80,27 @@ MUTANTS = (
          "refinement steps d times too short"),
     ),
     *of(
-        "jebm/restoration/tasks.py", TASKS,
+        "jebm/restoration/files.py", TASKS,
         ("jnp.log10(4.0 / jnp.maximum(error", "jnp.log10(1.0 / jnp.maximum(error", "the range of [0, 1]"),
         ('elif task.name == "inpaint":', 'elif task.name == "deblur":', "missing pixels are taken as measured"),
-        ("energies.scale(one, 1.0 / jnp.maximum(deviation, 1e-12))", "energies.scale(one, deviation)",
-         "multiplied by the deviation", ("tests/test_restoration_families.py",)),
-        ('energies.temper(one, config.temperature) if family_of(config) == "hat_ebm" else one', "one",
-         "a hat refined at T = 1", ("tests/test_restoration_families.py",)),
-        (".mean(-1) >= 127.5", ".mean(-1) < 127.5", "black is known"),
         ('scores["ssim"] = np.asarray(1.0 - ', 'scores["ssim"] = np.asarray(', "the loss for the similarity"),
         ('["psnr_pseudo_inverse"] = np.asarray(psnr(plain,',
          '["psnr_pseudo_inverse"] = np.asarray(psnr(restored.images,',
          "the restored image for the plain inverse"),
+    ),
+    *of(
+        "jebm/restoration/prior.py", TASKS,
+        ("energies.scale(one, 1.0 / jnp.maximum(deviation, 1e-12))", "energies.scale(one, deviation)",
+         "multiplied by the deviation", ("tests/restoration/test_families.py",)),
+        ('energies.temper(one, config.temperature) if family_of(config) == "hat_ebm" else one', "one",
+         "a hat refined at T = 1", ("tests/restoration/test_families.py",)),
+    ),
+    *of(
+        "jebm/restoration/images.py", TASKS,
+        (".mean(-1) >= 127.5", ".mean(-1) < 127.5", "black is known"),
+    ),
+    *of(
+        "jebm/restoration/tasks.py", TASKS,
         ("operators.gaussian_kernel(20.0, 9), operators.gaussian_kernel(1.0, 9)",
          "operators.gaussian_kernel(1.0, 9), operators.gaussian_kernel(20.0, 9)", "anisotropic the other way"),
     ),

@@ -3,13 +3,13 @@
 from .mutant import of
 
 RULES = tuple(
-    f"tests/test_recovery.py::{name}" for name in (
+    f"tests/training/test_recovery.py::{name}" for name in (
         "test_rules", "test_rules_need_enough_lines_and_can_be_turned_off", "test_a_stuck_gap", "test_back_off",
         "test_a_ratio_that_healthy_lines_would_exceed",
     )
 )  # fmt: skip
-RUNS = ("tests/test_recovery.py",)
-RESUMED = ("tests/test_training.py::test_terminated_and_started_again", "tests/test_lifecycle.py")
+RUNS = ("tests/training/test_recovery.py",)
+RESUMED = ("tests/training/test_loop.py::test_terminated_and_started_again", "tests/runs/test_lifecycle.py")
 
 MUTANTS = (
     *of(
@@ -44,39 +44,40 @@ MUTANTS = (
          "an unhealthy checkpoint is gone on from"),
         ('"history": history}', '"history": []}', "the rules forget over a break"),
         ("jax.random.fold_in(state.key, state.step))", "state.key)", "every step draws the same",
-         ("tests/test_training.py::test_what_a_run_leaves_behind", "tests/test_lifecycle.py", "tests/test_keys.py")),
+         ("tests/training/test_loop.py::test_what_a_run_leaves_behind", "tests/runs/test_lifecycle.py",
+          "tests/methods/test_keys.py")),
         ("loader.batches(start, every.num_steps - start, place)", "loader.batches(0, every.num_steps - start, place)",
          "the data begin again after a break", RESUMED),
         ("seed = (config.training.seed +", "seed = (0 * config.training.seed +", "the seed does not order the data",
-         ("tests/test_training.py", "tests/test_lifecycle.py")),
+         ("tests/training/test_loop.py", "tests/runs/test_lifecycle.py")),
         ("history = [*history, recovery.watched(values)]", "history = [recovery.watched(values)]",
          "a history of one line"),
         ("horizontal_flip=config.data.flip", "horizontal_flip=False", "no flips",
-         ("tests/test_training.py", "tests/test_lifecycle.py")),
+         ("tests/training/test_loop.py", "tests/runs/test_lifecycle.py")),
         ("fold_in(state.key, GRID_FOLD), state.method)", "fold_in(state.key, GRID_FOLD), past.state.method)",
          "grids of the first state",
-         ("tests/test_training.py", "tests/test_lifecycle.py")),
+         ("tests/training/test_loop.py", "tests/runs/test_lifecycle.py")),
     ),
     *of(
-        "jebm/training/records.py", ("tests/test_training.py",),
+        "jebm/runs/metrics_log.py", ("tests/training/test_loop.py",),
         ('if line["step"] <= step and', 'if line["step"] < step and', "the last line before a break is lost"),
         ("None if isinstance(v, float) and not math.isfinite(v) else v", "v", "NaN in JSON"),
     ),
     *of(
-        "jebm/training/state.py", ("tests/test_training.py::test_the_fingerprint_sees_every_bit",),
+        "jebm/runs/state.py", ("tests/training/test_loop.py::test_the_fingerprint_sees_every_bit",),
         ("bits.astype(jnp.uint32) * weights", "bits.astype(jnp.uint32)", "an order is not seen"),
         ("unsigned = jnp.dtype", "leaf = jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf)\n    unsigned = jnp.dtype",
          "-0 is 0"),
     ),
     *of(
-        "jebm/training/monitors.py", ("tests/test_recovery.py", "tests/test_training.py"),
+        "jebm/training/monitors.py", ("tests/training/test_recovery.py", "tests/training/test_loop.py"),
         ("(change / (norm + 1e-30))", "(norm / (change + 1e-30))", "the ratio upside down"),
         ('metrics["energy_data"] - negative', 'negative - metrics["energy_data"]', "the energy gap's sign"),
-        ("jnp.max(bank.ages)", "jnp.min(bank.ages)", "the youngest for the oldest", ("tests/test_lifecycle.py",)),
+        ("jnp.max(bank.ages)", "jnp.min(bank.ages)", "the youngest for the oldest", ("tests/runs/test_lifecycle.py",)),
     ),
     *of(
-        "jebm/methods/watching.py", ("tests/test_iteration_hat.py", "tests/test_iteration_ec_vae.py",
-                                     "tests/test_iteration_denoising.py"),
+        "jebm/methods/diagnostics.py", ("tests/methods/hat/test_iteration.py", "tests/methods/ec/test_iteration_vae.py",
+                                     "tests/methods/denoising/test_iteration.py"),
         ("jnp.sqrt(jnp.mean(jnp.square(ends - starts)))", "jnp.mean(jnp.square(ends - starts))", "not the root"),
         ("jnp.abs(images) >= 1.0", "jnp.abs(images) < 1.0", "pixels inside the range"),
         ("jnp.mean(norms[:half]), \"negative_gradient_norm\": jnp.mean(norms[half:])",

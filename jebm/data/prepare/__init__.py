@@ -1,0 +1,1 @@
+"""Writes sets of TensorFlow Datasets from their original files, without TensorFlow."""

@@ -1,0 +1,214 @@
+"""`jebm data info` and `jebm data prepare`: what a source holds, and the writing of sets in ArrayRecord form."""
+
+import hashlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jebm.data.load import check_name, load
+from jebm.data.prepare.catalogue import CATALOGUE, Download, Entry
+from jebm.data.prepare.originals import READERS, Examples, Original
+from jebm.data.preprocessing import resize_source
+from jebm.data.tfds import data_directory, prepared
+from jebm.errors import DataError
+
+__all__ = ["info", "prepare"]
+
+WITH_TENSORFLOW = "pip install -e '.[prepare]' in a clone of the repository"
+
+
+def info(source: str, size: int | None = None, crop: str = "auto") -> list[str]:
+    """What there is, line by line; of a set that is not prepared, what it needs. Small sets are read whole.
+
+    Raises:
+        DataError: no such source, or one that is broken.
+    """
+    kind, argument = check_name(source)
+    name = argument.partition(":")[0]
+    if kind == "tfds" and prepared(name) is None:
+        return [*_describe(name), *_needs(name)]
+    found = resize_source(load(source, size, crop), size)
+    lines = _describe(name) if kind == "tfds" else [source]
+    height, width, channels = found.image_shape
+    in_memory = not hasattr(found.train, "reader")
+    lines += [
+        f"  images        {len(found.train):,} to train, {len(found.test):,} held out; "
+        f"{height} x {width} x {channels}, uint8",
+        f"  labels        {f'{found.num_classes} classes' if found.num_classes else 'none are read'}",
+        f"  steps         {'; then '.join(found.steps) or 'none: the images are as they are stored'}",
+        f"  memory        {'decoded once, held as arrays' if in_memory else 'decoded as they are read, by Grain'}",
+        f"  fingerprint   {found.fingerprint}",
+    ]
+    if kind == "tfds":
+        lines.append(f"  prepared in   {prepared(name)}")
+    return lines
+
+
+def prepare(source: str, say: Callable[[str], Any]) -> Path:
+    """Writes a set of `jebm.data.prepare.catalogue` in ArrayRecord form, from its authors' files, without TensorFlow.
+
+    Files to be downloaded are checked by SHA-256. Sets that are not in the catalogue are left to the builders of
+    TensorFlow Datasets, which need TensorFlow. The set appears whole or not at all.
+
+    Returns:
+        The folder of the set; at once where it is there already.
+
+    Raises:
+        DataError: no ``tfds:`` source, files that must be brought by hand, a failed download, a broken file.
+    """
+    kind, argument = check_name(source)
+    if kind != "tfds":
+        raise DataError(f"'{source}' needs no preparation; prepare is for tfds:NAME")
+    name = argument.partition(":")[0]
+    existing = prepared(name)
+    if existing is not None:
+        return existing
+    entry = CATALOGUE.get(name)
+    if entry is None:
+        return _by_tensorflow(name)
+    missing = [file for file, _ in entry.by_hand if find_original(file) is None]
+    if missing:
+        raise DataError(
+            f"{name}: {', '.join(missing)} must be brought by hand into {manual_directory()}: "
+            f"{'; '.join(f'{file} from {where}' for file, where in entry.by_hand if file in missing)}"
+        )
+    for download in entry.downloads:
+        if find_original(download.name) is None:
+            say(f"downloading {download.url} ({download.size / 1e6:,.0f} MB)")
+            fetch(download, manual_directory() / download.name)
+    files = [find_original(file) for file in (*(d.name for d in entry.downloads), *(f for f, _ in entry.by_hand))]
+    return write(name, entry.version, READERS[name]([file for file in files if file is not None]))
+
+
+def manual_directory() -> Path:
+    """Where originals lie: ``downloads/manual`` in the data directory."""
+    return data_directory() / "downloads" / "manual"
+
+
+def find_original(file: str) -> Path | None:
+    """The file, or the folder that stands for an archive of this name; None where there is neither."""
+    for name in (file, file.removesuffix(".zip")):
+        if (manual_directory() / name).exists():
+            return manual_directory() / name
+    return None
+
+
+def _describe(name: str) -> list[str]:
+    what = CATALOGUE[name].what if name in CATALOGUE else "a set that this library knows nothing of"
+    return [f"tfds:{name}", f"  {what}"]
+
+
+def _needs(name: str) -> list[str]:
+    lines = [f"  not prepared in {data_directory()} (environment variable TFDS_DATA_DIR)"]
+    entry = CATALOGUE.get(name, Entry())
+    for download in entry.downloads:
+        state = "is there" if find_original(download.name) else "to be downloaded"
+        lines.append(f"  {state}: {download.url} ({download.size / 1e6:,.0f} MB)")
+    for file, where in entry.by_hand:
+        if find_original(file):
+            lines.append(f"  is there: {find_original(file)}")
+        else:
+            lines.append(f"  bring by hand: {manual_directory() / file}\n    from {where}")
+    if name not in CATALOGUE:
+        lines.append(f"  its builder needs TensorFlow, to prepare only: {WITH_TENSORFLOW}")
+    return [*lines, f"  then: jebm data prepare tfds:{name}"]
+
+
+def fetch(download: Download, target: Path) -> None:
+    """Downloads a file, whole and of the right hash, or not at all.
+
+    Raises:
+        DataError: no connection, or another content than expected.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(download.url, timeout=60) as response:
+            while block := response.read(1 << 20):
+                digest.update(block)
+                file.write(block)
+        if digest.hexdigest() != download.sha256:
+            raise DataError(
+                f"{download.url}: its content is not what is known of it (SHA-256 {digest.hexdigest()[:16]}..., "
+                f"expected {download.sha256[:16]}...); nothing is kept"
+            )
+        os.replace(temporary, target)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = getattr(error, "reason", None) or error
+        raise DataError(
+            f"{download.url}: cannot be downloaded ({reason}); bring it by hand to {target}"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write(name: str, version: str, original: Original) -> Path:
+    """Writes a set, in the order of the originals, as a builder of TensorFlow Datasets would.
+
+    Raises:
+        DataError: a broken original.
+    """
+    import tensorflow_datasets
+
+    core, features = tensorflow_datasets.core, tensorflow_datasets.features
+    base, _, config = name.partition("/")
+    held: dict[str, Any] = {"image": features.Image(shape=original.image_shape)}
+    if original.num_classes:
+        held["label"] = features.ClassLabel(num_classes=original.num_classes)
+
+    def describe(self: Any) -> Any:
+        described = features.FeaturesDict(held)
+        return core.DatasetInfo(builder=self, features=described, disable_shuffling=True)
+
+    def splits(self: Any, manager: Any) -> dict[str, Any]:
+        return {split: self._generate_examples(examples) for split, examples in original.splits.items()}
+
+    def generate(self: Any, examples: Callable[[], Examples]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, (image, label) in enumerate(examples()):
+            yield index, {"image": image} | ({"label": label} if original.num_classes else {})
+
+    members = {
+        "name": base, "VERSION": core.Version(version), "_info": describe, "_split_generators": splits,
+        "_generate_examples": generate, "pkg_dir_path": None,
+        "BUILDER_CONFIGS": [core.BuilderConfig(name=config)] if config else [],
+    }  # fmt: skip
+    kind: Any = type("Builder", (core.GeneratorBasedBuilder,), members, skip_registration=True)
+    options = {"config": config} if config else {}
+    builder = kind(data_dir=str(data_directory()), file_format="array_record", **options)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS adds lines of its own to what a generator raises
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DataError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise DataError(f"{name}: cannot be prepared ({type(error).__name__}: {first})") from error
+        raise DataError(str(cause).splitlines()[0]) from error
+    return Path(builder.data_dir)
+
+
+def _by_tensorflow(name: str) -> Path:
+    import importlib.util
+
+    import tensorflow_datasets
+
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"{name}: its builder needs TensorFlow, to prepare only: {WITH_TENSORFLOW}, then again; "
+            f"sets that need none: {', '.join(CATALOGUE)}"
+        )
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=str(data_directory()), file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(f"{name}: TensorFlow Datasets cannot prepare it ({type(error).__name__}: {first})") from error
+    return Path(builder.data_dir)

@@ -1,0 +1,63 @@
+"""Reconstruction of held-out images."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jebm.data import Source, to_float, to_uint8
+from jebm.evaluation.records import Record, cost
+from jebm.methods.base import Method, State
+from jebm.metrics.batches import map_batches
+from jebm.metrics.image_quality import ssim
+
+__all__ = ["evaluate_reconstruction"]
+
+
+
+def evaluate_reconstruction(
+    method: Method,
+    state: State,
+    source: Source,
+    key: Array,
+    *,
+    protocol: Mapping[str, Any],
+    batch_size: int = 256,
+) -> list[Record]:
+    """Records of ``reconstruct(x)`` against x over the test images; none where there is no encoder.
+
+    ``reconstruction_error``, the mean of ``(x - reconstruct(x))²`` over images and pixels, images in [-1, 1], the
+    reconstruction as it comes. From the 256 levels, as files would hold them: ``reconstruction_psnr`` in dB of the
+    mean error over all images, and ``reconstruction_ssim`` for images of 11 pixels and more.
+
+    Raises:
+        ValueError: an error that is NaN or infinite.
+    """
+    if method.reconstruct is None:
+        return []
+    reconstruct = method.reconstruct
+    start = time.perf_counter()
+
+    @jax.jit
+    def reconstructed(key: Array, i: int, state: State, images: Array) -> Array:
+        return reconstruct(jax.random.fold_in(key, i), state, to_float(images))
+
+    x = map_batches(lambda i, batch: reconstructed(key, i, state, batch), source.test, batch_size)
+    n = len(source.test)
+    shared = {**protocol, "split": "test", **cost("reconstruct", n, time.perf_counter() - start, 1)}
+    errors = np.square(x - np.asarray(to_float(source.test))).mean((1, 2, 3))
+    scale = "mean squared error per number, images in [-1, 1]"
+    records = [Record("reconstruction_error", float(errors.mean(dtype=np.float64)), n, {**shared, "scale": scale})]
+    levels = np.asarray(to_uint8(x))
+    error = np.square(levels.astype(np.float64) - source.test).mean()
+    if error > 0:
+        about = {**shared, "scale": "dB of the mean over images, range 255", "rounding": "uint8"}
+        records.append(Record("reconstruction_psnr", float(10 * np.log10(255**2 / error)), n, about))
+    if min(source.image_shape[:2]) >= 11:
+        about = {**shared, "window": "Gaussian 11x11, deviation 1.5", "rounding": "uint8"}
+        value = float(ssim(levels, source.test, data_range=255).mean())
+        records.append(Record("reconstruction_ssim", value, n, about))
+    return records

@@ -1,0 +1,1 @@
+"""Denoising-EBM (arXiv 2303.03887), reconstructed."""

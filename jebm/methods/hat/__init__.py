@@ -1,0 +1,1 @@
+"""Hat EBM (arXiv 2210.16486): synthesis, refinement, retrofit."""

@@ -1,0 +1,137 @@
+"""The Fréchet distance between two sets of features, in float64 on the host."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Statistics", "extrapolated", "frechet_distance", "merge", "statistics"]
+
+
+class Statistics(NamedTuple):
+    """Moments of ``n`` features, float64: ``mean`` [d] and ``covariance`` [d, d] (sums divided by n - 1)."""
+
+    n: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def statistics(features: np.ndarray) -> Statistics:
+    """The moments of features [n, d], whatever their floating dtype summed in float64.
+
+    Raises:
+        ValueError: not a matrix, fewer than two rows, or an entry that is NaN or infinite.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
+        raise ValueError(f"features have shape {features.shape}; wanted is [n, d] with n of 2 or more")
+    _finite("features", features)
+    mean = features.mean(0)
+    centred = features - mean
+    return Statistics(len(features), mean, centred.T @ centred / (len(features) - 1))
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """The statistics of all features together, from those of parts of them: a stream needs no more memory than [d, d].
+
+    With n = Σ n_i and m = Σ n_i m_i / n, ``(n - 1) S = Σ (n_i - 1) S_i + n_i (m_i - m)(m_i - m)ᵀ``.
+
+    Raises:
+        ValueError: no parts.
+    """
+    if not parts:
+        raise ValueError("no statistics to merge; give at least one")
+    n = sum(part.n for part in parts)
+    mean = sum(part.n * part.mean for part in parts) / n
+    shifts = [part.mean - mean for part in parts]
+    scatter = sum(
+        (part.n - 1) * part.covariance + part.n * np.outer(shift, shift)
+        for part, shift in zip(parts, shifts, strict=True)
+    )
+    return Statistics(n, np.asarray(mean), np.asarray(scatter) / (n - 1))
+
+
+def extrapolated(parts: Sequence[Statistics], reference: Statistics) -> float:
+    """The Fréchet distance at infinitely many samples, by regression on 1/n (Chong and Forsyth, arXiv 1911.07023).
+
+    The bias is linear in 1/n to first order. The distance is taken at the size of one part, of two merged parts, of
+    four, ..., of all, each the mean over disjoint groups; the line through these points by least squares is read at
+    1/n = 0. The bias from the reference's own size stays, and the result may be a little below 0.
+
+    Args:
+        parts: statistics of independent samples, equally many each, or one more; 2, 4, 8, ... of them.
+        reference: against which.
+
+    Raises:
+        ValueError: parts that are not a power of two in number, or of unequal size.
+    """
+    sizes = [part.n for part in parts]
+    if len(parts) < 2 or len(parts) & (len(parts) - 1) or max(sizes) > min(sizes) + 1:
+        raise ValueError(f"parts have the sizes {sizes}; wanted are 2, 4, 8, ... of equal size")
+    inverses, distances, groups = [], [], list(parts)
+    while True:
+        inverses.append(np.mean([1 / group.n for group in groups]))
+        distances.append(np.mean([frechet_distance(group, reference) for group in groups]))
+        if len(groups) == 1:
+            break
+        groups = [merge(groups[i : i + 2]) for i in range(0, len(groups), 2)]
+    return float(np.polyfit(inverses, distances, 1)[1])
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """``|m_a - m_b|² + tr S_a + tr S_b - 2 tr (S_a^½ S_b S_a^½)^½`` (Heusel et al., arXiv 1706.08500, eq. 6).
+
+    The squared 2-Wasserstein distance of two Gaussians. It is biased: two samples of n from the same N(0, I)
+    in d dimensions are ``(2 d + d (d + 1) / 2) / n`` apart, to first order: compare only at equal n. What
+    rounding puts below 0 is 0.
+
+    Raises:
+        ValueError: statistics of different dimension, NaN or infinite, or a covariance that is not symmetric
+            and positive semi-definite up to rounding.
+    """
+    if a.mean.shape != b.mean.shape or a.covariance.shape != b.covariance.shape:
+        raise ValueError(
+            f"statistics of {a.mean.shape[0]} and of {b.mean.shape[0]} features cannot be compared"
+        )
+    root = _square_root("the first covariance", a.covariance)
+    second = "the second covariance"
+    _non_negative(second, np.linalg.eigvalsh(_symmetric(second, b.covariance)), b.covariance)
+    for name, mean in (("the first mean", a.mean), ("the second mean", b.mean)):
+        _finite(name, mean)
+    product = root @ b.covariance @ root
+    # similar to S_a S_b but symmetric: eigenvalues are real, and 0 or more up to rounding
+    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    overlap = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    difference = a.mean - b.mean
+    distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
+    return max(float(distance), 0.0)
+
+
+def _square_root(name: str, covariance: np.ndarray) -> np.ndarray:
+    eigenvalues, vectors = np.linalg.eigh(_symmetric(name, covariance))
+    _non_negative(name, eigenvalues, covariance)
+    return (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.T
+
+
+def _symmetric(name: str, covariance: np.ndarray) -> np.ndarray:
+    _finite(name, covariance)
+    if np.abs(covariance - covariance.T).max() > _tolerance(covariance):
+        raise ValueError(f"{name} is not symmetric; use jebm.metrics.frechet.statistics")
+    return (covariance + covariance.T) / 2
+
+
+def _non_negative(name: str, eigenvalues: np.ndarray, covariance: np.ndarray) -> None:
+    if eigenvalues[0] < -len(eigenvalues) * _tolerance(covariance):
+        raise ValueError(f"{name} has the eigenvalue {eigenvalues[0]:.3g}; a covariance has none below 0")
+
+
+def _tolerance(covariance: np.ndarray) -> float:
+    return 1e-8 * max(np.abs(covariance).max(), np.finfo(float).tiny)
+
+
+def _finite(name: str, array: np.ndarray) -> None:
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise ValueError(
+            f"{name}: {bad:,} of {array.size:,} numbers are NaN or infinite; there is no distance"
+        )

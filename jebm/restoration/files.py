@@ -1,0 +1,140 @@
+"""Restoration of files."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jebm import images, losses
+from jebm.data import DataError
+from jebm.restoration.images import read_images
+from jebm.restoration.operators import Operator
+from jebm.restoration.prior import image_shape, prior_of
+from jebm.restoration.sampler import RestorationConfig, Restored, restore
+from jebm.restoration.tasks import Task
+from jebm.runs.load import Run
+
+__all__ = ["measure", "psnr", "restore_files"]
+
+
+
+BATCH_SIZE = 64  # images restored at once, times the restarts
+
+
+def measure(restored: Restored, operator: Operator, y: Array, original: Array | None = None) -> dict[str, np.ndarray]:
+    """Per image [B]: ``consistency_error``, mean ``|A x̂ - y|`` of the image as returned, clipped to [-1, 1]; with
+    the ``original`` also ``psnr`` in dB and ``ssim`` of the restored image, and ``psnr_pseudo_inverse`` of ``A⁺y``.
+    """  # fmt: skip
+    measured = jax.vmap(operator.apply)(restored.images)
+    errors = jnp.abs(measured - y).reshape(len(y), -1).mean(1)
+    scores = {"consistency_error": np.asarray(errors)}
+    if original is not None:
+        plain = jnp.clip(jax.vmap(operator.pseudo_inverse)(y), -1.0, 1.0)
+        scores["psnr"] = np.asarray(psnr(restored.images, original))
+        scores["ssim"] = np.asarray(1.0 - jax.vmap(losses.ssim)(restored.images, original))
+        scores["psnr_pseudo_inverse"] = np.asarray(psnr(plain, original))
+        scores["ssim_pseudo_inverse"] = np.asarray(1.0 - jax.vmap(losses.ssim)(plain, original))
+    return scores
+
+
+def restore_files(
+    run: Run,
+    task: Task,
+    path: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    config: RestorationConfig,
+    original: pathlib.Path | None = None,
+    degrade: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], Any] = lambda n, num: None,
+) -> dict[str, Any]:
+    """Restores pictures or arrays and writes them: the images to ``out``, the scores to a JSON file beside them.
+
+    Args:
+        run: the prior.
+        task: the degradation.
+        path: degraded pictures (or, with ``degrade``, undamaged ones): a picture, a folder, or an array.
+        out: a ``.png`` (one image), an ``.npz`` (array 'x', uint8), or a folder.
+        config: of the sampler.
+        original: the undamaged pictures, to be compared with.
+        degrade: degrade the input first, with noise of ``config.noise_std``; it is the original then.
+        seed: of the sampler and of that noise.
+        progress: is told of 0 when the work begins, then of each batch that is done: how many images, of how many.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        DataError, ConfigError, ValueError: input that does not fit; nothing has been written.
+    """
+    kind = out.suffix.lower()
+    if kind not in (".png", ".npz", ""):
+        raise DataError(f"{out}: give a .png (one image), an .npz, or a folder (a name without a suffix)")
+    if kind and out.is_dir():
+        raise DataError(f"{out}: a folder of that name is there; give another name")
+    if not kind and out.is_file():
+        raise DataError(f"{out}: a file of that name is there; a folder is to be written")
+    if out.exists() and any(given and given.exists() and out.samefile(given) for given in (path, original)):
+        raise DataError(f"{out}: is the input, which would be overwritten; give another place")
+    if degrade and original:
+        raise DataError(f"{original}: an input that is degraded first is its own original; leave --original out")
+    shape = image_shape(run)
+    operator = task.operator(shape)
+    measured = jax.eval_shape(operator.apply, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+    if degrade:
+        names, given = read_images(path, shape, "the image")
+    else:
+        hint = "" if measured == shape else "; with --degrade give undamaged images"
+        names, given = read_images(path, measured, "the measurement", hint)
+    truth = given if degrade else read_images(original, shape, "the original")[1] if original else None
+    if truth is not None and len(truth) != len(given):
+        raise DataError(f"{original}: {len(truth)} originals for {len(given)} measurements")
+    if kind == ".png" and len(given) > 1:
+        raise DataError(f"{out}: one picture cannot hold {len(given)} images; give an .npz or a folder")
+    y = jnp.asarray(given)
+    noise_key, chain_key = jax.random.split(jax.random.key(seed))
+    if degrade:
+        y = jax.vmap(operator.apply)(y)
+        y += config.noise_std * jax.random.normal(noise_key, y.shape)
+    elif task.name == "inpaint":
+        y = jax.vmap(operator.apply)(y)  # whatever stands in the missing pixels
+    tell = lambda n: progress(n, len(y))  # noqa: E731
+    restored = restore(chain_key, prior_of(run), operator, y, config, batch_size=BATCH_SIZE, progress=tell)
+    scores = measure(restored, operator, y, None if truth is None else jnp.asarray(truth))
+    about = {
+        "task": dataclasses.asdict(task), "settings": dataclasses.asdict(config), "seed": seed, "step": run.step,
+        "images": names, **{name: [round(float(v), 6) for v in values] for name, values in scores.items()},
+    }  # fmt: skip
+    _write(out, names, images.to_uint8(restored.images), about)
+    return about
+
+
+def _write(out: pathlib.Path, names: list[str], x: np.ndarray, about: dict[str, Any]) -> None:
+    """The pictures, each file whole or not at all, and the scores last."""
+    if out.suffix.lower() == ".png":
+        images.save_png(out, x[0], smallest_side=1)
+    elif out.suffix.lower() == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(out.name + ".tmp.npz")
+        np.savez(temporary, x=x)
+        temporary.replace(out)
+    else:
+        for name, image in zip(names, x, strict=True):
+            images.save_png((out / name).with_suffix(".png"), image, smallest_side=1)
+    scores = out.with_suffix(".json") if out.suffix else out / "restoration.json"
+    temporary = scores.with_name(scores.name + ".tmp")
+    temporary.write_text(json.dumps(about, indent=2) + "\n")
+    temporary.replace(scores)
+
+
+def psnr(x: Array, original: Array) -> Array:
+    """``10 log10(4 / mean (x - original)²)`` of each image [B, H, W, C] in [-1, 1], in dB."""
+    error = jnp.mean(jnp.square(x - original), (-3, -2, -1))
+    return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))

@@ -1,0 +1,170 @@
+"""Many samples of a trained model: drawn batch by batch over all devices, written shard by shard, gone on after a kill.
+
+Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
+file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
+batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices
+changes one by the rounding of its arithmetic at most. Only such parts are ever deleted: a folder of that name which
+holds anything else is refused.
+"""
+
+import json
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jebm import images, sharding
+from jebm.config import config_hash
+from jebm.runs.load import Run
+
+__all__ = ["KINDS", "draw_to"]
+
+KINDS = (".png", ".npz", "")
+
+
+def draw_to(
+    out: pathlib.Path, run: Run, num: int, *, seed: int = 0, batch_size: int = 256,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> None:  # fmt: skip
+    """Writes ``num`` samples to ``out``: a grid (``.png``), the uint8 array ``x`` (``.npz``), or a folder of PNGs.
+
+    An archive also has ``network_evaluations_per_image``, of `jebm.methods.base.Method`.
+
+    Args:
+        out: its suffix is one of `KINDS`.
+        run: the trained model.
+        num: how many samples.
+        seed: of the draws.
+        batch_size: samples per call over all devices, which bounds the memory; devices that do not divide it draw a
+            few more, which are dropped.
+        progress: is told of each batch that is there, with its number of samples.
+
+    Raises:
+        ValueError: samples that are not finite; an ``out`` or ``<out>.parts`` in which other files lie.
+    """
+    batch_size = min(batch_size, num)
+    parts = out.with_name(out.name + ".parts")
+    request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
+    mesh = sharding.make_mesh()
+    rows = -(-batch_size // mesh.size) * mesh.size
+    settings = run.config.method
+    if rows * settings.image_size**2 * settings.channels >= 2**31:
+        raise ValueError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
+    _prepare(out, parts, request)
+    draw = jax.jit(lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.spread(mesh))
+    state = jax.device_put(run.state, sharding.replicated(mesh))
+    numbers = range(-(-num // batch_size))
+    with jax.set_mesh(mesh):
+        for number in numbers:
+            count, path = min(batch_size, num - number * batch_size), _part(parts, number)
+            if not path.exists():
+                key = jax.random.fold_in(jax.random.key(seed), number)
+                floating = np.asarray(draw(key, state))[:count]
+                try:
+                    drawn = images.to_uint8(floating)
+                except ValueError:  # not finite: no batch of this model is worth keeping
+                    _discard(parts)
+                    raise
+                images.warn_of_strays(floating)
+                temporary = path.with_suffix(".tmp")
+                with temporary.open("wb") as file:
+                    np.save(file, drawn)
+                temporary.replace(path)
+            progress(count)
+    batches = (np.load(_part(parts, number)) for number in numbers)
+    if out.suffix.lower() == ".npz":
+        _write_array(out, num, batches, run.method.evaluations_per_image)
+    else:
+        {".png": _write_grid, "": _write_folder}[out.suffix.lower()](out, num, batches)
+    _discard(parts)
+
+
+def _part(parts: pathlib.Path, number: int) -> pathlib.Path:
+    return parts / f"{number:06d}.npy"
+
+
+NOTE = "request.json"  # the mark of a folder that this module made
+OURS = re.compile(r"request\.(json|tmp)|\d{6,}\.(npy|tmp)")
+
+
+def _prepare(out: pathlib.Path, parts: pathlib.Path, request: dict[str, Any]) -> None:
+    """Keeps the parts of the same request, and throws away those of another; what others made is refused."""
+    folder = not out.suffix
+    if out.is_dir() and not folder:
+        raise ValueError(f"{out} is a folder; give another name")
+    if out.exists() and not out.is_dir() and folder:
+        raise ValueError(f"{out} is a file, where a folder is to be written; give another name")
+    found = _request(parts)
+    if found == request:
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files already; give another name, or empty it")
+    if found is not None:
+        _discard(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    note = parts / NOTE
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(json.dumps(request))
+    temporary.replace(note)
+
+
+def _request(parts: pathlib.Path) -> dict[str, Any] | None:
+    """What the parts in a folder are of; None where there is no such folder, or an empty one.
+
+    Raises:
+        ValueError: a folder that holds anything else than parts, or is none.
+    """
+    foreign = f"{parts} is not a folder of 'jebm sample', which needs that name for its parts: move it, or give another"
+    if not parts.exists():
+        return None
+    names = [path.name for path in parts.iterdir()] if parts.is_dir() else [""]
+    if names == [] or names == ["request.tmp"]:
+        return None
+    if NOTE not in names or not all(OURS.fullmatch(name) for name in names):
+        raise ValueError(f"{foreign} --out")
+    try:
+        request = json.loads((parts / NOTE).read_text())
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict) or not request.keys() & {"config", "step", "seed"}:
+        raise ValueError(f"{foreign} --out")
+    return request
+
+
+def _discard(parts: pathlib.Path) -> None:
+    """Deletes the parts, the note that marks them last."""
+    for path in parts.iterdir():
+        if OURS.fullmatch(path.name) and path.name != NOTE:
+            path.unlink()
+    (parts / NOTE).unlink()
+    parts.rmdir()
+
+
+def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+    images.save_png(out, images.grid(np.concatenate(list(batches))))
+
+
+def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:
+    temporary, first = out.with_name(out.name + ".tmp"), next(batches)
+    with zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(first.tobytes())
+            for batch in batches:
+                file.write(batch.tobytes())
+        with archive.open("network_evaluations_per_image.npy", "w") as file:
+            np.lib.format.write_array(file, np.asarray(evaluations))
+    temporary.replace(out)
+
+
+def _write_folder(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+    number = 0
+    for batch in batches:
+        for image in batch:
+            images.save_png(out / f"{number:06d}.png", image, smallest_side=1)
+            number += 1

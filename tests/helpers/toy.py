@@ -1,0 +1,102 @@
+"""A family that compiles in a second: a Gaussian with a few hidden units, and persistent chains in a bank.
+
+It has what the trainer must carry through every fault: parameters large enough to be split, an optimiser, a bank, keys.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jebm import energy, mcmc, methods
+from jebm.config import Config, DataConfig, TrainingConfig
+from jebm.errors import check
+from jebm.mcmc import bank
+from jebm.methods import diagnostics as watching
+from jebm.methods.base import Method
+
+HIDDEN = 1024  # 64 x 1024 weights: the smallest array that is split over the fsdp axis
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    image_size: int = 8
+    channels: int = 1
+    learning_rate: float = 0.02
+    step_size: float = 0.1
+    num_steps: int = 5
+    energy_regularization: float = 0.0
+
+    def __post_init__(self):
+        check(self, learning_rate=">0", step_size=">0", num_steps=">=1", energy_regularization=">=0")
+
+
+class ToyState(NamedTuple):
+    params: dict
+    optimizer: tuple
+    bank: bank.Bank
+
+
+def energy_of(params, x):
+    """``½ e^a ‖x - m‖² + mean log cosh(W x)``."""
+    difference = x - params["mean"]
+    hidden = x.reshape(-1) @ params["weights"]
+    return 0.5 * jnp.exp(params["log_precision"]) * jnp.sum(difference**2) + jnp.mean(jnp.log(jnp.cosh(hidden)))
+
+
+def build(config):
+    config = getattr(config, "method", config)
+    optimizer = optax.adam(config.learning_rate, b1=0.5)
+    energies = lambda params, x: jax.vmap(lambda one: energy_of(params, one))(x)  # noqa: E731
+
+    def init(key, batch):
+        weights_key, bank_key = jax.random.split(key)
+        weights = 0.3 * jax.random.normal(weights_key, (64 * config.channels, HIDDEN))
+        params = {"mean": jnp.ones(batch.shape[1:]), "log_precision": jnp.zeros(()), "weights": weights}
+        entries = {"x": jax.random.normal(bank_key, (32, *batch.shape[1:]))}
+        return ToyState(params, optimizer.init(params), bank.init(entries))
+
+    def update(key, state, batch):
+        draw_key, chain_key = jax.random.split(key)
+        indices, rows = bank.draw(draw_key, state.bank, batch.shape[0])
+        bound = energy.bind(energy_of, state.params)
+        kernel = mcmc.langevin(bound, config.step_size)
+        chain = lambda key, x: mcmc.sample(key, kernel, x, config.num_steps, trace=())[0].position  # noqa: E731
+        ends = jax.vmap(chain)(mcmc.chain_keys(chain_key, batch.shape[0]), rows["x"])
+
+        def loss(params):
+            data, negative = jnp.mean(energies(params, batch)), jnp.mean(energies(params, ends))
+            return data - negative + config.energy_regularization * (data**2 + negative**2), (data, negative)
+
+        gradients, (data, negative) = jax.grad(loss, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        metrics = {
+            "energy_data": data, "energy_negative": negative, "energy_gradient_norm": optax.tree.norm(gradients),
+            "mismatch": jnp.sqrt(jnp.mean((state.params["mean"] - jnp.mean(batch, axis=0)) ** 2)),
+        }  # fmt: skip
+        metrics |= watching.displacement(rows["x"], ends) | watching.gradient_norms(bound, batch, ends)
+        new_bank = bank.replace(state.bank, indices, {"x": ends})
+        return ToyState(optax.apply_updates(state.params, updates), optimizer_state, new_bank), metrics
+
+    def generate(key, state, n):
+        scale = jnp.exp(-0.5 * state.params["log_precision"])
+        draw = lambda key: jax.random.normal(key, state.params["mean"].shape)  # noqa: E731
+        return state.params["mean"] + scale * jax.vmap(draw)(mcmc.chain_keys(key, n))
+
+    return Method(
+        init=init, update=update, generate=generate, energy=lambda state, x: energies(state.params, x),
+        reconstruct=None, scores=lambda key, state, batch: {}, parameters=lambda state: {"energy": state.params},
+    )  # fmt: skip
+
+
+methods.FAMILIES["toy"] = methods.Family(ToyConfig, build)
+
+
+def get_config():
+    return Config(
+        method=ToyConfig(),
+        data=DataConfig(source="digits", batch_size=16),
+        training=TrainingConfig(num_steps=12, log_every=1, sample_every=0, checkpoint_every=3),
+    )
