@@ -209,9 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         lower="lower --restarts, or give fewer images",
     )  # fmt: skip
     restore.add_argument("dir", metavar="DIR", type=_path("DIR"), help="a run directory")
-    restore.add_argument(
-        "--task", required=True, choices=["inpaint", "superres", "colorize", "deblur", "compressed"]
-    )
+    restore.add_argument("--task", required=True, choices=["inpaint", "superres", "colorize", "deblur", "compressed"])
     restore.add_argument(
         "--input", metavar="PATH", required=True, type=_path("--input"),
         help="degraded images: a picture, a folder of pictures, an .npz (array 'x') or an .npy",
@@ -452,9 +450,7 @@ def _restore(options: argparse.Namespace) -> None:
     from jebm.restoration.files import restore_files
     from jebm.restoration.tasks import Task
 
-    chosen = {
-        name: getattr(options, name) for name in ("mask", "factor", "downsampling", "kernel", "fraction", "seed")
-    }
+    chosen = {name: getattr(options, name) for name in ("mask", "factor", "downsampling", "kernel", "fraction", "seed")}
     try:
         config = RestorationConfig(
             restarts=options.restarts, noise_std=options.noise, estimate=options.estimate,

@@ -216,9 +216,6 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     return replaced(config, given, values, "") if values else config
 
 
-
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON types, with the family's name in ``method.family``."""
     tree = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -250,4 +247,3 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 def config_hash(config: Config) -> str:
     """Sixteen hexadecimal digits that name a resolved configuration."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
-

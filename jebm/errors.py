@@ -8,7 +8,6 @@ from typing import Any
 __all__ = ["ConfigError", "DataError", "check", "nearest"]
 
 
-
 class ConfigError(ValueError):
     """A wrong configuration; the message is one line naming the key, the value and what is allowed."""
 

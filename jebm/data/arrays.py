@@ -35,17 +35,13 @@ def npz(argument: str) -> Source:
         train, test = (_images(path, key, arrays[key]) for key in ("x_train", "x_test"))
         if train.shape[1:] != test.shape[1:]:
             shapes = f"{train.shape[1:]} and {test.shape[1:]}"
-            raise DataError(
-                f"{path}: images of 'x_train' and 'x_test' have the shapes {shapes}; make them equal"
-            )
+            raise DataError(f"{path}: images of 'x_train' and 'x_test' have the shapes {shapes}; make them equal")
         labelled = [key for key in ("y_train", "y_test") if key in arrays]
         if len(labelled) == 1:
             raise DataError(f"{path}: holds '{labelled[0]}' alone; give 'y_train' and 'y_test', or neither")
         if not labelled:
             return of_arrays(path.stem, train, test, None, None)
-        labels = [
-            _labels(path, key, arrays[key], len(x)) for key, x in (("y_train", train), ("y_test", test))
-        ]
+        labels = [_labels(path, key, arrays[key], len(x)) for key, x in (("y_train", train), ("y_test", test))]
         return of_arrays(path.stem, train, test, labels[0], labels[1])
     if "x" not in arrays:
         raise DataError(f"{path}: no image array; wanted are 'x_train' and 'x_test', or 'x'")
@@ -85,9 +81,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as stream:
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
-                raise DataError(
-                    f"{path}: a bare array, not an .npz archive; write it by np.savez(path, x=array)"
-                )
+                raise DataError(f"{path}: a bare array, not an .npz archive; write it by np.savez(path, x=array)")
             for name in {"x_train", "x_test", "y_train", "y_test", "x", "y"} & set(archive.files):
                 reading = f"'{name}'"
                 arrays[name] = archive[name]
@@ -95,9 +89,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # damaged archives fail in many ways: lengths, versions, encryption, codecs
         reason = type(error).__name__
-        raise DataError(
-            f"{path}: cannot read {reading}; not an .npz archive, or a broken one ({reason})"
-        ) from error
+        raise DataError(f"{path}: cannot read {reading}; not an .npz archive, or a broken one ({reason})") from error
     return {name: array for name, array in arrays.items() if name.startswith("x") or array.size}
 
 

@@ -10,7 +10,6 @@ from jebm.errors import DataError
 __all__ = ["KINDS", "check_name", "load"]
 
 
-
 KINDS = {"npz": "npz:PATH", "folder": "folder:PATH", "tfds": "tfds:NAME[:SPLIT]"}
 
 

@@ -13,7 +13,6 @@ from jebm.errors import DataError
 __all__ = ["Source", "fingerprint", "split_in_ten"]
 
 
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """An image set.

@@ -107,9 +107,7 @@ class _errors:
             ) from error
         if isinstance(error, Exception) and not isinstance(error, DataError):
             first = (str(error).strip().splitlines() or [""])[0][:200]
-            raise DataError(
-                f"{self.directory}: cannot read {self.what} ({type(error).__name__}: {first})"
-            ) from error
+            raise DataError(f"{self.directory}: cannot read {self.what} ({type(error).__name__}: {first})") from error
 
 
 def tfds(argument: str, size: int | None = None, crop: str = "auto") -> Source:

@@ -20,7 +20,6 @@ from jebm.metrics.outlier_sets import channel_statistics, compressed_size, one_r
 __all__ = ["evaluate_ood"]
 
 
-
 NUM_RESAMPLES = 500  # of the bootstrap
 
 

@@ -15,7 +15,6 @@ from jebm.methods.base import Method, State
 __all__ = ["evaluate_scores"]
 
 
-
 def evaluate_scores(
     method: Method,
     state: State,

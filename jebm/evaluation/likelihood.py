@@ -19,7 +19,6 @@ from jebm.metrics.batches import map_batches
 __all__ = ["evaluate_likelihood"]
 
 
-
 def evaluate_likelihood(
     method: Method,
     state: State,

@@ -114,9 +114,7 @@ def evaluate(
                 *given, own_key, protocol=protocol, temperature=temperature, batch_size=batch_size
             )
         elif metric == "step_sizes":
-            group = evaluate_step_sizes(
-                method, state, own_key, protocol=protocol, chain=chain, temperature=temperature
-            )
+            group = evaluate_step_sizes(method, state, own_key, protocol=protocol, chain=chain, temperature=temperature)
         else:
             assert features is not None
             assert chain is not None
@@ -126,4 +124,3 @@ def evaluate(
         on_records(group)
         records += group
     return records
-

@@ -17,7 +17,6 @@ from jebm.metrics.image_quality import ssim
 __all__ = ["evaluate_reconstruction"]
 
 
-
 def evaluate_reconstruction(
     method: Method,
     state: State,

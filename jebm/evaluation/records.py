@@ -47,9 +47,7 @@ class Record:
         if not math.isfinite(self.value):
             raise ValueError(f"{self.metric} came out as {self.value}; only finite numbers are recorded")
         if self.n < 1:
-            raise ValueError(
-                f"{self.metric} was measured on n = {self.n} images; a record needs at least one"
-            )
+            raise ValueError(f"{self.metric} was measured on n = {self.n} images; a record needs at least one")
 
 
 def run_protocol(
@@ -84,9 +82,7 @@ def run_protocol(
     }
 
 
-def cost(
-    function: str | None, images: int, seconds: float, evaluations_per_image: int | None = None
-) -> dict[str, Any]:
+def cost(function: str | None, images: int, seconds: float, evaluations_per_image: int | None = None) -> dict[str, Any]:
     """What a measurement took: which function of the method, on how many images, network evaluations, wall time."""
     return {
         "method_function": function,
@@ -146,9 +142,7 @@ def read_record(path: str | os.PathLike) -> Record:
         content = json.loads(Path(path).read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
-        return Record(
-            str(content["metric"]), float(content["value"]), int(content["n"]), dict(content["protocol"])
-        )
+        return Record(str(content["metric"]), float(content["value"]), int(content["n"]), dict(content["protocol"]))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: not a record of jebm ({type(error).__name__}: {error})") from error
 

@@ -88,9 +88,7 @@ def watson_dft_parameters(num_channels: int = 3) -> WatsonParameters:
     return parameters._replace(log_phase_weights=log_phase_weights)
 
 
-def _parameters(
-    num_channels: int, log_thresholds: np.ndarray, a: float, w: float, b: float
-) -> WatsonParameters:
+def _parameters(num_channels: int, log_thresholds: np.ndarray, a: float, w: float, b: float) -> WatsonParameters:
     if num_channels not in (1, 3):
         raise ValueError(f"the Watson distances take images of 1 or 3 channels, got {num_channels}")
     thresholds = jnp.tile(jnp.asarray(log_thresholds, jnp.float32), (num_channels, 1, 1))

@@ -139,9 +139,7 @@ def reverse_weights(
     return _weights(key, energy, base, step_sizes, positions, steps_per_level, reverse=True)
 
 
-def equilibrate(
-    key: Array, energy: Energy, base: Base, step_size: Array, positions: Array, num_steps: int
-) -> Array:
+def equilibrate(key: Array, energy: Energy, base: Base, step_size: Array, positions: Array, num_steps: int) -> Array:
     """Positions [n, ...] after ``num_steps`` MALA steps on the energy itself, within the base's support."""
     keys = chain_keys(key, len(positions))
     return _equilibrated(keys, _as_pytree(energy), base, step_size, positions, num_steps)

@@ -8,9 +8,7 @@ from jax import Array
 __all__ = ["map_batches"]
 
 
-def map_batches(
-    function: Callable[[int, np.ndarray], Array], images: np.ndarray, batch_size: int
-) -> np.ndarray:
+def map_batches(function: Callable[[int, np.ndarray], Array], images: np.ndarray, batch_size: int) -> np.ndarray:
     """``function(i, batch i)`` for consecutive batches, joined: [N, ...] on the host.
 
     Every batch has the same shape, ``min(batch_size, N)``: the last is filled up with the first image, and

@@ -70,8 +70,7 @@ def bootstrap_interval(
     inside, outside = _scores("in_scores", in_scores), _scores("out_scores", out_scores)
     random = np.random.default_rng(seed)
     values = [
-        measure(random.choice(inside, len(inside)), random.choice(outside, len(outside)))
-        for _ in range(num_resamples)
+        measure(random.choice(inside, len(inside)), random.choice(outside, len(outside))) for _ in range(num_resamples)
     ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -86,9 +85,7 @@ def auroc_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """`bootstrap_interval` of `auroc`."""
-    return bootstrap_interval(
-        _auroc, in_scores, out_scores, level=level, num_resamples=num_resamples, seed=seed
-    )
+    return bootstrap_interval(_auroc, in_scores, out_scores, level=level, num_resamples=num_resamples, seed=seed)
 
 
 def write_scores(folder: Path, name: str, in_scores: np.ndarray, out_scores: np.ndarray) -> Path:
@@ -103,9 +100,7 @@ def write_scores(folder: Path, name: str, in_scores: np.ndarray, out_scores: np.
     inside, outside = _scores("in_scores", in_scores), _scores("out_scores", out_scores)
     label = np.repeat([0, -1], [len(inside), len(outside)])
     path = folder / f"{name}.npz"
-    write_arrays(
-        path, {"pred": np.zeros_like(label), "conf": -np.concatenate([inside, outside]), "label": label}
-    )
+    write_arrays(path, {"pred": np.zeros_like(label), "conf": -np.concatenate([inside, outside]), "label": label})
     return path
 
 
@@ -129,9 +124,7 @@ def _auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 def _scores(name: str, scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or len(scores) == 0:
-        raise ValueError(
-            f"{name} have shape {scores.shape}; wanted is one number per image, at least one image"
-        )
+        raise ValueError(f"{name} have shape {scores.shape}; wanted is one number per image, at least one image")
     bad = int(len(scores) - np.isfinite(scores).sum())
     if bad:
         raise ValueError(f"{name}: {bad:,} of {len(scores):,} are NaN or infinite; such scores have no rank")

@@ -75,9 +75,7 @@ def classifier_features(
         ValueError: a source without labels.
     """
     if source.train_labels is None or source.test_labels is None or source.num_classes is None:
-        raise ValueError(
-            f"source '{source.name}' has no labels to train a classifier on; use random_features"
-        )
+        raise ValueError(f"source '{source.name}' has no labels to train a classifier on; use random_features")
     network = FeatureNetwork(source.num_classes, num_features)
     params = _init(network, source, seed)
     state = _optimizer(num_steps).init(params)
@@ -85,9 +83,7 @@ def classifier_features(
     loader = Loader(np.arange(len(source.train)), min(batch_size, len(source.train)), seed)
     for step in range(num_steps):
         chosen = loader.batch(step)
-        params, state = _update(
-            network, num_steps, params, state, source.train[chosen], source.train_labels[chosen]
-        )
+        params, state = _update(network, num_steps, params, state, source.train[chosen], source.train_labels[chosen])
 
     def scores(images: np.ndarray) -> np.ndarray:
         return map_batches(lambda _, batch: _apply(network, params, batch)[1], images, BATCH_SIZE)
@@ -148,9 +144,7 @@ def _update(
     return optax.apply_updates(params, updates), state
 
 
-def _features(
-    network: FeatureNetwork, params: Any, source: Source, declaration: dict[str, Any], seed: int
-) -> Features:
+def _features(network: FeatureNetwork, params: Any, source: Source, declaration: dict[str, Any], seed: int) -> Features:
     def function(images: np.ndarray) -> np.ndarray:
         if images.dtype != np.uint8 or images.shape[1:] != source.image_shape:
             raise ValueError(

@@ -90,9 +90,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
             and positive semi-definite up to rounding.
     """
     if a.mean.shape != b.mean.shape or a.covariance.shape != b.covariance.shape:
-        raise ValueError(
-            f"statistics of {a.mean.shape[0]} and of {b.mean.shape[0]} features cannot be compared"
-        )
+        raise ValueError(f"statistics of {a.mean.shape[0]} and of {b.mean.shape[0]} features cannot be compared")
     root = _square_root("the first covariance", a.covariance)
     second = "the second covariance"
     _non_negative(second, np.linalg.eigvalsh(_symmetric(second, b.covariance)), b.covariance)
@@ -132,6 +130,4 @@ def _tolerance(covariance: np.ndarray) -> float:
 def _finite(name: str, array: np.ndarray) -> None:
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
-        raise ValueError(
-            f"{name}: {bad:,} of {array.size:,} numbers are NaN or infinite; there is no distance"
-        )
+        raise ValueError(f"{name}: {bad:,} of {array.size:,} numbers are NaN or infinite; there is no distance")

@@ -23,6 +23,8 @@ from jebm.metrics.inception_weights import HOW_TO, WEIGHTS_SHA256, installed, re
 __all__ = ["inception_features"]
 
 BATCH_SIZE = 50
+
+
 def inception_features(path: Path | None = None) -> Features:
     """The 2048 features of the FID network: the only space whose Fréchet distance is called FID.
 
@@ -62,4 +64,3 @@ def _apply(params: Any, images: Array) -> Array:
     features = Inception().apply({"params": params}, images)
     assert isinstance(features, Array)
     return features
-

@@ -22,7 +22,6 @@ from jebm.metrics.inception_network import Inception
 __all__ = ["FETCH", "HOW_TO", "WEIGHTS_SHA256", "install", "installed", "read_weights", "weights_hash"]
 
 
-
 WEIGHTS_SHA256 = "43af0041b95e50a57033291b2e859d9c665262b7de81e48c322dc9e3d881b078"
 
 

@@ -43,8 +43,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, *, block_size: int = 1000, see
     random = np.random.default_rng(seed)
     rows = [random.permutation(len(x))[: num_blocks * size].reshape(num_blocks, size) for x in (a, b)]
     values = [
-        _discrepancy(np.asarray(a[i], np.float64), np.asarray(b[j], np.float64))
-        for i, j in zip(*rows, strict=True)
+        _discrepancy(np.asarray(a[i], np.float64), np.asarray(b[j], np.float64)) for i, j in zip(*rows, strict=True)
     ]
     error = float(np.std(values, ddof=1) / np.sqrt(num_blocks))
     return KernelDistance(float(np.mean(values)), error, num_blocks, size)

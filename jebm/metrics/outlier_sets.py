@@ -40,9 +40,7 @@ def outliers(key: Array, images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def one_resolution(
-    inside: np.ndarray, outside: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def one_resolution(inside: np.ndarray, outside: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Both sets as the model sees them, [.., size, size, C] uint8 with the channels of ``inside``, and what was done.
 
     Resizing one set alone leaves traces that a detector finds at once. So both go to the lower resolution of the two

@@ -36,9 +36,7 @@ def average_pool(x: Array) -> Array:
     """
     height, width = x.shape[-3] // 2, x.shape[-2] // 2
     if height == 0 or width == 0:
-        raise ValueError(
-            f"a map of {x.shape[-3]}x{x.shape[-2]} cannot be halved: use larger images or fewer stages"
-        )
+        raise ValueError(f"a map of {x.shape[-3]}x{x.shape[-2]} cannot be halved: use larger images or fewer stages")
     x = x[..., : 2 * height, : 2 * width, :]
     return x.reshape(*x.shape[:-3], height, 2, width, 2, x.shape[-1]).mean((-4, -2))
 

@@ -9,7 +9,6 @@ from jebm.runs.load import Run
 __all__ = ["NoFilm", "walk"]
 
 
-
 NUM_CHAINS = 9
 
 

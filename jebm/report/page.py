@@ -33,6 +33,8 @@ img.grid { width: 18rem; } img.plot { image-rendering: auto; } p.note { color: #
 pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; }
 """
 NUM_NEIGHBOURS = 12  # generated images shown with their nearest training images
+
+
 class DamagedFile(ValueError):
     """A file of the run directory that is not as it was written; the message is one line that names it."""
 

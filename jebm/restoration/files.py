@@ -23,7 +23,6 @@ from jebm.runs.load import Run
 __all__ = ["measure", "psnr", "restore_files"]
 
 
-
 BATCH_SIZE = 64  # images restored at once, times the restarts
 
 

@@ -12,10 +12,7 @@ from jebm.data.image_set import IMAGE_MODES
 __all__ = ["read_images", "read_mask"]
 
 
-
-def read_images(
-    path: pathlib.Path, shape: tuple[int, ...], what: str, hint: str = ""
-) -> tuple[list[str], np.ndarray]:
+def read_images(path: pathlib.Path, shape: tuple[int, ...], what: str, hint: str = "") -> tuple[list[str], np.ndarray]:
     """Names and float32 images [n, *shape] of a picture, a folder of pictures, or an array (.npy, or 'x' of .npz).
 
     uint8 images become [-1, 1]; arrays of floats must lie there, up to what noise adds (1.5), unless they are no images

@@ -15,7 +15,6 @@ from jebm.runs.load import Run, load
 __all__ = ["image_shape", "prior_of"]
 
 
-
 SAMPLES = 64  # generated samples over which the energy's standard deviation is taken
 
 

@@ -12,6 +12,8 @@ __all__ = ["TASKS", "Task"]
 
 TaskName = Literal["inpaint", "superres", "colorize", "deblur", "compressed"]
 TASKS: tuple[str, ...] = get_args(TaskName)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A degradation by name.
@@ -68,4 +70,3 @@ KERNELS = {
     "uniform": (operators.uniform_kernel(),),
     "anisotropic": (operators.gaussian_kernel(20.0, 9), operators.gaussian_kernel(1.0, 9)),
 }
-

@@ -10,7 +10,6 @@ from jebm.errors import ConfigError
 __all__ = ["RunDirectory"]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """Where a run's files lie."""

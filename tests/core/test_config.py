@@ -290,9 +290,7 @@ def test_a_real_process_prints_no_traceback(tmp_path):
         [*command, "--set", "method.calibration.step_size=-1"], capture_output=True, text=True, env=os.environ
     )
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == (
-        "jebm: method.calibration.step_size=-1: step_size=-1.0 is out of range: it must be >0\n"
-    )
+    assert result.stderr == ("jebm: method.calibration.step_size=-1: step_size=-1.0 is out of range: it must be >0\n")
 
 
 def test_the_checks_run_again_on_what_dataclasses_replace_makes(config):

@@ -46,9 +46,7 @@ def _few_resamples(monkeypatch):
     monkeypatch.setattr("jebm.evaluation.detection.NUM_RESAMPLES", 30)
 
 
-PIXELS = evaluation.Features(
-    lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"}
-)
+PIXELS = evaluation.Features(lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"})
 
 
 # generation
@@ -171,9 +169,7 @@ def test_generated_images_do_not_depend_on_how_many_are_wanted(key):
     many = evaluation.generate_images(method(), STATE, key, 25, batch_size=10)
     assert many.shape == (25, *SHAPE)
     assert many.dtype == np.uint8
-    np.testing.assert_array_equal(
-        evaluation.generate_images(method(), STATE, key, 12, batch_size=10), many[:12]
-    )
+    np.testing.assert_array_equal(evaluation.generate_images(method(), STATE, key, 12, batch_size=10), many[:12])
     assert len({image.tobytes() for image in many}) == 25
     with pytest.raises(ValueError, match="0 images in batches of 10"):
         evaluation.generate_images(method(), STATE, key, 0, batch_size=10)
@@ -215,9 +211,7 @@ def test_reconstruction_error(key):
     (record,) = evaluation.evaluate_reconstruction(method(), STATE, source(50, 40), key, protocol=PROTOCOL)
     assert (record.metric, record.value, record.n) == ("reconstruction_error", 0.0, 40)
     state = {"shift": jnp.array(-0.2)}
-    record, psnr = evaluation.evaluate_reconstruction(
-        method(), state, source(50, 40), key, protocol={}, batch_size=17
-    )
+    record, psnr = evaluation.evaluate_reconstruction(method(), state, source(50, 40), key, protocol={}, batch_size=17)
     assert record.value == pytest.approx(0.04, rel=1e-5)
     # 20 dB, but for the rounding of 25.5 levels to 25 or 26 and a pixel near black
     assert psnr.metric == "reconstruction_psnr"
@@ -365,9 +359,7 @@ def test_evaluate_makes_the_records_asked_for(key):
     ]  # fmt: skip
     assert sum(groups, []) == records
     assert records[0].protocol["features"]["feature_space"] == "FD-random"
-    alone = evaluation.evaluate(
-        method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, metrics=("ood",)
-    )
+    alone = evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, metrics=("ood",))
     assert [record.value for record in alone] == [record.value for record in records[-12:]]
     with pytest.raises(
         ValueError, match="no metric 'fid'; there are generation, reconstruction, scores, ood, likelihood, long_run"
@@ -450,9 +442,7 @@ def test_records_of_a_long_run(key):
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
     given = (quadratic, STATE, source(50, 400), key)
     chain = TrainingChain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
-    records, _ = long_run.evaluate_long_run(
-        *given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10)
-    )
+    records, _ = long_run.evaluate_long_run(*given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10))
     values = {record.metric: record for record in records}
     assert len(values) == 6
     # at stationarity E = d/2 σ_∞²/σ², and an image is unrelated to its start, up to that inflation (4/3)
@@ -582,9 +572,7 @@ def test_random_features(digits):
     again, other = evaluation.random_features(digits), evaluation.random_features(digits, seed=1)
     assert again.declaration == features.declaration
     assert other.declaration["weights_sha256"] != features.declaration["weights_sha256"]
-    statistics = [
-        evaluation.statistics(features.function(x)) for x in (digits.test, np.roll(digits.test, 2, 2))
-    ]
+    statistics = [evaluation.statistics(features.function(x)) for x in (digits.test, np.roll(digits.test, 2, 2))]
     assert evaluation.frechet_distance(*statistics) > 1
 
 

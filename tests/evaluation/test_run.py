@@ -48,9 +48,9 @@ def test_raw_weights_or_their_average(name):
         else tiny_families.away_from_the_start(old)
         for field, old in ((field, getattr(start, field)) for field in RAW[name])
     })  # fmt: skip
-    average_moved = start._replace(**{
-        field: tiny_families.away_from_the_start(getattr(start, field)) for field in averages
-    })
+    average_moved = start._replace(
+        **{field: tiny_families.away_from_the_start(getattr(start, field)) for field in averages}
+    )
 
     def looks(weights):
         chosen, used = with_weights(dataclasses.replace(run, state=start), weights)
@@ -139,9 +139,7 @@ def test_a_run_is_measured_twice_with_the_same_numbers(finished_run, tmp_path, m
         images = file["x"]
     source = data.load("digits")
     features = evaluation.random_features(source)
-    again = evaluation.frechet_distance(
-        *(evaluation.statistics(features.function(x)) for x in (images, source.test))
-    )
+    again = evaluation.frechet_distance(*(evaluation.statistics(features.function(x)) for x in (images, source.test)))
     assert again == pytest.approx(values[0]["frechet_distance"], rel=1e-4)
     with np.load(folder / "ood_scores-ema-step00000012.npz") as file:
         assert evaluation.auroc(file["energy/in-for-larger"], file["energy/larger"]) == values[0]["auroc_larger"]

@@ -195,9 +195,7 @@ def test_restoration_of_files_with_noise(ledger, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.asarray(tiny_families.IMAGES))
     config = restoration.RestorationConfig(restarts=2, descent_steps=1, num_steps=2, noise_std=0.1)
     task = tasks.Task("superres")
-    restore_files(
-        fake, task, tmp_path / "x.npy", tmp_path / "out.npz", config=config, degrade=True, seed=SEED
-    )
+    restore_files(fake, task, tmp_path / "x.npy", tmp_path / "out.npz", config=config, degrade=True, seed=SEED)
     accept(ledger)
 
 

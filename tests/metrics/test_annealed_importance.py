@@ -205,8 +205,6 @@ def test_no_upper_bound_where_no_chain_found_the_data(key):
     well = lambda state, x: -50.0 * jnp.exp(-jnp.square((x - bottom) / 0.001).sum((1, 2, 3)))  # noqa: E731
     method = Method(None, None, None, well, None, None, None)  # type: ignore[arg-type]
     source = Source("well", test, test, None, None, None, "0" * 16)
-    records = evaluation.evaluate_likelihood(
-        method, {}, source, key, protocol={}, num_levels=50, equilibration_steps=5
-    )
+    records = evaluation.evaluate_likelihood(method, {}, source, key, protocol={}, num_levels=50, equilibration_steps=5)
     assert {record.metric for record in records} == {"log_partition_lower", "bits_per_dimension_lower"}
     assert records[0].protocol["lowest_reverse_start_energy"] > records[1].protocol["mean_energy"] == -50.0

@@ -149,9 +149,7 @@ def test_outlier_sets(key):
     assert abs(noise.mean() - 127.5) < 5 * np.sqrt((256**2 - 1) / 12 / noise.size)
 
     levels = sets["constant"][:, 0, 0, 0]
-    np.testing.assert_array_equal(
-        sets["constant"], np.broadcast_to(levels[:, None, None, None], images.shape)
-    )
+    np.testing.assert_array_equal(sets["constant"], np.broadcast_to(levels[:, None, None, None], images.shape))
     assert len(np.unique(levels)) > 150  # 256 (1 - (1 - 1/256)^500) = 220 expected
 
     colours = lambda x: np.sort(x.astype(int).reshape(500, 20, 3) @ [65536, 256, 1])  # noqa: E731
@@ -185,8 +183,9 @@ def test_each_image_is_mixed_into_one_other(key):
 
 def test_both_sets_pass_the_lower_resolution():
     random = np.random.default_rng(10)
-    inside, large = random.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), random.integers(
-        0, 256, (5, 16, 20, 3), dtype=np.uint8
+    inside, large = (
+        random.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8),
+        random.integers(0, 256, (5, 16, 20, 3), dtype=np.uint8),
     )
     a, b, steps = one_resolution(inside, large, 8)
     np.testing.assert_array_equal(a, inside)

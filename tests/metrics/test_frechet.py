@@ -68,9 +68,7 @@ def test_two_samples_of_one_law_are_biased_by_the_known_amount():
         for _ in range(40)
     ]
     error = np.std(values, ddof=1) / np.sqrt(40)
-    assert (
-        error < 0.02 * 168 / n
-    )  # the test can tell 168 from, say, 152 (division by 2 n forgotten in a term)
+    assert error < 0.02 * 168 / n  # the test can tell 168 from, say, 152 (division by 2 n forgotten in a term)
     assert abs(np.mean(values) - 168 / n) < 5 * error + 0.01 * 168 / n
 
 

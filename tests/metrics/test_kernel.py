@@ -29,8 +29,7 @@ def test_the_kernel_distance_of_two_shifted_laws():
     expected = 3 * 1 + 3 * 1 + 1 * 16
     random = np.random.default_rng(1)
     values = [
-        kernel_distance(random.normal(0, 1, (500, 1)), random.normal(1, 1, (500, 1)), block_size=50)
-        for _ in range(40)
+        kernel_distance(random.normal(0, 1, (500, 1)), random.normal(1, 1, (500, 1)), block_size=50) for _ in range(40)
     ]
     mean, spread = np.mean([v.value for v in values]), np.std([v.value for v in values], ddof=1)
     assert abs(mean - expected) < 5 * spread / np.sqrt(40)

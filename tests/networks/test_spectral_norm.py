@@ -101,13 +101,9 @@ def test_works_abstractly_and_under_vmap(key):
     abstract = jax.eval_shape(small_params, key)
     state = spectral_norm.init(key, abstract)
     jax.tree.map(np.testing.assert_array_equal, state, spectral_norm.init(key, params))
-    shapes = jax.eval_shape(
-        spectral_norm.normalize, abstract, jax.eval_shape(spectral_norm.iterate, abstract, state)
-    )
+    shapes = jax.eval_shape(spectral_norm.normalize, abstract, jax.eval_shape(spectral_norm.iterate, abstract, state))
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
-    stacked = jax.vmap(lambda k: spectral_norm.iterate(params, spectral_norm.init(k, params)))(
-        jax.random.split(key, 2)
-    )
+    stacked = jax.vmap(lambda k: spectral_norm.iterate(params, spectral_norm.init(k, params)))(jax.random.split(key, 2))
     one = spectral_norm.iterate(params, spectral_norm.init(jax.random.split(key, 2)[1], params))
     np.testing.assert_allclose(stacked["conv"]["u"][1], one["conv"]["u"], atol=1e-6)
 
@@ -146,9 +142,7 @@ def test_largest_singular_values_are_below_1_05_after_twenty_iterations(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("num_iterations", "worst", "mean"), [(1, 1.5, 1.3), (5, 1.13, 1.09), (20, 1.05, 1.03)]
-)
+@pytest.mark.parametrize(("num_iterations", "worst", "mean"), [(1, 1.5, 1.3), (5, 1.13, 1.09), (20, 1.05, 1.03)])
 def test_the_energy_network_of_the_demo_converges_as_measured(key, num_iterations, worst, mean):
     """At initialisation the authors' network has maximum / mean 1.42/1.26, 1.10/1.07, 1.034/1.014."""
     largest = singular_values(key, MSResNet(), num_iterations)

@@ -46,8 +46,6 @@ def test_the_docstring_says_how_to_run_it(file):
             assert word in text
 
 
-
-
 def networks_of(file):
     """Experiments that agree in this have programs of one shape; tracing one takes seconds."""
     config = on_its_own(load_file(ROOT / file))
@@ -82,9 +80,7 @@ def test_an_iteration_by_shape(file, monkeypatch):
     key = jax.eval_shape(lambda: jax.random.key(0))
     after, metrics = jax.eval_shape(method.update, key, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [
-        (a.shape, a.dtype) for a in jax.tree.leaves(state)
-    ]
+    assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
     assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((), "float32")}
     images = jax.eval_shape(lambda key, state: method.generate(key, state, 5), key, state)
     assert (images.shape, images.dtype) == ((5, size, size, channels), jnp.float32)

@@ -156,7 +156,7 @@ def test_a_pod_that_is_evicted_asks_for_another_start(manifest, tmp_path, behavi
     (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     fake = tmp_path / "python"
     waits = f"trap 'echo saved > {tmp_path}/saved; exit 0' TERM\ntouch {tmp_path}/ready\nwhile :; do sleep 0.05; done"
-    fake.write_text(f"#!/bin/bash\necho \"$@\" > {tmp_path}/words\n{behaviour or waits}\n")
+    fake.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/words\n{behaviour or waits}\n')
     fake.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     with subprocess.Popen([*container["command"], *container["args"]], env={**os.environ, "PATH": path}) as pod:

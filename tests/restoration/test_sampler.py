@@ -354,9 +354,7 @@ def test_batches_bound_the_memory_and_change_no_draw():
     case, config, told = case_of("mask"), RestorationConfig(restarts=2, descent_steps=3, num_steps=2), []
     y = jnp.stack([case.y, 0.5 * case.y, -case.y])
     whole = restoration.restore(jax.random.key(3), PRIOR, case.operator, y, config)
-    parts = restoration.restore(
-        jax.random.key(3), PRIOR, case.operator, y, config, batch_size=2, progress=told.append
-    )
+    parts = restoration.restore(jax.random.key(3), PRIOR, case.operator, y, config, batch_size=2, progress=told.append)
     assert told == [0, 2, 1]
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -142,9 +142,7 @@ def fetch(download: Download, target: Path) -> None:
         if isinstance(error, DataError):
             raise
         reason = getattr(error, "reason", None) or error
-        raise DataError(
-            f"{download.url}: cannot be downloaded ({reason}); bring it by hand to {target}"
-        ) from error
+        raise DataError(f"{download.url}: cannot be downloaded ({reason}); bring it by hand to {target}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

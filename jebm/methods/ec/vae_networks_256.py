@@ -55,9 +55,7 @@ class Generator256(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, z: Array, train: bool = False, side_image: bool = False
-    ) -> Array | tuple[Array, Array]:
+    def __call__(self, z: Array, train: bool = False, side_image: bool = False) -> Array | tuple[Array, Array]:
         """[..., latent_size] -> [..., 256, 256, channels] in (-1, 1), float32.
 
         With ``side_image`` a pair: that image, and the one of a second head at 128x128.

@@ -215,9 +215,7 @@ def test_the_stages_of_sampling(chain, sampling, key):
         assert made.steps.shape == (3, 2, 8, 8, 1)
     if sampling == "two_stage":  # the last step denoises what the chain left
         last = 0.5 * (made.steps[:, -1] + 1.0)
-        denoised = parts.denoise(
-            lambda x, s: predicted(TINY, state.average, x, jnp.full(3, s)), last, config.sigma_min
-        )
+        denoised = parts.denoise(lambda x, s: predicted(TINY, state.average, x, jnp.full(3, s)), last, config.sigma_min)
         np.testing.assert_allclose(made.images, 2.0 * jnp.clip(denoised, 0.0, 1.0) - 1.0, atol=2e-5)
     if sampling != "texture_only" and chain == "latent":
         assert np.all(np.abs(made.semantic) <= 1)  # g(z) is an image

@@ -294,9 +294,7 @@ def iteration_case(golden):
     decoder, decoder_spectral = load(
         nets.decoder, case, jnp.zeros((1, config.latent_size)), weights="w0/vae/decoder", vectors="sn0/vae/decoder"
     )
-    energy_net, energy_spectral = load(
-        nets.energy, case, jnp.zeros((1, *image)), weights="w0/ebm", vectors="sn0/ebm"
-    )
+    energy_net, energy_spectral = load(nets.energy, case, jnp.zeros((1, *image)), weights="w0/ebm", vectors="sn0/ebm")
     vae = {"encoder": encoder["params"], "decoder": decoder["params"]}
     vae_optimizer, energy_optimizer = optimizers(config)
     state = ECVAEState(

@@ -191,8 +191,6 @@ def test_generator_256(golden):
     image, stats = evaluate(module, frozen, z, train=True)
     close(image[:, ::8, ::8], case["out/image_train_s8"], 2e-4)
     trees_close(stats, stats_like(stats, case, "stats1"), rtol=1e-5, atol=1e-6)
-    image, side = jax.jit(functools.partial(module.apply, side_image=True))(
-        frozen | {"batch_stats": stats}, z
-    )
+    image, side = jax.jit(functools.partial(module.apply, side_image=True))(frozen | {"batch_stats": stats}, z)
     close(image[:, ::8, ::8], case["out/image_eval1_s8"], 5e-5)
     close(side[:, ::4, ::4], case["out/image128_eval1_s4"], 5e-5)

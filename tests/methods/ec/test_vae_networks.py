@@ -177,9 +177,7 @@ def test_batch_norm_uses_the_biased_variance_and_tracks_the_unbiased_one(key):
     y, updated = module.apply(variables, jnp.asarray(x, jnp.float32), train=True, mutable=["batch_stats"])
     flat = x.reshape(12, 5)
     normalized = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
-    np.testing.assert_allclose(
-        y.reshape(12, 5), normalized * np.arange(1, 6) + np.arange(5), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(y.reshape(12, 5), normalized * np.arange(1, 6) + np.arange(5), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.45 + 0.1 * flat.mean(0), rtol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 1.8 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
 
@@ -220,9 +218,7 @@ def test_flat_names_and_all_that_does_not_fit_is_named():
     np.testing.assert_array_equal(loaded["params"]["a"]["kernel"], kernel)
     np.testing.assert_array_equal(loaded["batch_stats"]["b"]["mean"], mean)
     assert loaded["params"]["a"]["kernel"].dtype == jnp.float32
-    expected = (
-        r"missing b/mean; not in the network c/bias; a/kernel has shape \(3, 2\), the network needs \(2, 3\)"
-    )
+    expected = r"missing b/mean; not in the network c/bias; a/kernel has shape \(3, 2\), the network needs \(2, 3\)"
     with pytest.raises(ValueError, match=expected):
         from_flat({"a/kernel": kernel.T, "c/bias": mean}, template)
 
@@ -245,9 +241,7 @@ def test_pytorch_layouts(key):
         if "kernel" in layer:
             rows = layer["kernel"].shape[:3]
             state_dict |= {
-                f"{name}.weight_orig": np.einsum(
-                    "hwio->iohw" if "init" in path else "hwio->oihw", layer["kernel"]
-                ),
+                f"{name}.weight_orig": np.einsum("hwio->iohw" if "init" in path else "hwio->oihw", layer["kernel"]),
                 f"{name}.weight_u": np.asarray(vectors["u"]),
                 f"{name}.weight_v": np.einsum("hwi->ihw", vectors["v"].reshape(rows)).ravel(),
             }
@@ -284,9 +278,7 @@ def test_pytorch_linear_layers_after_a_flattened_map():
     features = np.arange(12.0).reshape(2, 3, 2)  # (C, H, W)
     weight = np.arange(36.0).reshape(3, 12) ** 2
     template = {"params": {"mu": {"kernel": jax.ShapeDtypeStruct((12, 3), jnp.float32)}}}
-    kernel = from_torch({"mu.weight": weight}, template, flattened={"mu": (2, 3, 2)})["params"]["mu"][
-        "kernel"
-    ]
+    kernel = from_torch({"mu.weight": weight}, template, flattened={"mu": (2, 3, 2)})["params"]["mu"]["kernel"]
     ours = features.transpose(1, 2, 0).ravel() @ np.asarray(kernel)
     np.testing.assert_array_equal(ours, weight @ features.ravel())
     with pytest.raises(ValueError, match=r"'mu.weight' reads 12 inputs, flattened says \(2, 3, 3\)"):

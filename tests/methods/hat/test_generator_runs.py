@@ -1,6 +1,5 @@
 """A generator from another run: an EC-VAE's decoder, an autoencoder's; its weights stay those of the start."""
 
-
 import jax
 import numpy as np
 import pytest

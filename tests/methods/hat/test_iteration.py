@@ -303,9 +303,7 @@ def test_the_hats_part_of_an_iteration(config):
             assert max(jax.tree.leaves(lengths)) > 0.5
             gradient = jax.tree.map(lambda g, n: g * min(1.0, 0.5 / float(n)), gradient, lengths)
         rate = (3e-3, 2e-3)[i]
-        assert_adam(
-            rate, i + 1, before.energy, after.energy, before.energy_optimizer, after.energy_optimizer, gradient
-        )
+        assert_adam(rate, i + 1, before.energy, after.energy, before.energy_optimizer, after.energy_optimizer, gradient)
         assert_average(0.7, before.energy_average, after.energy, after.energy_average)
 
 
