@@ -103,7 +103,7 @@ TINY_EXPERIMENT = '''
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import ECVAEConfig
-from jebm.methods.calibration import CalibrationConfig
+from jebm.methods.ec.calibration import CalibrationConfig
 
 
 def get_config():

@@ -12,7 +12,7 @@ SCRIPT = textwrap.dedent(
     import warnings
     import jax, jax.numpy as jnp, numpy as np
     import jebm
-    from jebm.mcmc import run
+    from jebm.mcmc import chains
 
     warnings.simplefilter("error")
     assert jax.device_count() == 8
@@ -51,7 +51,7 @@ SCRIPT = textwrap.dedent(
     )
 
     keys, placed = jebm.sharding.shard_batch((jebm.chain_keys(key, 4096), x), mesh)
-    program = run._sample_chains_jitted.lower(keys, kernel, placed, 5, None, 2).compile().as_text()
+    program = chains._sample_chains_jitted.lower(keys, kernel, placed, 5, None, 2).compile().as_text()
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert word not in program
 

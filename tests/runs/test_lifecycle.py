@@ -16,8 +16,8 @@ RUN = '''
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import *
-from jebm.methods.calibration import CalibrationConfig
-from jebm.methods.denoising_chains import ChainConfig as SemanticChain, RefinementConfig
+from jebm.methods.ec.calibration import CalibrationConfig
+from jebm.methods.denoising.chains import ChainConfig as SemanticChain, RefinementConfig
 
 small = {"image_size": 8, "channels": 1}
 energy = {"energy_layers": ((4, 1),), "calibration": CalibrationConfig(num_steps=2)}

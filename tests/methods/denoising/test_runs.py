@@ -16,7 +16,7 @@ TINY_DENOISING = '''
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising_chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
 
 
 def get_config():
