@@ -17,8 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jebm.energy import PyTree, require_int
 
 __all__ = [
-    "constrain_batch", "initialize", "local_rows", "make_mesh", "replicated", "shard_batch", "split_large", "spread",
-    "wait_for_all",
+    "batch_sharding", "constrain_batch", "initialize", "local_rows", "make_mesh", "parameter_sharding", "replicated",
+    "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
@@ -114,7 +114,7 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     Raises:
         ValueError: a leading axis that the number of devices does not divide.
     """
-    sharding = spread(mesh)
+    sharding = batch_sharding(mesh)
 
     def place(leaf: Array | np.ndarray) -> Array:
         if leaf.shape[0] % mesh.size:
@@ -129,11 +129,11 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of a batch that `shard_batch` takes from this process, int64, ascending."""
-    indices = spread(mesh).addressable_devices_indices_map((batch_size,)).values()
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices if index is not None]))
 
 
-def split_large(tree: PyTree, mesh: Mesh, smallest: int = SMALLEST_SPLIT) -> PyTree:
+def parameter_sharding(tree: PyTree, mesh: Mesh, smallest: int = SMALLEST_SPLIT) -> PyTree:
     """Shardings for the arrays of ``tree`` (abstract ones will do) that are no batch: parameters and their like.
 
     A leaf of at least ``smallest`` entries is split over "fsdp" along its longest axis that divides; others are copied.
@@ -166,6 +166,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding that spreads the leading axis over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))

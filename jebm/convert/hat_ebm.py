@@ -187,7 +187,7 @@ def _infer(hat: Arrays, generator: Arrays, pairs: bank.Bank | None) -> Config:
         "energy_width": hat["head/kernel"].shape[0],
     }
     if retrofit:
-        test_chain = ChainConfig(125, 5e-4, 1e-3, 50.0, max_displacement=None, residual_start_scale=0.01)
+        test_chain = ChainConfig(125, 5e-4, 1e-3, 50.0, max_drift=None, residual_start_scale=0.01)
         method = HatEBMConfig(
             application="retrofit", generator="network", generator_width=generator["stem/conv_1/bias"].size,
             temperature=1e-3, data_noise=1e-2, chain=ChainConfig(100, 5e-4, 1e-3, 50.0), test_chain=test_chain,
@@ -199,7 +199,7 @@ def _infer(hat: Arrays, generator: Arrays, pairs: bank.Bank | None) -> Config:
     method = HatEBMConfig(
         latent_size=generator["dense/kernel"].shape[0], generator_width=width,
         temperature=1e-3 if size == 32 else 1e-8,  # what the authors score their networks with
-        test_chain=ChainConfig(num_steps, max_displacement=None, residual_start_scale=0.01), **shared,
+        test_chain=ChainConfig(num_steps, max_drift=None, residual_start_scale=0.01), **shared,
     )  # fmt: skip
     names = {32: "cifar10", 64: "celeba64", 128: "imagenet128"}
     config = Config(method, DataConfig(f"npz:data/{names[size]}.npz"))

@@ -17,7 +17,7 @@ from jebm.metrics.frechet import Statistics, extrapolated, frechet_distance, mer
 from jebm.metrics.image_quality import psnr, ssim
 from jebm.metrics.inception import inception_features
 from jebm.metrics.kernel import classifier_score, kernel_distance, precision_recall
-from jebm.metrics.outlier_sets import one_resolution, outliers
+from jebm.metrics.outlier_sets import match_resolutions, outliers
 
 __all__ = [
     "DEFAULT_METRICS", "METRICS", "FeatureSet", "Features", "Record", "Statistics", "aupr", "auroc",
@@ -25,6 +25,6 @@ __all__ = [
     "evaluate_generation", "evaluate_likelihood", "evaluate_long_run", "evaluate_ood", "evaluate_reconstruction",
     "evaluate_scores", "evaluate_step_sizes", "extrapolated", "feature_set", "forward_weights", "fpr95",
     "frechet_distance", "generate_images", "inception_features", "kernel_distance", "long_chains", "merge",
-    "one_resolution", "outliers", "precision_recall", "psnr", "random_features", "read_all", "read_record",
+    "match_resolutions", "outliers", "precision_recall", "psnr", "random_features", "read_all", "read_record",
     "reverse_weights", "run_protocol", "source_features", "ssim", "statistics", "tune_steps", "write_record",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from jebm.files import write_arrays
 from jebm.methods.base import Method, State
 from jebm.metrics import detection as ood
 from jebm.metrics.batches import map_batches
-from jebm.metrics.outlier_sets import channel_statistics, compressed_size, one_resolution, outliers
+from jebm.metrics.outlier_sets import channel_statistics, compressed_size, match_resolutions, outliers
 
 __all__ = ["evaluate_ood"]
 
@@ -37,10 +37,10 @@ def evaluate_ood(
 ) -> list[Record]:
     """How well the energy tells test images from outliers: ``auroc_<set>``, ``aupr_<set>`` and ``fpr95_<set>``.
 
-    The sets are those of `outliers.outliers`, as many images each as there are test images, and ``others``, brought to
-    one resolution with the test images by one filter (`outliers.one_resolution`). Each record has a bootstrap interval
-    and, beside the energy's value, those of the images' compressed size and of their channels' means and deviations:
-    an energy that does no better has learnt no more than complexity or brightness.
+    The sets are those of `outlier_sets.outliers`, as many images each as there are test images, and ``others``, brought
+    to one resolution with the test images by one filter (`outlier_sets.match_resolutions`). Each record has a bootstrap
+    interval and, beside the energy's value, those of the images' compressed size and of their channels' means and
+    deviations: an energy that does no better has learnt no more than complexity or brightness.
 
     Args:
         method: the bundle.
@@ -73,7 +73,7 @@ def evaluate_ood(
     for name, images in (others or {}).items():
         plain = _plain(name)
         plain += "-given" * (plain in sets)  # called as one of those that are made
-        sets[plain] = one_resolution(source.test, images, source.image_shape[0])
+        sets[plain] = match_resolutions(source.test, images, source.image_shape[0])
     inliers = scores(source.test)
     shared_time = time.perf_counter() - start
     records, arrays = [], {f"{kind}/in": values for kind, values in inliers.items()}

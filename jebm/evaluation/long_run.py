@@ -17,7 +17,7 @@ from jebm import mcmc
 from jebm.data import Source, permutation, to_uint8
 from jebm.energy import bind
 from jebm.evaluation.records import Record, cost
-from jebm.methods.base import Method, State, TrainingChain
+from jebm.methods.base import Chain, Method, State
 from jebm.metrics.features import Features
 
 __all__ = ["MULTIPLES", "LongRun", "energy_of", "evaluate_long_run", "long_chains"]
@@ -45,7 +45,7 @@ def long_chains(
     method: Method,
     state: State,
     key: Array,
-    chain: TrainingChain,
+    chain: Chain,
     positions: Array,
     multiples: tuple[int, ...] = MULTIPLES,
 ) -> LongRun:
@@ -54,7 +54,7 @@ def long_chains(
     Piece i has the key ``fold_in(key, i)``: the program compiles once, and a longer run begins with the shorter one.
     """
     kernel = mcmc.langevin(
-        bind(energy_of(method), state), chain.step_size, chain.temperature, max_displacement=chain.max_displacement
+        bind(energy_of(method), state), chain.step_size, chain.temperature, max_drift=chain.max_drift
     )
     energies, norms, kept = [], [], []
     trace = ("energy", "gradient_norm")
@@ -76,7 +76,7 @@ def evaluate_long_run(
     source: Source,
     key: Array,
     *,
-    chain: TrainingChain,
+    chain: Chain,
     features: Features,
     protocol: Mapping[str, Any],
     multiples: tuple[int, ...] = MULTIPLES,

@@ -22,7 +22,7 @@ from jebm.evaluation.reconstruction import evaluate_reconstruction
 from jebm.evaluation.records import Record, file_stem
 from jebm.evaluation.step_sizes import evaluate_step_sizes
 from jebm.files import write_arrays
-from jebm.methods.base import Method, State, TrainingChain
+from jebm.methods.base import Chain, Method, State
 from jebm.metrics.features import Features, source_features
 
 __all__ = ["DEFAULT_METRICS", "METRICS", "evaluate"]
@@ -49,7 +49,7 @@ def evaluate(
     reference: Literal["test", "train"] = "test",
     others: Mapping[str, np.ndarray] | None = None,
     temperature: float = 1.0,
-    chain: TrainingChain | None = None,
+    chain: Chain | None = None,
     directory: Path | None = None,
     on_records: Callable[[list[Record]], Any] = lambda records: None,
 ) -> list[Record]:

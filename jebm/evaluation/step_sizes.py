@@ -12,7 +12,7 @@ from jebm.energy import bind
 from jebm.evaluation.long_run import energy_of
 from jebm.evaluation.records import Record, cost
 from jebm.mcmc.tuning import TARGETS
-from jebm.methods.base import Method, State, TrainingChain
+from jebm.methods.base import Chain, Method, State
 
 __all__ = ["evaluate_step_sizes"]
 
@@ -27,7 +27,7 @@ def evaluate_step_sizes(
     key: Array,
     *,
     protocol: Mapping[str, Any],
-    chain: TrainingChain | None = None,
+    chain: Chain | None = None,
     temperature: float = 1.0,
     num_steps: int = NUM_STEPS,
 ) -> list[Record]:

@@ -22,7 +22,7 @@ from jax import Array
 
 from jebm.energy import PyTree, is_concrete, require_int
 
-__all__ = ["Bank", "draw", "init", "placement", "read", "rejuvenate", "replace", "rounded_size"]
+__all__ = ["Bank", "draw", "init", "placement", "read", "rejuvenate", "replace", "divisible_size"]
 
 
 class Bank(NamedTuple):
@@ -55,7 +55,7 @@ def init(entries: PyTree) -> Bank:
     return Bank(jax.tree.map(jnp.asarray, entries), jnp.zeros(size, jnp.int32))
 
 
-def rounded_size(size: int, batch_size: int) -> int:
+def divisible_size(size: int, batch_size: int) -> int:
     """``size`` rounded down to a multiple of ``batch_size``, at least one batch: 10,000 and 128 give 9,984."""
     return max(size // batch_size, 1) * batch_size
 

@@ -144,7 +144,7 @@ def warn_of_lost_chains(finite: Array, stacklevel: int = 2) -> None:
     if lost:
         warnings.warn(
             f"{lost:,} of {total:,} chains left the finite numbers (NaN or infinity): take a smaller step size, or "
-            "bound the drift (max_displacement of langevin)",
+            "bound the drift (max_drift of langevin)",
             stacklevel=stacklevel + 1,
         )
 

@@ -69,7 +69,7 @@ class LangevinKernel:
     energy: Energy | Annealed
     step_size: PyTree
     temperature: ScalarOrSchedule
-    max_displacement: PyTree
+    max_drift: PyTree
     box: tuple[PyTree, PyTree] | None
     noise: PyTree
     blocks: tuple[str, ...] | None = dataclasses.field(metadata={"static": True})
@@ -137,8 +137,8 @@ class LangevinKernel:
         step_size = jax.tree.map(_wide, _per_leaf(_entry(self.step_size, block), x, step))
         temperature = _wide(_at(self.temperature, step))
         drift = jax.tree.map(lambda eta, g: eta * g, step_size, gradient)
-        if self.max_displacement is not None:
-            bounds = _per_leaf(_entry(self.max_displacement, block), x, step)
+        if self.max_drift is not None:
+            bounds = _per_leaf(_entry(self.max_drift, block), x, step)
             drift = jax.tree.map(_clip_norm, drift, bounds)
         moved = jax.tree.map(
             lambda a, d, eta, xi: (a - d + jnp.sqrt(2.0 * eta * temperature) * xi).astype(a.dtype),
@@ -156,7 +156,7 @@ def langevin(
     temperature: ScalarOrSchedule = 1.0,
     *,
     blocks: tuple[str, ...] | None = None,
-    max_displacement: PyTree = None,
+    max_drift: PyTree = None,
     box: tuple[PyTree, PyTree] | None = None,
     noise: PyTree = None,
 ) -> LangevinKernel:
@@ -170,7 +170,7 @@ def langevin(
         blocks: top-level keys of a dict position, moved in this order within a step, each with the gradient
             at the blocks already moved (``("z", "y")``: z first, then y with the new z). Costs one gradient
             per block.
-        max_displacement: bound M > 0 on the Euclidean norm of a leaf's drift ``η ∇E`` (longer drifts are
+        max_drift: bound M > 0 on the Euclidean norm of a leaf's drift ``η ∇E`` (longer drifts are
             rescaled to M; noise is not touched), scalar or one entry per leaf, ``jnp.inf`` for none. *Changes
             the law sampled.*
         box: ``(low, high)``, scalars or one entry per leaf: positions are reflected into it; ``-inf`` and
@@ -194,7 +194,7 @@ def langevin(
     """
     require(step_size, lambda a: a >= 0, "step_size", "must be at least 0")
     require(temperature, lambda a: a >= 0, "temperature", "must be at least 0")
-    require(max_displacement, lambda a: a > 0, "max_displacement", "must be above 0 (inf for no bound)")
+    require(max_drift, lambda a: a > 0, "max_drift", "must be above 0 (inf for no bound)")
     if box is not None:
         _check_box(*box)
     if blocks is not None and not blocks:
@@ -203,7 +203,7 @@ def langevin(
         energy=energy if isinstance(energy, Annealed) else as_partial(energy),
         step_size=_schedules_to_partials(step_size),
         temperature=_schedules_to_partials(temperature),
-        max_displacement=_schedules_to_partials(max_displacement),
+        max_drift=_schedules_to_partials(max_drift),
         box=box,
         noise=jax.tree.map(floating, noise),
         blocks=None if blocks is None else tuple(blocks),
@@ -277,7 +277,7 @@ def _entry(tree: PyTree, block: str | None) -> PyTree:
     if block is None or not isinstance(tree, dict):
         return tree
     if block not in tree:
-        raise ValueError(f"step_size, max_displacement, box: no entry for block {block!r} in {sorted(tree)}")
+        raise ValueError(f"step_size, max_drift, box: no entry for block {block!r} in {sorted(tree)}")
     return tree[block]
 
 
@@ -290,7 +290,7 @@ def _per_leaf(tree: PyTree, x: PyTree, step: Array) -> PyTree:
         fits = False
     if not fits:
         raise ValueError(
-            "step_size, max_displacement and box take a scalar or one entry per leaf of the position; "
+            "step_size, max_drift and box take a scalar or one entry per leaf of the position; "
             f"got shapes {_shapes(values)} for a position of shapes {_shapes(x)}"
         )
     return values

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from jebm.runs.load import Run
+from jebm.runs.run import Run
 
 __all__ = ["NoFilm", "walk"]
 
@@ -45,7 +45,7 @@ def walk(run: Run) -> pathlib.Path | None:
     from jebm.evaluation.run import with_weights
     from jebm.files import write_arrays
 
-    chain = run.method.training_chain
+    chain = run.method.chain
     if chain is None:
         return None
     protocol = {"weights": with_weights(run, None)[1], "step": run.step}
@@ -55,7 +55,7 @@ def walk(run: Run) -> pathlib.Path | None:
     position = jax.jit(lambda key, state: run.method.generate(key, state, NUM_CHAINS))(start_key, run.state)
     kernel = mcmc.langevin(
         bind(energy_of(run.method), run.state), chain.step_size, chain.temperature,
-        max_displacement=chain.max_displacement,
+        max_drift=chain.max_drift,
     )  # fmt: skip
     piece = -(-chain.num_steps // NUM_FRAMES)  # steps between the first frames
     # one program, called again and again; a longer film begins with the shorter one

@@ -19,7 +19,7 @@ import numpy as np
 
 from jebm import images, sharding
 from jebm.config import config_hash
-from jebm.runs.load import Run
+from jebm.runs.run import Run
 
 __all__ = ["KINDS", "draw_to"]
 
@@ -55,7 +55,9 @@ def draw_to(
     if rows * settings.image_size**2 * settings.channels >= 2**31:
         raise ValueError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
     _prepare(out, parts, request)
-    draw = jax.jit(lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.spread(mesh))
+    draw = jax.jit(
+        lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.batch_sharding(mesh)
+    )
     state = jax.device_put(run.state, sharding.replicated(mesh))
     numbers = range(-(-num // batch_size))
     with jax.set_mesh(mesh):

@@ -22,11 +22,11 @@ from jebm.config import Config, config_hash, to_dict
 from jebm.errors import ConfigError
 from jebm.mcmc import bank
 from jebm.methods.base import Method, Metrics
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 from jebm.runs.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
 from jebm.runs.directory import RunDirectory
-from jebm.runs.load import abstract_state, load_source
 from jebm.runs.metrics_log import MetricsFile
+from jebm.runs.run import abstract_state, load_source
 from jebm.runs.state import TrainState, initial_state
 from jebm.training import identity, monitors, recovery
 from jebm.training.lock import locked
@@ -337,8 +337,8 @@ def _past_of(meta: dict[str, Any], step: int) -> tuple[list[recovery.Event], lis
 
 def _placed(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """The abstract state with its shardings: banks spread, large parameters and their like split, the rest copied."""
-    split = sharding.split_large(abstract, mesh)
-    banks = bank.placement(abstract, sharding.spread(mesh), sharding.replicated(mesh))
+    split = sharding.parameter_sharding(abstract, mesh)
+    banks = bank.placement(abstract, sharding.batch_sharding(mesh), sharding.replicated(mesh))
     choose = lambda a, s, b: jax.ShapeDtypeStruct(  # noqa: E731
         a.shape, a.dtype, sharding=s if b.is_fully_replicated else b
     )

@@ -34,7 +34,7 @@ def measure(
     """
     measured = _ratios(method, old, new, frozen) | _ages(new)
     measured["probe_energy"] = jnp.mean(method.energy(new, probe)).astype(jnp.float32)
-    negative = metrics.get("energy_negative", metrics.get("energy_sample"))
+    negative = metrics.get("energy_negative", metrics.get("energy_negative"))
     if negative is not None and "energy_data" in metrics:
         measured["energy_gap"] = metrics["energy_data"] - negative
     return measured | metrics

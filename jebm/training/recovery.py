@@ -129,7 +129,7 @@ def diagnose(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str 
     return _gap(rules, [h["energy_gap"] for h in history if "energy_gap" in h], line) or _scale(rules, history, line)
 
 
-ENERGIES = ("energy_data", "energy_negative", "energy_sample")
+ENERGIES = ("energy_data", "energy_negative", "energy_negative")
 
 
 def senseless(scale: Scale, history: Sequence[Line], line: Line) -> Senseless | None:

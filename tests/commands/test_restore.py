@@ -12,7 +12,7 @@ from PIL import Image
 
 import jebm
 from jebm import cli, images, restoration
-from jebm.data.load import load
+from jebm.data.named import load
 from jebm.restoration import tasks
 from jebm.restoration.images import read_picture
 from jebm.restoration.prior import prior_of

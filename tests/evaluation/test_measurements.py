@@ -9,7 +9,7 @@ import pytest
 
 from jebm import data, evaluation
 from jebm.data import Source, to_float
-from jebm.methods.base import Method, TrainingChain
+from jebm.methods.base import Chain, Method
 from jebm.metrics.batches import map_batches
 
 SHAPE = (2, 3, 1)
@@ -395,7 +395,7 @@ def test_a_long_run_follows_the_law_of_its_chains(key):
     s2, eta, steps = 0.01, 1e-4, 5
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * s2))
     start = gaussian_images(key, 16)
-    run = long_run.long_chains(quadratic, STATE, key, TrainingChain(steps, eta, 0.0), start, (1, 4))
+    run = long_run.long_chains(quadratic, STATE, key, Chain(steps, eta, 0.0), start, (1, 4))
     a = 1 - eta / s2
     assert run.energies.shape == run.gradient_norms.shape == (4,)
     for i, position in zip((1, 4), run.positions, strict=True):
@@ -410,7 +410,7 @@ def test_the_records_of_a_long_run_are_of_the_steps_that_they_name(key):
     # without noise each step multiplies an image by a: energies and gradients say after how many steps they were taken
     a, steps, multiples = 0.98, 2, (1, 3, 10)
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / 2)
-    chain = TrainingChain(steps, 1 - a, 0.0)
+    chain = Chain(steps, 1 - a, 0.0)
     records, run = long_run.evaluate_long_run(
         quadratic, STATE, source(50, 400), key, chain=chain, features=PIXELS, protocol={}, multiples=multiples
     )
@@ -441,7 +441,7 @@ def test_records_of_a_long_run(key):
 
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
     given = (quadratic, STATE, source(50, 400), key)
-    chain = TrainingChain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
+    chain = Chain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
     records, _ = long_run.evaluate_long_run(*given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10))
     values = {record.metric: record for record in records}
     assert len(values) == 6
@@ -452,9 +452,7 @@ def test_records_of_a_long_run(key):
     protocol = values["long_run_energy_10x"].protocol
     assert (protocol["chain_steps"], protocol["chain"]["num_steps"]) == (20, 2)
     with pytest.raises(ValueError, match="long_run|NaN or an infinity"):
-        long_run.evaluate_long_run(
-            *given, chain=TrainingChain(2, 1e9, 1.0), features=PIXELS, protocol={}, multiples=(1, 10)
-        )
+        long_run.evaluate_long_run(*given, chain=Chain(2, 1e9, 1.0), features=PIXELS, protocol={}, multiples=(1, 10))
 
 
 def test_step_sizes_are_found_and_kept(key, tmp_path):
@@ -462,7 +460,7 @@ def test_step_sizes_are_found_and_kept(key, tmp_path):
 
     temperature = 2.0
     quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
-    chain = TrainingChain(2, 0.123, temperature)
+    chain = Chain(2, 0.123, temperature)
     records = evaluation.evaluate(
         quadratic, STATE, source(20, 20), key, n=1, protocol=PROTOCOL, metrics=("step_sizes",), chain=chain,
         temperature=temperature,
@@ -488,14 +486,14 @@ def test_step_sizes_are_found_and_kept(key, tmp_path):
 def test_the_chain_of_each_family():
     from jebm import methods
 
-    training_chain = lambda config: methods.build(config).training_chain  # noqa: E731
+    chain = lambda config: methods.build(config).chain  # noqa: E731
     # the released EC-VAE: s = 1e-6 on E = f/τ; Hat EBM: ε = 5e-4 at T = 1e-8
-    ec = training_chain(methods.ECVAEConfig())
+    ec = chain(methods.ECVAEConfig())
     assert ec == (15, pytest.approx(5e-7), 1.0, None)
-    hat = training_chain(methods.HatEBMConfig())
+    hat = chain(methods.HatEBMConfig())
     assert hat == (50, pytest.approx(12.5), 1e-8, 2.5)
     assert 2 * hat.step_size * hat.temperature == pytest.approx(5e-4**2)
-    assert training_chain(methods.DenoisingEBMConfig()) is None
+    assert chain(methods.DenoisingEBMConfig()) is None
 
 
 def test_records_of_an_evaluation_can_be_written(key, tmp_path):

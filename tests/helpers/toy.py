@@ -14,7 +14,7 @@ from jebm import energy, mcmc, methods
 from jebm.config import Config, DataConfig, TrainingConfig
 from jebm.errors import check
 from jebm.mcmc import bank
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.methods.base import Method
 
 HIDDEN = 1024  # 64 x 1024 weights: the smallest array that is split over the fsdp axis
@@ -76,7 +76,7 @@ def build(config):
             "energy_data": data, "energy_negative": negative, "energy_gradient_norm": optax.tree.norm(gradients),
             "mismatch": jnp.sqrt(jnp.mean((state.params["mean"] - jnp.mean(batch, axis=0)) ** 2)),
         }  # fmt: skip
-        metrics |= watching.displacement(rows["x"], ends) | watching.gradient_norms(bound, batch, ends)
+        metrics |= diagnostics.displacement(rows["x"], ends) | diagnostics.gradient_norms(bound, batch, ends)
         new_bank = bank.replace(state.bank, indices, {"x": ends})
         return ToyState(optax.apply_updates(state.params, updates), optimizer_state, new_bank), metrics
 

@@ -169,8 +169,8 @@ def test_new_parameters_step_sizes_and_temperatures_retrace_nothing():
     kernels = [
         (jebm.langevin(bound([1.0, 2.0]), 0.1, 1.0), jebm.langevin(bound([3.0, 0.5]), 0.2, 0.6)),
         (
-            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_displacement=0.1, box=(-1.0, 2.0)),
-            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_displacement=0.2, box=(-2.0, 3.0)),
+            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_drift=0.1, box=(-1.0, 2.0)),
+            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_drift=0.2, box=(-2.0, 3.0)),
         ),
         (jebm.mala(bound([1.0, 2.0]), 0.1), jebm.mala(bound([3.0, 0.5]), 0.2, 0.6)),
     ]
@@ -272,11 +272,11 @@ def run_on(position, **options):
         (run_on(jnp.zeros(2), step_size=-0.1), "step_size must be at least 0, got -0.1"),
         (run_on(PAIR, step_size={"a": 0.1, "b": jnp.array([0.1, -0.1, 0.2])}), "must be at least 0"),
         (run_on(jnp.zeros(2), temperature=-1.0), "temperature must be at least 0"),
-        (run_on(jnp.zeros(2), max_displacement=0.0), "max_displacement must be above 0"),
+        (run_on(jnp.zeros(2), max_drift=0.0), "max_drift must be above 0"),
         (run_on(PAIR, step_size={"a": 0.1}), "one entry per leaf"),
         (run_on(PAIR, step_size={"a": 0.1, "b": jnp.full(2, 0.1)}), "one entry per leaf"),
         (run_on(jnp.zeros(2), step_size=jnp.full((3, 2), 0.1)), "one entry per leaf"),
-        (run_on(PAIR, max_displacement=[0.1, 0.2]), "one entry per leaf"),
+        (run_on(PAIR, max_drift=[0.1, 0.2]), "one entry per leaf"),
         (run_on(PAIR, blocks=("a", "c")), "blocks"),
         (run_on(jnp.zeros(2), blocks=("a",)), "blocks"),
         (run_on(PAIR, blocks=()), "blocks"),

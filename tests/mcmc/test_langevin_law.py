@@ -207,7 +207,7 @@ def test_clip_bounds_the_drift_of_each_leaf_of_each_example_and_leaves_its_direc
     energy = cases.joint_energy()
     bounds, step_size = {"a": 0.9, "b": np.inf}, 0.5
     noise = {"a": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
-    kernel = jebm.langevin(energy, step_size, 0.0, max_displacement=bounds, noise=noise)
+    kernel = jebm.langevin(energy, step_size, 0.0, max_drift=bounds, noise=noise)
     rng = np.random.default_rng(4)
     x = {
         "a": jnp.asarray(rng.normal(size=(64, 2)), jnp.float32),
@@ -226,8 +226,8 @@ def test_clip_bounds_the_drift_of_each_leaf_of_each_example_and_leaves_its_direc
 
 
 def test_clip_leaves_the_noise_alone():
-    kernel = jebm.langevin(cases.joint_energy(), 0.5, 0.6, max_displacement=0.01)
-    cold = jebm.langevin(cases.joint_energy(), 0.5, 0.0, max_displacement=0.01)
+    kernel = jebm.langevin(cases.joint_energy(), 0.5, 0.6, max_drift=0.01)
+    cold = jebm.langevin(cases.joint_energy(), 0.5, 0.0, max_drift=0.01)
     x = {"a": jnp.array([3.0, -1.0]), "b": jnp.array(2.0)}
     noise = {"a": jnp.array([10.0, -20.0]), "b": jnp.array(30.0)}
     hot_move, cold_move = (k.advance(noise, k.init(x))[0].position for k in (kernel, cold))
@@ -310,7 +310,7 @@ def test_blocks_with_schedules_bounds_boxes_and_an_annealed_energy_follow_the_re
     noise = {"y": rng.normal(size=(num_steps, 1, 1)), "z": rng.normal(size=(num_steps, 2))}
     kernel = jebm.langevin(
         jebm.energy.anneal(annealed_joint, *given), {name: table(values) for name, values in eta.items()},
-        table(temperatures), blocks=("z", "y"), max_displacement=bound, noise=noise,
+        table(temperatures), blocks=("z", "y"), max_drift=bound, noise=noise,
         box=tuple({name: box[name][side] for name in box} for side in (0, 1)),
     )  # fmt: skip
     start = {"z": jnp.array([0.7, 1.1]), "y": jnp.full((1, 1), -1.0)}

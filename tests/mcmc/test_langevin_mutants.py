@@ -107,9 +107,9 @@ def replaced(case, **changes):
 @pytest.mark.parametrize("h", [0.1, 1.0])
 def test_a_silent_clip_or_box_is_seen(h):
     case = cases.vector(h, 0.6, NUM_STEPS)
-    accept(case.test(replaced(case, max_displacement=100.0, box=(-100.0, 100.0))))
-    reject(case.test(replaced(case, max_displacement=1.5 * h / cases.LARGEST, box=(-100.0, 100.0))))
-    reject(case.test(replaced(case, max_displacement=100.0, box=(-0.8, 0.8))))
+    accept(case.test(replaced(case, max_drift=100.0, box=(-100.0, 100.0))))
+    reject(case.test(replaced(case, max_drift=1.5 * h / cases.LARGEST, box=(-100.0, 100.0))))
+    reject(case.test(replaced(case, max_drift=100.0, box=(-0.8, 0.8))))
 
 
 def test_faults_of_alternating_blocks_are_seen():

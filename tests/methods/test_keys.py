@@ -22,7 +22,7 @@ from helpers import families as tiny_families
 from jebm import evaluation, mcmc, methods, restoration
 from jebm.data import Source, to_float
 from jebm.evaluation import measurements as measure
-from jebm.methods.base import Method, TrainingChain
+from jebm.methods.base import Chain, Method
 from jebm.metrics import annealed_importance as ais
 from jebm.restoration import tasks
 from jebm.restoration.files import restore_files
@@ -233,6 +233,6 @@ def test_all_measurements_together(ledger, monkeypatch):
     source = Source("noise", images, images[::-1], None, None, None, "0" * 16)
     evaluation.evaluate(
         method, (), source, KEY(), n=30, protocol={}, metrics=measure.METRICS, batch_size=12, features=pixels,
-        chain=TrainingChain(2, 0.01, 1.0),
+        chain=Chain(2, 0.01, 1.0),
     )  # fmt: skip
     accept(ledger)

@@ -14,7 +14,7 @@ MUTANTS = (
          "the regularisation's sign"),
         ("return total + config.denoising_weight * sum(", "return total + sum(", "the denoising weight ignored"),
         ("state.average, 1.0 - decay)", "state.average, decay)", "the average's weights swapped"),
-        ("jnp.minimum(config.average_decay, (1.0", "jnp.maximum(config.average_decay, (1.0",
+        ("jnp.minimum(config.ema_decay, (1.0", "jnp.maximum(config.ema_decay, (1.0",
          "no warm-up of the average"),
         ("optax.linear_schedule(0.0, config.learning_rate,", "optax.linear_schedule(config.learning_rate, 0.0,",
          "the rate falls to 0"),

@@ -144,7 +144,7 @@ MUTANTS = (
         ("np.square(moved).sum(1).mean()", "np.square(moved).mean(1).mean()", "the mean over features"),
         ("positions = last.position\n", "last.position\n", "every piece starts anew"),
         ("chain.step_size, chain.temperature", "chain.step_size, 1.0", "chains at T = 1"),
-        (", max_displacement=chain.max_displacement", "", "the bound forgotten"),
+        (", max_drift=chain.max_drift", "", "the bound forgotten"),
     ),
     *of(
         "jebm/evaluation/step_sizes.py", ("tests/evaluation/test_measurements.py::test_step_sizes_are_found_and_kept",),

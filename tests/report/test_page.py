@@ -19,7 +19,7 @@ from jebm import cli, data, methods
 from jebm.config import Config, DataConfig
 from jebm.evaluation import Record, write_record
 from jebm.images import save_png
-from jebm.methods.base import TrainingChain
+from jebm.methods.base import Chain
 from jebm.report import page as report
 from jebm.report import plots as pictures
 from jebm.report.film import MOVES, NUM_FRAMES, NoFilm, movement, walk
@@ -173,10 +173,10 @@ def test_what_does_not_move_is_no_film(directory, tmp_path):
 
 def chain_run(tmp_path, energy, step_size, num_steps=10, temperature=0.0):
     """A run of two pixels that starts at 0 and walks on an energy."""
-    chain = TrainingChain(num_steps, step_size, temperature, None)
+    chain = Chain(num_steps, step_size, temperature, None)
     generate = lambda key, state, n: jnp.zeros((n, 1, 2, 1))  # noqa: E731
     method = SimpleNamespace(
-        training_chain=chain, generate=generate, energy=lambda state, x: jax.vmap(energy)(x),
+        chain=chain, generate=generate, energy=lambda state, x: jax.vmap(energy)(x),
     )  # fmt: skip
     config = SimpleNamespace(evaluation=SimpleNamespace(seed=0), method=SimpleNamespace(weights="raw"))
     return SimpleNamespace(directory=RunDirectory(tmp_path), config=config, method=method, state=jnp.zeros(()), step=3)

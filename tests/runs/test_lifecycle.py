@@ -151,7 +151,7 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     page = (run / "report.html").read_text()
     for text in ("4 of 4", "frechet_distance", "data:image/png;base64,", "data:image/svg+xml;base64,"):
         assert text in page
-    assert ("data:image/gif;base64," in page) == (loaded.method.training_chain is not None and not still)
+    assert ("data:image/gif;base64," in page) == (loaded.method.chain is not None and not still)
 
 
 def killed():

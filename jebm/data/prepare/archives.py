@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jebm.data.load import check_name, load
+from jebm.data.named import check_name, load
 from jebm.data.prepare.catalogue import CATALOGUE, Download, Entry
 from jebm.data.prepare.originals import READERS, Examples, Original
 from jebm.data.preprocessing import resize_source

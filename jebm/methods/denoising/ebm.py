@@ -40,7 +40,7 @@ from jebm.energy import Generator
 from jebm.errors import ConfigError
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.methods.base import Method, Metrics
 from jebm.methods.denoising import chains as chains
 from jebm.methods.denoising import energies as parts
@@ -107,7 +107,7 @@ def initialize(config: DenoisingEBMConfig, key: Array, batch: Array) -> Denoisin
 
 def _initial_bank(config: DenoisingEBMConfig, key: Array, batch_size: int) -> Bank:
     """Noise at every level's row: the first draws are as far from the data as a chain can start."""
-    size = bank.rounded_size(config.bank_size * config.semantic_levels, batch_size)
+    size = bank.divisible_size(config.bank_size * config.semantic_levels, batch_size)
     shape = (config.latent_size,) if config.semantic_chain == "latent" else config.image_shape
     x = jax.random.normal(key, (size, *shape))
     if config.semantic_chain == "pixel":
@@ -241,11 +241,11 @@ def update(
         updates, optimizer_state[name] = optimizer(config).update(gradient, state.optimizer[name], state.params[name])
         params[name] = optax.apply_updates(state.params[name], updates)
         metrics[f"{name}_gradient_norm"] = optax.tree.norm(gradient)
-    decay = jnp.minimum(config.average_decay, (1.0 + state.step) / (10.0 + state.step))
+    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     metrics |= {"energy_gap": metrics["energy_data"] - metrics["energy_negative"]}
-    metrics |= watching.displacement(rows.starts, rows.negatives)
+    metrics |= diagnostics.displacement(rows.starts, rows.negatives)
     semantic = semantic_function(config, state.params)
-    metrics |= watching.gradient_norms(semantic, rows.positives, rows.negatives, rows.sigmas)
+    metrics |= diagnostics.gradient_norms(semantic, rows.positives, rows.negatives, rows.sigmas)
     if rows.bank is not None:
         metrics["bank_age"] = rows.bank.ages.astype(jnp.float32).mean()
     new = DenoisingEBMState(

@@ -26,11 +26,11 @@ from jax.tree_util import Partial
 from jebm import mcmc
 from jebm.energy import Annealed, Energy, anneal, at_step, value
 from jebm.errors import check
-from jebm.methods.base import TrainingChain
+from jebm.methods.base import Chain
 
 __all__ = [
     "CalibrationConfig", "calibrate", "calibration_kernel", "calibration_loss", "dual_step", "hinge",
-    "hinged_distance", "noise_floor", "tolerance", "training_chain",
+    "hinged_distance", "noise_floor", "tolerance", "chain",
 ]  # fmt: skip
 
 
@@ -75,9 +75,9 @@ class CalibrationConfig:
         )  # fmt: skip
 
 
-def training_chain(config: CalibrationConfig) -> TrainingChain:
+def chain(config: CalibrationConfig) -> Chain:
     """Step s on ``E = f/τ``, without the conditional term."""
-    return TrainingChain(config.num_steps, mcmc.from_half_step(config.step_size), 1.0)
+    return Chain(config.num_steps, mcmc.from_half_step(config.step_size), 1.0)
 
 
 def noise_floor(config: CalibrationConfig, dimension: int) -> float:

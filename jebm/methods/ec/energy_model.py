@@ -23,7 +23,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm.energy import Energy
 from jebm.methods.base import Metrics
-from jebm.methods.maximum_likelihood import contrast
+from jebm.methods.maximum_likelihood import contrastive_loss
 from jebm.networks import spectral_norm
 
 __all__ = ["EnergyModel", "EnergyState"]
@@ -95,7 +95,7 @@ class EnergyModel:
         def loss(params: Any) -> tuple[Array, tuple[Array, Array]]:
             normalized = self._normalized(params, state.spectral)
             on_data, on_negatives = (self._apply(normalized, x) for x in (data, negatives))
-            loss = contrast(on_data, on_negatives, temperature)
+            loss = contrastive_loss(on_data, on_negatives, temperature)
             return loss, (jnp.mean(on_data), jnp.mean(on_negatives))
 
         gradients, (on_data, on_negatives) = jax.grad(loss, has_aux=True)(state.params)

@@ -25,7 +25,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm import mcmc
 from jebm.errors import ConfigError, check
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.methods.base import Method, Metrics
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
@@ -55,7 +55,7 @@ class ECFlowConfig:
         flow_learning_rate: Adam's, for the flow.
         energy_learning_rate: Adam's, for the energy.
         gradient_clip: bound on the norm of the flow's gradient.
-        average_decay: of the moving average of the flow that generates and scores; at step t at most
+        ema_decay: of the moving average of the flow that generates and scores; at step t at most
             (1 + t)/(10 + t).
         calibration: the chain and the constraint; the calibrated samples are always the energy's negatives
             too, whatever ``reuse_negatives`` says. λ starts at 0.05 and stays below 0.1 [ours]: it weighs C against
@@ -76,14 +76,14 @@ class ECFlowConfig:
     flow_learning_rate: float = 1e-3
     energy_learning_rate: float = 1e-4
     gradient_clip: float = 1.0
-    average_decay: float = 0.999
+    ema_decay: float = 0.999
     calibration: CalibrationConfig = CalibrationConfig(dual_initial=0.05, dual_max=0.1)
 
     def __post_init__(self) -> None:
         check(
             self, image_size=">=1", channels=">=1", num_scales=">=1", num_steps=">=1", width=">=1", clamp=">0",
             alpha=">0", likelihood_tolerance=">=0", energy_head_width=">=1", flow_learning_rate=">0",
-            energy_learning_rate=">0", gradient_clip=">0", average_decay="in [0, 1)",
+            energy_learning_rate=">0", gradient_clip=">0", ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size % 2**self.num_scales:
             raise ConfigError(
@@ -217,9 +217,9 @@ def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) 
     updates, optimizer = _optimizer(config).update(gradients, state.optimizer, state.flow)
     flow = optax.apply_updates(state.flow, updates)
     energy, metrics = model.step(energy, images, calibrated, settings.temperature)
-    metrics |= watching.gradient_norms(head, images, calibrated) | watching.saturation(calibrated)
+    metrics |= diagnostics.gradient_norms(head, images, calibrated) | diagnostics.saturation(calibrated)
     count = optax.tree.get(state.optimizer, "count")
-    decay = jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
+    decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
     bound = settings
     if config.variant == "likelihood":
         bound = dataclasses.replace(settings, tolerance=config.likelihood_tolerance)
@@ -294,5 +294,5 @@ def build(config: ECFlowConfig) -> Method:
         reconstruct=bind(reconstruct),
         scores=bind(scores),
         parameters=lambda state: {"flow": state.flow, "energy": state.energy.params},
-        training_chain=calibration.training_chain(config.calibration),
+        chain=calibration.chain(config.calibration),
     )

@@ -20,7 +20,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm import mcmc
 from jebm.errors import ConfigError, check
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.methods.base import Method, Metrics
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
@@ -50,7 +50,7 @@ class ECGANConfig:
         head_width: hidden units of the heads of both.
         learning_rate: Adam's, of generator and discriminator.
         energy_learning_rate: Adam's, of the energy.
-        average_decay: of the moving average of the generator; at step t at most (1 + t)/(10 + t).
+        ema_decay: of the moving average of the generator; at step t at most (1 + t)/(10 + t).
         calibration: the chain and the constraint; the calibrated samples are always the energy's negatives
             too, whatever ``reuse_negatives`` says.
     """
@@ -64,13 +64,13 @@ class ECGANConfig:
     head_width: int = 128
     learning_rate: float = 2e-4
     energy_learning_rate: float = 1e-4
-    average_decay: float = 0.999
+    ema_decay: float = 0.999
     calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
 
     def __post_init__(self) -> None:
         check(
             self, channels=">=1", latent_size=">=1", generator_width=">=1", head_width=">=1", learning_rate=">0",
-            energy_learning_rate=">0", average_decay="in [0, 1)",
+            energy_learning_rate=">0", ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in (8, 16, 32, 64):
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be 8, 16, 32 or 64")
@@ -176,9 +176,9 @@ def update(config: ECGANConfig, key: Array, state: ECGANState, images: Array) ->
     )
     head = model.head(energy)
     energy, metrics = model.step(energy, images, calibrated, settings.temperature)
-    metrics |= watching.gradient_norms(head, images, calibrated) | watching.saturation(calibrated)
+    metrics |= diagnostics.gradient_norms(head, images, calibrated) | diagnostics.saturation(calibrated)
     count = optax.tree.get(state.optimizer, "count")
-    decay = jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
+    decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
     new_state = ECGANState(
         generator=generator,
         spectral=spectral,
@@ -246,5 +246,5 @@ def build(config: ECGANConfig) -> Method:
         parameters=lambda state: {
             "generator": state.generator, "discriminator": state.discriminator.params, "energy": state.energy.params,
         },
-        training_chain=calibration.training_chain(config.calibration),
+        chain=calibration.chain(config.calibration),
     )  # fmt: skip

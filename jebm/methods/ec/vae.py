@@ -33,16 +33,15 @@ from jebm import energy as energies
 from jebm import losses, mcmc, sharding
 from jebm.energy import Annealed, Energy
 from jebm.errors import ConfigError, check
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.methods.base import Method, Metrics
-from jebm.methods.ec import calibration
-from jebm.methods.ec import posterior as posterior_calibration
+from jebm.methods.ec import calibration, posterior
 from jebm.methods.ec.calibration import CalibrationConfig
 from jebm.methods.ec.energy_networks import MSResNet, ResNet
 from jebm.methods.ec.posterior import PosteriorCalibrationConfig
 from jebm.methods.ec.vae_networks import Decoder, Encoder
 from jebm.methods.ec.vae_networks_256 import Encoder256, Generator256
-from jebm.methods.maximum_likelihood import contrast
+from jebm.methods.maximum_likelihood import contrastive_loss
 from jebm.networks import spectral_norm
 from jebm.networks.normalization import BatchNorm
 
@@ -73,10 +72,10 @@ class ECVAEConfig:
         reconstruction: reconstruction loss, a name of `jebm.losses`.
         vae_learning_rate: Adam's, for encoder and decoder.
         energy_learning_rate: Adam's, for the energy.
-        energy_regularization: α of `contrast.contrast` [ours, a stabiliser; the released code has none].
+        energy_regularization: α of `contrastive_loss` [ours, a stabiliser; the released code has none].
         b1: Adam's first moment decay, both.
         b2: Adam's second moment decay, both.
-        average_decay: of the exponential moving average of encoder and decoder that generates [ours; the released
+        ema_decay: of the exponential moving average of encoder and decoder that generates [ours; the released
             code has the class and does not use it]; at step t at most (1 + t)/(10 + t).
         calibration: the chain and the constraint.
         calibrated_posterior: calibrate the encoder's samples too [inferred]; needs the squared error and β > 0, which
@@ -104,7 +103,7 @@ class ECVAEConfig:
     energy_regularization: float = 0.0
     b1: float = 0.0
     b2: float = 0.9
-    average_decay: float = 0.999
+    ema_decay: float = 0.999
     calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
     calibrated_posterior: bool = False
     posterior: PosteriorCalibrationConfig = dataclasses.field(default_factory=PosteriorCalibrationConfig)
@@ -115,7 +114,7 @@ class ECVAEConfig:
         check(
             self, channels=">=1", latent_size=">=1", encoder_width=">=1", decoder_width=">=1", energy_head_width=">=1",
             kl_weight=">=0", vae_learning_rate=">0", energy_learning_rate=">0", energy_regularization=">=0",
-            b1="in [0, 1)", b2="in [0, 1)", average_decay="in [0, 1)",
+            b1="in [0, 1)", b2="in [0, 1)", ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in (8, 16, 32, 64, 256):
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be 8, 16, 32, 64 or 256")
@@ -331,14 +330,14 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
     def energy_loss(params: Tree) -> tuple[Array, Any]:
         on_data, u = _head_values(config, nets, params, energy_spectral, images)
         on_negatives, u = _head_values(config, nets, params, u, negatives)
-        loss = contrast(on_data, on_negatives, tau, config.energy_regularization)
+        loss = contrastive_loss(on_data, on_negatives, tau, config.energy_regularization)
         return loss, (on_data, on_negatives, u)
 
     energy_gradients, (on_data, on_negatives, energy_spectral) = jax.grad(energy_loss, has_aux=True)(state.energy)
     updates, energy_optimizer_state = energy_optimizer.update(energy_gradients, state.energy_optimizer, state.energy)
     dual = calibration.dual_step(dual, terms["calibration"], settings, dimension)
     if config.calibrated_posterior:
-        posterior_dual = posterior_calibration.posterior_dual_step(
+        posterior_dual = posterior.posterior_dual_step(
             posterior_dual, terms["posterior_calibration"], config.posterior, config.latent_size
         )
         terms["posterior_dual"] = posterior_dual
@@ -361,15 +360,15 @@ def iterate(config: ECVAEConfig, draws: Draws, state: ECVAEState, images: Array)
         "energy_gradient_norm": tau * optax.tree.norm(energy_gradients),
         "chain_displacement": jnp.sqrt(terms["calibration"] / dimension),
     }
-    metrics |= watching.gradient_norms(energies.at_step(head, jnp.zeros((), jnp.int32)), images, negatives)
-    metrics |= watching.saturation(negatives)
+    metrics |= diagnostics.gradient_norms(energies.at_step(head, jnp.zeros((), jnp.int32)), images, negatives)
+    metrics |= diagnostics.saturation(negatives)
     return new_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
 
 
 def _decay(config: ECVAEConfig, state: ECVAEState) -> Array:
     """The average's decay, rising to the configured one so that the first weights are soon forgotten."""
     count = optax.tree.get(state.vae_optimizer, "count")
-    return jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
+    return jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
 
 
 def kl_divergence(mu: Array, logvar: Array) -> Array:
@@ -402,10 +401,8 @@ def _posterior_distance(
 ) -> Array:
     assert draws.posterior_key is not None
     variance = 0.5 * config.kl_weight
-    calibrated = posterior_calibration.calibrate_posterior(
-        draws.posterior_key, decoder, images, z, variance, config.posterior
-    )
-    return posterior_calibration.posterior_loss(calibrated, z)
+    calibrated = posterior.calibrate_posterior(draws.posterior_key, decoder, images, z, variance, config.posterior)
+    return posterior.posterior_loss(calibrated, z)
 
 
 def _decoder_of_batch(nets: Networks, vae: Tree, before: Tree, after: Tree, spectral: Tree) -> energies.Generator:
@@ -451,7 +448,7 @@ def _head_values(
     return cast(Array, nets.energy.apply({"params": _normalized(params, spectral)}, images)), spectral
 
 
-def standing_decoder(config: ECVAEConfig, state: ECVAEState) -> energies.Generator:
+def generator_of(config: ECVAEConfig, state: ECVAEState) -> energies.Generator:
     """The decoder that generates: averaged weights, batch statistics of a fixed set of prior latents.
 
     Returns:
@@ -470,7 +467,7 @@ def standing_decoder(config: ECVAEConfig, state: ECVAEState) -> energies.Generat
 def generate(config: ECVAEConfig, key: Array, state: ECVAEState, n: int) -> Array:
     """``n`` samples G(z), z ~ N(0, I): one pass of the decoder, no chain."""
     z = jax.vmap(lambda k: jax.random.normal(k, (config.latent_size,)))(mcmc.chain_keys(key, n))
-    return standing_decoder(config, state)(z)
+    return generator_of(config, state)(z)
 
 
 def reconstruct(config: ECVAEConfig, key: Array, state: ECVAEState, images: Array) -> Array:
@@ -504,7 +501,7 @@ def scores(config: ECVAEConfig, key: Array, state: ECVAEState, images: Array) ->
     distance = calibration.calibration_loss(calibrated, generated)
     (mu, logvar), decode = _posterior(config, state, images)
     z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.fold_in(key, 2), mu.shape)
-    bound = posterior_calibration.evidence_bound(images, decode(z), mu, logvar, 0.5 * config.kl_weight)
+    bound = posterior.evidence_bound(images, decode(z), mu, logvar, 0.5 * config.kl_weight)
     f = lambda x: jnp.mean(jax.vmap(head)(x))  # noqa: E731
     return {
         "calibration_distance": distance,
@@ -539,5 +536,5 @@ def build(config: ECVAEConfig) -> Method:
         reconstruct=functools.partial(reconstruct, config),
         scores=functools.partial(scores, config),
         parameters=lambda state: {**state.vae, "energy": state.energy},
-        training_chain=calibration.training_chain(config.calibration),
+        chain=calibration.chain(config.calibration),
     )

@@ -20,7 +20,7 @@ from jebm import mcmc
 from jebm.energy import Generator, bind
 from jebm.errors import ConfigError, check
 from jebm.methods.base import Method, Metrics
-from jebm.methods.hat import keras as keras_optimizers
+from jebm.methods.hat import keras
 from jebm.methods.hat.networks import IMAGE_SIZES, HatDecoder, HatEncoder, code_shape
 
 __all__ = ["HatAutoencoderConfig", "HatAutoencoderState", "build", "decoder", "initialize", "iterate", "loss"]
@@ -40,7 +40,7 @@ class HatAutoencoderConfig:
         latent_noise: standard deviation of the noise on codes in training.
         loss_scale: factor of the mean squared error.
         learning_rate: rows (learning rate, first update), of Adam.
-        average_decay: of the moving average, kept beside as in the released code.
+        ema_decay: of the moving average, kept beside as in the released code.
         weights: which weights generate and reconstruct: ``"raw"``, or their ``"average"``.
         dtype: in which the networks compute; parameters and codes stay float32.
     """
@@ -52,18 +52,18 @@ class HatAutoencoderConfig:
     latent_noise: float = 0.02
     loss_scale: float = 1000.0
     learning_rate: tuple[tuple[float, int], ...] = ((1e-4, 0),)
-    average_decay: float = 0.9999
+    ema_decay: float = 0.9999
     weights: Literal["raw", "average"] = "raw"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         check(
             self, channels=">=1", width=">=1", output_scale=">0", latent_noise=">=0", loss_scale=">0",
-            average_decay="in [0, 1)",
+            ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in IMAGE_SIZES:
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be one of {IMAGE_SIZES}")
-        keras_optimizers.check_steps("learning_rate", self.learning_rate)
+        keras.check_steps("learning_rate", self.learning_rate)
 
 
 class HatAutoencoderState(NamedTuple):
@@ -105,7 +105,7 @@ def initialize(config: HatAutoencoderConfig, key: Array, batch: Array) -> HatAut
     decoding = decoder.init(decoder_key, jnp.zeros(code_shape(config.image_size)))
     params = {"encoder": encoder.init(encoder_key, jnp.zeros(shape))["params"], "decoder": decoding["params"]}
     average = jax.tree.map(jnp.array, params)
-    optimizer = keras_optimizers.adam(config.learning_rate)
+    optimizer = keras.adam(config.learning_rate)
     return HatAutoencoderState(params, decoding["batch_stats"], average, optimizer.init(params))
 
 
@@ -124,9 +124,9 @@ def iterate(
 ) -> tuple[HatAutoencoderState, Metrics]:
     """One Adam step of encoder and decoder on `loss`."""
     value, gradients = jax.value_and_grad(lambda p: loss(config, p, state.batch_stats, images, noise))(state.params)
-    updates, optimizer = keras_optimizers.adam(config.learning_rate).update(gradients, state.optimizer, state.params)
+    updates, optimizer = keras.adam(config.learning_rate).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = optax.incremental_update(params, state.average, 1.0 - config.average_decay)
+    average = optax.incremental_update(params, state.average, 1.0 - config.ema_decay)
     metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
     return HatAutoencoderState(params, state.batch_stats, average, optimizer), metrics
 

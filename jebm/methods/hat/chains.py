@@ -48,7 +48,7 @@ class ChainConfig:
         latent_noise_scale: ε_z; 0 keeps z where it starts (a conditional chain).
         residual_precision: τ.
         latent_prior: add ½‖z‖², which the released code does not.
-        max_displacement: M, or None for no bound. *Changes the law sampled* where it bites.
+        max_drift: M, or None for no bound. *Changes the law sampled* where it bites.
         residual_start_scale: standard deviation of y at the start.
     """
 
@@ -57,13 +57,13 @@ class ChainConfig:
     latent_noise_scale: float = 0.0
     residual_precision: float = 0.0
     latent_prior: bool = False
-    max_displacement: float | None = 2.5
+    max_drift: float | None = 2.5
     residual_start_scale: float = 0.0
 
     def __post_init__(self) -> None:
         check(
             self, num_steps=">=0", noise_scale=">=0", latent_noise_scale=">=0", residual_precision=">=0",
-            max_displacement=">0", residual_start_scale=">=0",
+            max_drift=">0", residual_start_scale=">=0",
         )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def conditional_kernel(
     """
     energy = bind(_conditional_energy, as_pytree(hat), image, temperature * config.residual_precision)
     step_size = mcmc.from_noise_scale(config.noise_scale, temperature)
-    return mcmc.langevin(energy, step_size, temperature, max_displacement=config.max_displacement, noise=noise)
+    return mcmc.langevin(energy, step_size, temperature, max_drift=config.max_drift, noise=noise)
 
 
 def _conditional_energy(hat: Energy, image: Array, weight: Array, y: Array) -> Array:
@@ -114,7 +114,7 @@ def _conditional_energy(hat: Energy, image: Array, weight: Array, y: Array) -> A
 def conditional_drift(gradient_norm: Array, config: ChainConfig, temperature: float) -> Array:
     """The length of the drift that a gradient of this norm gives y, after the bound."""
     drift = mcmc.from_noise_scale(config.noise_scale, temperature) * gradient_norm
-    return drift if config.max_displacement is None else jnp.minimum(drift, config.max_displacement)
+    return drift if config.max_drift is None else jnp.minimum(drift, config.max_drift)
 
 
 class JointState(NamedTuple):
@@ -160,7 +160,7 @@ class JointKernel:
     latent_noise_scale: float
     residual_precision: float
     prior_precision: float
-    max_displacement: float
+    max_drift: float
     temperature: float
     noise: PyTree
 
@@ -182,7 +182,7 @@ class JointKernel:
         slope = jax.grad(lambda x: value(self.hat, x))(generated + y)
         slope += 2.0 * temperature * self.residual_precision * y
         drift = mcmc.from_noise_scale(self.noise_scale, temperature) * slope
-        drift *= jnp.minimum(1.0, self.max_displacement / optax.tree.norm(drift))
+        drift *= jnp.minimum(1.0, self.max_drift / optax.tree.norm(drift))
         y = y - drift + self.noise_scale * noise["y"]
         moved = self._state({"z": z, "y": y}, generated, pullback, state.step + 1)
         return moved, JointInfo(moved.energy, optax.tree.norm(drift), optax.tree.norm(latent_drift))
@@ -208,7 +208,7 @@ def joint_kernel(
         temperature: T.
         noise: standard normals drawn in advance, as the position with a leading step axis, or None.
     """
-    bound = jnp.inf if config.max_displacement is None else config.max_displacement
+    bound = jnp.inf if config.max_drift is None else config.max_drift
     return JointKernel(
         as_pytree(hat), as_pytree(generator), config.noise_scale, config.latent_noise_scale, config.residual_precision,
         float(config.latent_prior), bound, temperature, noise,

@@ -35,12 +35,12 @@ from jebm.energy import Energy, Generator, PyTree, bind
 from jebm.errors import ConfigError, check
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
-from jebm.methods import diagnostics as watching
-from jebm.methods.base import Method, Metrics, TrainingChain
-from jebm.methods.hat import keras as keras_optimizers
+from jebm.methods import diagnostics
+from jebm.methods.base import Chain, Method, Metrics
+from jebm.methods.hat import keras
 from jebm.methods.hat.chains import ChainConfig, Samples, as_pytree, run_chains
 from jebm.methods.hat.networks import IMAGE_SIZES, HatDecoder, HatEnergy, HatGenerator, code_shape
-from jebm.methods.maximum_likelihood import contrast
+from jebm.methods.maximum_likelihood import contrastive_loss
 
 __all__ = [
     "Base", "ChainConfig", "Draws", "HatEBMConfig", "HatEBMState", "base_generator", "build", "draw", "energy_loss",
@@ -72,12 +72,12 @@ class HatEBMConfig:
         energy_learning_rate: rows (learning rate, first update), of the hat's Adam.
         generator_learning_rate: likewise of the generator.
         energy_gradient_clip: bound on the norm of each tensor of the hat's gradient, with its factor 1/T; or None.
-        energy_regularization: α of `contrast.contrast` [ours, a stabiliser; the released code has none].
+        energy_regularization: α of `contrastive_loss` [ours, a stabiliser; the released code has none].
         data_noise: standard deviation of the noise on data.
         generator_loss_scale: factor of the generator's mean squared error.
         bank_size: rows, rounded down to a multiple of the batch.
-        energy_average_decay: of the hat's moving average.
-        generator_average_decay: of the generator's.
+        energy_ema_decay: of the hat's moving average.
+        generator_ema_decay: of the generator's.
         weights: which weights generate and score: ``"raw"``, or their ``"average"``.
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
         rematerialize: gradients of the energy compute each residual block again instead of keeping its inside: less
@@ -94,7 +94,7 @@ class HatEBMConfig:
     generator: str = ""
     temperature: float = 1e-8
     chain: ChainConfig = ChainConfig()
-    test_chain: ChainConfig = ChainConfig(num_steps=125, max_displacement=None, residual_start_scale=0.01)
+    test_chain: ChainConfig = ChainConfig(num_steps=125, max_drift=None, residual_start_scale=0.01)
     energy_learning_rate: Rates = ((1e-4, 0),)
     generator_learning_rate: Rates = ((1e-4, 0),)
     energy_gradient_clip: float | None = None
@@ -102,8 +102,8 @@ class HatEBMConfig:
     data_noise: float = 1e-3
     generator_loss_scale: float = 1000.0
     bank_size: int = 10_000
-    energy_average_decay: float = 0.9999
-    generator_average_decay: float = 0.9999
+    energy_ema_decay: float = 0.9999
+    generator_ema_decay: float = 0.9999
     weights: Literal["raw", "average"] = "raw"
     dtype: Literal["float32", "bfloat16"] = "float32"
     rematerialize: bool = False
@@ -112,12 +112,12 @@ class HatEBMConfig:
         check(
             self, channels=">=1", latent_size=">=1", energy_width=">=1", generator_width=">=1", output_scale=">0",
             temperature=">0", energy_gradient_clip=">0", data_noise=">=0", generator_loss_scale=">0", bank_size=">=1",
-            energy_regularization=">=0", energy_average_decay="in [0, 1)", generator_average_decay="in [0, 1)",
+            energy_regularization=">=0", energy_ema_decay="in [0, 1)", generator_ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in IMAGE_SIZES:
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be one of {IMAGE_SIZES}")
-        keras_optimizers.check_steps("energy_learning_rate", self.energy_learning_rate)
-        keras_optimizers.check_steps("generator_learning_rate", self.generator_learning_rate)
+        keras.check_steps("energy_learning_rate", self.energy_learning_rate)
+        keras.check_steps("generator_learning_rate", self.generator_learning_rate)
         joint = self.application != "synthesis"
         for name, chain in (("chain", self.chain), ("test_chain", self.test_chain)):
             if (chain.latent_noise_scale > 0) != joint:
@@ -204,7 +204,7 @@ def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> 
     """
     if generator is None:
         if config.generator not in ("", "network"):
-            raise ConfigError(f"generator={config.generator!r}: take that run itself (jebm.runs.load.build loads it)")
+            raise ConfigError(f"generator={config.generator!r}: take that run itself (jebm.runs.run.build loads it)")
         c, dtype = config, jnp.dtype(config.dtype)
         module: nn.Module
         if config.application == "retrofit":
@@ -275,7 +275,7 @@ def _check_generator(config: HatEBMConfig, base: Base, variables: PyTree) -> Non
 
 
 def _initial_bank(config: HatEBMConfig, base: Base, variables: PyTree, key: Array, batch_size: int) -> Bank:
-    size = bank.rounded_size(config.bank_size, batch_size)
+    size = bank.divisible_size(config.bank_size, batch_size)
     z = jax.random.normal(key, (size, *_latent_shape(config)))
     in_batches = z.reshape(-1, batch_size, *z.shape[1:])
     images = jax.lax.map(jax.vmap(functools.partial(base.apply, variables)), in_batches)
@@ -284,10 +284,10 @@ def _initial_bank(config: HatEBMConfig, base: Base, variables: PyTree, key: Arra
 
 def optimizers(config: HatEBMConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Keras's Adam of the hat, behind the clip where there is one, and of the generator."""
-    energy = keras_optimizers.adam(config.energy_learning_rate)
+    energy = keras.adam(config.energy_learning_rate)
     if config.energy_gradient_clip is not None:
-        energy = optax.chain(keras_optimizers.clip_each_tensor(config.energy_gradient_clip), energy)
-    return energy, keras_optimizers.adam(config.generator_learning_rate)
+        energy = optax.chain(keras.clip_each_tensor(config.energy_gradient_clip), energy)
+    return energy, keras.adam(config.generator_learning_rate)
 
 
 def draw(config: HatEBMConfig, key: Array, state: HatEBMState, batch: Array) -> Draws:
@@ -315,8 +315,8 @@ def iterate(
     )  # fmt: skip
     data = images + config.data_noise * draws.data
     state, metrics = update_energy(config, state, data, samples.image)
-    metrics |= _chain_metrics(samples) | watching.saturation(samples.image)
-    metrics |= watching.gradient_norms(hat, data, samples.image)
+    metrics |= _chain_metrics(samples) | diagnostics.saturation(samples.image)
+    metrics |= diagnostics.gradient_norms(hat, data, samples.image)
     if state.bank is not None:
         assert draws.indices is not None
         pairs = bank.read(state.bank, draws.indices)
@@ -340,8 +340,8 @@ def _chain_metrics(samples: Samples) -> Metrics:
 def energy_loss(config: HatEBMConfig, params: Tree, data: Array, samples: Array) -> tuple[Array, Metrics]:
     """``L = (mean H(x⁺) - mean H(x⁻))/T``, with its regularisation if any, and the two means."""
     on_data, on_samples = (cast(Array, hat_network(config).apply({"params": params}, x)) for x in (data, samples))
-    loss = contrast(on_data, on_samples, config.temperature, config.energy_regularization)
-    return loss, {"energy_loss": loss, "energy_data": jnp.mean(on_data), "energy_sample": jnp.mean(on_samples)}
+    loss = contrastive_loss(on_data, on_samples, config.temperature, config.energy_regularization)
+    return loss, {"energy_loss": loss, "energy_data": jnp.mean(on_data), "energy_negative": jnp.mean(on_samples)}
 
 
 def update_energy(config: HatEBMConfig, state: HatEBMState, data: Array, samples: Array) -> tuple[HatEBMState, Metrics]:
@@ -350,7 +350,7 @@ def update_energy(config: HatEBMConfig, state: HatEBMState, data: Array, samples
     gradients, metrics = jax.grad(functools.partial(energy_loss, config), has_aux=True)(state.energy, data, samples)
     updates, optimizer_state = optimizer.update(gradients, state.energy_optimizer, state.energy)
     energy = optax.apply_updates(state.energy, updates)
-    average = optax.incremental_update(energy, state.energy_average, 1.0 - config.energy_average_decay)
+    average = optax.incremental_update(energy, state.energy_average, 1.0 - config.energy_ema_decay)
     metrics["energy_gradient_norm"] = config.temperature * optax.tree.norm(gradients)
     return state._replace(energy=energy, energy_average=average, energy_optimizer=optimizer_state), metrics
 
@@ -373,9 +373,7 @@ def update_generator(
     params = optax.apply_updates(params, updates)
     state = state._replace(
         generator={**state.generator, "params": params},
-        generator_average=optax.incremental_update(
-            params, state.generator_average, 1.0 - config.generator_average_decay
-        ),
+        generator_average=optax.incremental_update(params, state.generator_average, 1.0 - config.generator_ema_decay),
         generator_optimizer=optimizer_state,
     )
     return state, loss
@@ -476,14 +474,14 @@ def build(config: HatEBMConfig, generator: Generator | None = None) -> Method:
             "generator": state.generator["params"] if isinstance(state.generator, Mapping) else state.generator,
         },
         evaluations_per_image=_evaluations(config),
-        training_chain=training_chain(config),
+        chain=chain(config),
     )
 
 
-def training_chain(config: HatEBMConfig) -> TrainingChain:
+def chain(config: HatEBMConfig) -> Chain:
     """ε on H at T, without ``τ‖y‖²``: the chain of the residual, taken on the image."""
     step_size = mcmc.from_noise_scale(config.chain.noise_scale, config.temperature)
-    return TrainingChain(config.chain.num_steps, step_size, config.temperature, config.chain.max_displacement)
+    return Chain(config.chain.num_steps, step_size, config.temperature, config.chain.max_drift)
 
 
 def _evaluations(config: HatEBMConfig) -> int:

@@ -42,7 +42,7 @@ PIXEL = DenoisingEBMConfig(
     semantic_levels=3, chain=ChainConfig(num_steps=2, sampling_steps=1, noise_scale=0.3, latent_temperature=0.3),
     negatives="bank", bank_size=4, rejuvenation=0.3, denoising_weight=2.5, energy_regularization=0.6,
     texture_weight=1.7, score_sigma=0.3, refinement=RefinementConfig(sigma_start=0.15, num_levels=3, steps_per_level=2),
-    learning_rate=4e-3, b1=0.8, warmup_steps=2, gradient_clip=0.4, average_decay=0.15,
+    learning_rate=4e-3, b1=0.8, warmup_steps=2, gradient_clip=0.4, ema_decay=0.15,
 )  # fmt: skip
 LATENT = dataclasses.replace(PIXEL, semantic_chain="latent", negatives="noisier")
 
@@ -284,7 +284,7 @@ def test_three_updates(config):
         assert set(metrics) == set(named)
         for name, expected in named.items():
             assert float(metrics[name]) == pytest.approx(float(expected), rel=1e-3, abs=1e-4), name
-        decay = (0.1, 0.15, 0.15)[i]  # (1 + t)/(10 + t), until average_decay
+        decay = (0.1, 0.15, 0.15)[i]  # (1 + t)/(10 + t), until ema_decay
         mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, after.params)  # noqa: B023
         close(after.average, mixed, 1e-5)
         assert int(after.step) == i + 1

@@ -33,7 +33,7 @@ B, SHAPE, D = 5, (2, 2, 1), 4
 ALPHA, TAU, S, K = 0.08, 2e-3, 0.01, 2
 CONFIG = ECFlowConfig(
     image_size=2, channels=1, num_scales=1, num_steps=1, width=4, alpha=ALPHA, energy_layers=((4, 1),),
-    energy_head_width=4, flow_learning_rate=3e-3, energy_learning_rate=7e-4, gradient_clip=0.02, average_decay=0.15,
+    energy_head_width=4, flow_learning_rate=3e-3, energy_learning_rate=7e-4, gradient_clip=0.02, ema_decay=0.15,
     likelihood_tolerance=0.4,
     calibration=CalibrationConfig(
         num_steps=K, step_size=S, temperature=TAU, tolerance=0.01, dual_initial=5.0, dual_rate=0.3

@@ -31,7 +31,7 @@ B, SHAPE, LATENT = 5, (8, 8, 1), 3
 TAU, S, K = 2e-3, 0.01, 2
 CONFIG = ECGANConfig(
     image_size=8, channels=1, latent_size=LATENT, generator_width=1, discriminator_layers=((3, 1),),
-    energy_layers=((4, 1),), head_width=4, learning_rate=3e-3, energy_learning_rate=7e-4, average_decay=0.15,
+    energy_layers=((4, 1),), head_width=4, learning_rate=3e-3, energy_learning_rate=7e-4, ema_decay=0.15,
     calibration=CalibrationConfig(
         num_steps=K, step_size=S, temperature=TAU, tolerance=0.2, dual_initial=5.0, dual_rate=0.3
     ),

@@ -44,7 +44,7 @@ def config_of(**options):
     return ECVAEConfig(
         image_size=8, channels=1, latent_size=LATENT, encoder_width=2, decoder_width=1, energy_layers=((4, 1),),
         energy_head_width=4, energy_scales=1, kl_weight=BETA, vae_learning_rate=3e-3, energy_learning_rate=7e-4,
-        b1=0.3, b2=0.8, average_decay=0.15,
+        b1=0.3, b2=0.8, ema_decay=0.15,
         calibration=CalibrationConfig(
             num_steps=K, step_size=S, temperature=TAU, tolerance=0.2, dual_initial=5.0, dual_rate=0.3, **chain_options
         ),

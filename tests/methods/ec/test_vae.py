@@ -182,7 +182,7 @@ def test_the_dual_variable_stays_in_its_range():
 @pytest.mark.parametrize("family", [ECFlowConfig, ECGANConfig, ECVAEConfig])
 def test_long_runs_walk_in_half_steps_of_the_energy_over_the_temperature(family):
     config = family(calibration=CalibrationConfig(num_steps=7, step_size=3e-4, temperature=2e-3))
-    num_steps, step_size, temperature, bound = methods.build(config).training_chain
+    num_steps, step_size, temperature, bound = methods.build(config).chain
     assert (num_steps, temperature, bound) == (7, 1.0, None)
     assert step_size == pytest.approx(1.5e-4)
 

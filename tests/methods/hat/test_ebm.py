@@ -19,9 +19,7 @@ from jebm.methods.hat.autoencoder import HatAutoencoderConfig, decoder
 from jebm.methods.hat.ebm import base_generator, draw, hat_network, iterate
 from jebm.methods.hat.networks import HatGenerator
 
-JOINT = ChainConfig(
-    num_steps=4, noise_scale=0.05, latent_noise_scale=0.07, residual_precision=3.0, max_displacement=0.02
-)
+JOINT = ChainConfig(num_steps=4, noise_scale=0.05, latent_noise_scale=0.07, residual_precision=3.0, max_drift=0.02)
 
 
 def curved_hat(weights, x):
@@ -53,7 +51,7 @@ def plain_kernel(pair, config, temperature):
     step = lambda scale: jebm.mcmc.from_noise_scale(scale, temperature)  # noqa: E731
     return jebm.langevin(
         energy, {"z": step(config.latent_noise_scale), "y": step(config.noise_scale)}, temperature, blocks=("z", "y"),
-        max_displacement={"z": jnp.inf, "y": config.max_displacement or jnp.inf},
+        max_drift={"z": jnp.inf, "y": config.max_drift or jnp.inf},
     )  # fmt: skip
 
 
@@ -66,7 +64,7 @@ def test_joint_kernel_equals_the_plain_form_draw_for_draw(key, pair, prior):
     np.testing.assert_allclose(samples.z, state.position["z"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(samples.y, state.position["y"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(samples.image, jax.vmap(generator)(samples.z) + samples.y, rtol=1e-5)
-    bound = config.max_displacement
+    bound = config.max_drift
     assert 0.5 * bound < float(samples.residual_drift) < 0.99 * bound  # it bites on some chains, not on all
 
 
@@ -131,7 +129,7 @@ def half_square(x):
 def test_stationary_variance_of_a_conditional_chain(key):
     """H = ‖x‖²/2 at T: the variance of x is T / (1 - ε²/(4T)), around 0 wherever G(z) lies."""
     temperature, noise_scale, chains = 0.25, 0.6, 4000
-    config = ChainConfig(num_steps=60, noise_scale=noise_scale, max_displacement=None)
+    config = ChainConfig(num_steps=60, noise_scale=noise_scale, max_drift=None)
     z = jnp.full((chains, 2), 1.5)
     samples = hat_chains.run_chains(
         key, bind(half_square), bind(lambda z: 2 * z), z, jnp.zeros_like(z), config, temperature
@@ -149,7 +147,7 @@ def test_law_of_a_joint_chain_with_its_proper_density_options(key):
     matrix = np.array([[1.0], [-2.0]])
     config = ChainConfig(
         num_steps=400, noise_scale=0.15, latent_noise_scale=0.1, residual_precision=tau, latent_prior=True,
-        max_displacement=None,
+        max_drift=None,
     )  # fmt: skip
     linear = bind(lambda a, z: a @ z, jnp.asarray(matrix, jnp.float32))
     samples = hat_chains.run_chains(
@@ -163,7 +161,7 @@ def test_law_of_a_joint_chain_with_its_proper_density_options(key):
 
 SMALL = HatEBMConfig(
     image_size=8, channels=1, latent_size=4, energy_width=8, generator_width=8, bank_size=20,
-    chain=ChainConfig(num_steps=3), test_chain=ChainConfig(num_steps=4, max_displacement=None),
+    chain=ChainConfig(num_steps=3), test_chain=ChainConfig(num_steps=4, max_drift=None),
 )  # fmt: skip
 FROZEN = dataclasses.replace(
     SMALL, application="refinement", generator="network", temperature=1e-3,

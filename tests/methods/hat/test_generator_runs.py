@@ -9,9 +9,9 @@ import jebm
 from jebm.config import Config
 from jebm.errors import ConfigError
 from jebm.methods import ChainConfig, HatEBMConfig
-from jebm.methods.ec.vae import standing_decoder
+from jebm.methods.ec.vae import generator_of
 from jebm.methods.hat.autoencoder import decoder
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 
 MOVING = ChainConfig(num_steps=0, latent_noise_scale=1e-2)
 
@@ -19,7 +19,7 @@ MOVING = ChainConfig(num_steps=0, latent_noise_scale=1e-2)
 @pytest.mark.parametrize(
     ("method", "generator_of", "application", "latent"),
     [
-        pytest.param(VAE, standing_decoder, "refinement", (4,), id="ec_vae"),
+        pytest.param(VAE, generator_of, "refinement", (4,), id="ec_vae"),
         pytest.param(AUTOENCODER, decoder, "retrofit", (4, 4, 1), id="autoencoder", marks=pytest.mark.slow),
     ],
 )  # fmt: skip

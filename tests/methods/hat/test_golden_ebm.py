@@ -18,7 +18,7 @@ from jebm.energy import bind
 from jebm.mcmc import bank
 from jebm.methods import ChainConfig, HatAutoencoderConfig, HatEBMConfig
 from jebm.methods.hat import chains as hat_chains
-from jebm.methods.hat import keras as keras_optimizers
+from jebm.methods.hat import keras
 from jebm.methods.hat.autoencoder import HatAutoencoderState
 from jebm.methods.hat.autoencoder import iterate as iterate_autoencoder
 from jebm.methods.hat.autoencoder import loss as autoencoder_loss
@@ -87,7 +87,7 @@ def test_chain(golden, name):
         num_steps=num_steps, noise_scale=number(case, "epsilon"),
         latent_noise_scale=number(case, "epsilon_latent") if joint else 0.0,
         residual_precision=number(case, "tau_res"),
-        max_displacement=number(case, "max_norm") if case["cfg/clip"] else None,
+        max_drift=number(case, "max_norm") if case["cfg/clip"] else None,
     )  # fmt: skip
 
     @jax.jit
@@ -148,7 +148,7 @@ def test_hat_updates(golden, name):
     config = HatEBMConfig(
         image_size=size, energy_width=params["head"]["kernel"].shape[0], temperature=number(case, "mcmc_temp"),
         energy_gradient_clip=number(case, "max_grad_norm") if case["cfg/clip"] else None,
-        energy_learning_rate=((rate, 0),), energy_average_decay=number(case, "avg_decay"),
+        energy_learning_rate=((rate, 0),), energy_ema_decay=number(case, "avg_decay"),
     )  # fmt: skip
     assert (number(case, "beta1"), number(case, "beta2"), number(case, "eps")) == (0.9, 0.999, 1e-7)
     state = empty_state()._replace(
@@ -160,7 +160,7 @@ def test_hat_updates(golden, name):
     )
     if case["cfg/clip"]:
         assert_tree(gradients, case, "out/grad1_raw", 1e-4)
-        gradients = keras_optimizers.clip_each_tensor(config.energy_gradient_clip).update(gradients, ())[0]
+        gradients = keras.clip_each_tensor(config.energy_gradient_clip).update(gradients, ())[0]
     assert_tree(gradients, case, "out/grad1", 1e-4)
 
     step = jax.jit(functools.partial(update_energy, config))
@@ -187,7 +187,7 @@ def test_optax_adam_would_fail_where_gradients_are_small(golden):
     _, params = hat_of(case, "w0", size)
     gradients = from_flat(group(case, "out/grad1"), {"params": params})["params"]
     moved = {}
-    for name, optimizer in (("keras", keras_optimizers.adam(((rate, 0),))), ("optax", optax.adam(rate, eps=1e-7))):
+    for name, optimizer in (("keras", keras.adam(((rate, 0),))), ("optax", optax.adam(rate, eps=1e-7))):
         updates, _ = optimizer.update(gradients, optimizer.init(params), params)
         moved[name] = optax.apply_updates(params, updates)
     assert_parameters(moved["keras"], case, "out/p1", 0.02 * rate)
@@ -203,7 +203,7 @@ def test_generator_updates(golden):
     config = HatEBMConfig(
         image_size=size, channels=channels, generator_width=generator.width, latent_size=case["in/z"].shape[-1],
         output_scale=generator.output_scale, generator_learning_rate=((rate, 0),),
-        generator_average_decay=number(case, "avg_decay"), generator_loss_scale=number(case, "loss_factor"),
+        generator_ema_decay=number(case, "avg_decay"), generator_loss_scale=number(case, "loss_factor"),
     )  # fmt: skip
     base, params = base_generator(config), variables["params"]
     state = empty_state()._replace(
@@ -237,7 +237,7 @@ def test_learning_rate_steps(golden):
     assert names
     for name in names:
         steps = tuple((float(rate), int(first)) for rate, first in case[name])
-        rates = jax.vmap(keras_optimizers.learning_rate_steps(steps))(case["in/steps"].astype(np.int32))
+        rates = jax.vmap(keras.learning_rate_steps(steps))(case["in/steps"].astype(np.int32))
         np.testing.assert_allclose(rates, case[f"out/lr_{name.rpartition('_')[2]}"], rtol=1e-7)
 
 
@@ -251,7 +251,7 @@ def whole_step_case(case, application):
         num_steps=int(case["cfg/mcmc_steps"]), noise_scale=number(case, "epsilon"),
         latent_noise_scale=number(case, "epsilon_latent") if case["cfg/update_latents"] else 0.0,
         residual_precision=number(case, "tau_res"),
-        max_displacement=number(case, "max_langevin_norm_res") if case["cfg/clip_langevin_grad_res"] else None,
+        max_drift=number(case, "max_langevin_norm_res") if case["cfg/clip_langevin_grad_res"] else None,
         residual_start_scale=number(case, "init_scale_res"),
     )  # fmt: skip
     config = HatEBMConfig(
@@ -262,8 +262,8 @@ def whole_step_case(case, application):
         generator_learning_rate=((float(case.get("cfg/gen_lr", 1.0)), 0),),
         energy_gradient_clip=number(case, "max_grad_norm") if case["cfg/clip_ebm_grad"] else None,
         data_noise=number(case, "data_epsilon"), generator_loss_scale=number(case, "gen_loss_factor_coop"),
-        energy_average_decay=number(case, "ebm_avg_decay"),
-        generator_average_decay=float(case.get("cfg/gen_avg_decay", 0.5)),
+        energy_ema_decay=number(case, "ebm_avg_decay"),
+        generator_ema_decay=float(case.get("cfg/gen_avg_decay", 0.5)),
     )  # fmt: skip
     state = empty_state()._replace(
         energy=energy, energy_average=energy, energy_optimizer=optimizers(config)[0].init(energy),
@@ -352,7 +352,7 @@ def test_two_steps_of_the_autoencoder(golden):
         loss_scale=number(case, "loss_factor"), learning_rate=((rate, 0),),
     )  # fmt: skip
     params = {"encoder": encoder["params"], "decoder": decoder["params"]}
-    optimizer = keras_optimizers.adam(config.learning_rate).init(params)
+    optimizer = keras.adam(config.learning_rate).init(params)
     state = HatAutoencoderState(params, decoder["batch_stats"], params, optimizer)
     value = autoencoder_loss(config, params, state.batch_stats, case["in/images"][0])
     np.testing.assert_allclose(value, case["out/test_loss0"][0], rtol=2e-5)

@@ -22,7 +22,7 @@ from jebm.mcmc import bank
 from jebm.methods import ChainConfig, HatEBMConfig, latent_chains
 from jebm.methods.hat import autoencoder as build_autoencoder
 from jebm.methods.hat import ebm as build
-from jebm.methods.hat import keras as keras_optimizers
+from jebm.methods.hat import keras
 from jebm.methods.hat.autoencoder import HatAutoencoderConfig, HatAutoencoderState
 from jebm.methods.hat.autoencoder import decoder as decoder_of
 from jebm.methods.hat.autoencoder import iterate as iterate_autoencoder
@@ -33,21 +33,21 @@ BATCH, STEPS, SEED = 4, 2, 0
 
 SYNTHESIS = HatEBMConfig(
     image_size=8, channels=1, latent_size=3, energy_width=4, generator_width=4, bank_size=3 * BATCH, temperature=0.03,
-    chain=ChainConfig(num_steps=STEPS, noise_scale=0.2, max_displacement=0.8, residual_start_scale=0.3),
+    chain=ChainConfig(num_steps=STEPS, noise_scale=0.2, max_drift=0.8, residual_start_scale=0.3),
     test_chain=ChainConfig(num_steps=1), energy_learning_rate=((3e-3, 0), (2e-3, 1)),
     generator_learning_rate=((5e-3, 0), (7e-4, 1)), energy_regularization=0.4, data_noise=0.5,
-    generator_loss_scale=70.0, energy_average_decay=0.7, generator_average_decay=0.4,
+    generator_loss_scale=70.0, energy_ema_decay=0.7, generator_ema_decay=0.4,
 )  # fmt: skip
 JOINT = dataclasses.replace(
     SYNTHESIS, application="retrofit", generator="network", energy_regularization=0.0, energy_gradient_clip=0.5,
     chain=ChainConfig(
         num_steps=STEPS, noise_scale=0.2, latent_noise_scale=0.3, residual_precision=3.0, latent_prior=True,
-        max_displacement=0.8, residual_start_scale=0.3,
+        max_drift=0.8, residual_start_scale=0.3,
     ),
     test_chain=ChainConfig(num_steps=1, latent_noise_scale=0.1),
 )  # fmt: skip
 # where sampling is tested: so cold that chains descend, their noise being below rounding
-COLD = {"num_steps": STEPS, "noise_scale": 1e-6, "max_displacement": 0.5, "residual_start_scale": 0.2}
+COLD = {"num_steps": STEPS, "noise_scale": 1e-6, "max_drift": 0.5, "residual_start_scale": 0.2}
 COLD_SYNTHESIS = dataclasses.replace(SYNTHESIS, temperature=2e-13, test_chain=ChainConfig(**COLD))
 COLD_JOINT = dataclasses.replace(
     JOINT, temperature=2e-13, test_chain=ChainConfig(**COLD, latent_noise_scale=2e-6, residual_precision=2e10)
@@ -185,7 +185,7 @@ def plain_chain(network, params, variables, z, y, noise, c):
 def constants(chain, temperature):
     return {
         "temperature": temperature, "tau": chain.residual_precision, "prior": float(chain.latent_prior),
-        "scale": chain.noise_scale, "latent_scale": chain.latent_noise_scale, "bound": chain.max_displacement,
+        "scale": chain.noise_scale, "latent_scale": chain.latent_noise_scale, "bound": chain.max_drift,
     }  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def test_the_hats_part_of_an_iteration(config):
             )
         )
         for name, expected in {
-            "energy_loss": loss, "energy_data": on_data, "energy_sample": on_negatives,
+            "energy_loss": loss, "energy_data": on_data, "energy_negative": on_negatives,
             "energy_gradient_norm": 0.03 * length(gradient), "residual_norm": norms(y).mean(),
             "latent_norm": norms(z).mean(), "residual_drift": residual_drift,
             "latent_drift": latent_drift, "saturated_pixels": (np.abs(negatives) >= 1).mean(),
@@ -432,10 +432,10 @@ def test_scores_are_means_of_samples_minus_mean_of_data(monkeypatch):
 
 
 def test_the_logged_drift_is_what_moved():
-    config = ChainConfig(noise_scale=0.2, max_displacement=0.5)
+    config = ChainConfig(noise_scale=0.2, max_drift=0.5)
     lengths = [float(conditional_drift(np.float32(norm), config, 0.1)) for norm in (1.0, 10.0)]
     assert lengths == pytest.approx([0.2**2 / (2 * 0.1), 0.5])
-    free = dataclasses.replace(config, max_displacement=None)
+    free = dataclasses.replace(config, max_drift=None)
     assert float(conditional_drift(np.float32(10.0), free, 0.1)) == pytest.approx(2.0)
 
 
@@ -444,9 +444,9 @@ def test_the_method_states_its_costs_parameters_and_training_chain():
     method, joint = build(SYNTHESIS), build(COLD_JOINT)
     assert method.evaluations_per_image == 1 + 1
     assert joint.evaluations_per_image == 2 + 3 * STEPS
-    assert method.training_chain.num_steps == STEPS
-    assert method.training_chain.step_size == pytest.approx(0.2**2 / (2 * 0.03))
-    assert (method.training_chain.temperature, method.training_chain.max_displacement) == (0.03, 0.8)
+    assert method.chain.num_steps == STEPS
+    assert method.chain.step_size == pytest.approx(0.2**2 / (2 * 0.03))
+    assert (method.chain.temperature, method.chain.max_drift) == (0.03, 0.8)
     found = method.parameters(state)
     assert found["energy"] is state.energy
     assert found["generator"] is state.generator["params"]
@@ -468,7 +468,7 @@ def test_rates_go_to_their_networks():
 def test_adam_by_its_formula(size):
     """Gradients as small as eps tell where eps stands."""
     rates, b1, b2, eps = [0.1, 0.1, 0.02, 0.02], 0.8, 0.95, 1e-7
-    optimizer = keras_optimizers.adam([(0.1, 0), (0.02, 2)], b1, b2, eps)
+    optimizer = keras.adam([(0.1, 0), (0.02, 2)], b1, b2, eps)
     step = jax.jit(optimizer.update)
     gradients = size * np.array([[1.0, -2.0, 0.0], [0.5, 0.5, 0.0], [-3.0, 1e-3, 0.0], [1.0, 1.0, 1.0]])
     state, m, v = optimizer.init(jnp.zeros(3)), np.zeros(3), np.zeros(3)
@@ -481,7 +481,7 @@ def test_adam_by_its_formula(size):
 
 def test_tensors_are_clipped_one_by_one():
     tree = {"long": jnp.array([[3.0, -4.0]]), "short": jnp.array([0.6, 0.8]), "zero": jnp.zeros(2)}
-    clipped, _ = keras_optimizers.clip_each_tensor(2.0).update(tree, optax.EmptyState())
+    clipped, _ = keras.clip_each_tensor(2.0).update(tree, optax.EmptyState())
     np.testing.assert_allclose(clipped["long"], [[1.2, -1.6]], rtol=1e-6)
     np.testing.assert_array_equal(clipped["short"], tree["short"])
     np.testing.assert_array_equal(clipped["zero"], tree["zero"])
@@ -492,7 +492,7 @@ def test_tensors_are_clipped_one_by_one():
 
 AUTOENCODER = HatAutoencoderConfig(
     image_size=8, channels=1, width=4, latent_noise=0.3, loss_scale=50.0, learning_rate=((4e-3, 0), (1e-3, 1)),
-    average_decay=0.6,
+    ema_decay=0.6,
 )  # fmt: skip
 
 
