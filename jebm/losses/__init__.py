@@ -83,7 +83,7 @@ def shifted(loss: Loss, offset: Array) -> Partial:
     elsewhere each time, so that no image can be fitted to it. ``offset`` is int32 [2] (rows, columns) in
     0..8, a pytree leaf.
     """
-    return Partial(_shifted, loss if isinstance(loss, Partial) else Partial(loss), offset)
+    return Partial(_shifted, as_partial(loss), offset)
 
 
 def _shifted(loss: Loss, offset: Array, image: Array, target: Array) -> Array:

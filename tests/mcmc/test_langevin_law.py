@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers import langevin as cases
+from helpers.alternating import Alternating
 from helpers.laws import accept, exact_law, gaussian_test, ks_test, reject, stationary_covariance
 from jax.flatten_util import ravel_pytree
 
@@ -188,7 +189,7 @@ def test_info_reports_energy_gradient_norm_and_displacement():
 
 def test_info_of_alternating_blocks_joins_the_gradients_that_drove_the_step():
     case = cases.alternating()
-    kernel = jebm.langevin(cases.joint_energy(), {"z": 0.6, "y": 0.25}, 0.0, blocks=("z", "y"))
+    kernel = Alternating(jebm.langevin(cases.joint_energy(), {"z": 0.6, "y": 0.25}, 0.0), ("z", "y"))
     _, unravel = ravel_pytree(case.template)
     after, info = kernel.step(jax.random.key(0), kernel.init(unravel(jnp.asarray(case.start, jnp.float32))))
     half = case.start.copy()
@@ -308,11 +309,12 @@ def test_blocks_with_schedules_bounds_boxes_and_an_annealed_energy_follow_the_re
     given = (jnp.asarray(a, jnp.float32) for a in (cases.JOINT_MEAN, cases.JOINT_PRECISION, scales))
     rng = np.random.default_rng(8)
     noise = {"y": rng.normal(size=(num_steps, 1, 1)), "z": rng.normal(size=(num_steps, 2))}
-    kernel = jebm.langevin(
+    options = jebm.langevin(
         jebm.energy.anneal(annealed_joint, *given), {name: table(values) for name, values in eta.items()},
-        table(temperatures), blocks=("z", "y"), max_drift=bound, noise=noise,
+        table(temperatures), max_drift=bound, noise=noise,
         box=tuple({name: box[name][side] for name in box} for side in (0, 1)),
     )  # fmt: skip
+    kernel = Alternating(options, ("z", "y"))
     start = {"z": jnp.array([0.7, 1.1]), "y": jnp.full((1, 1), -1.0)}
     state, info = jebm.sample(
         jax.random.key(0), kernel, start, num_steps, trace=("energy", "gradient_norm"), positions_every=1
