@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from jebm.energy import as_partial
 from jebm.losses.robust import RobustParameters, robust, robust_unit
 from jebm.losses.ssim import ssim, ssim_unit
 from jebm.losses.transforms import image_pair

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import Energy, bind, value
+from jebm.energy import Energy, as_partial, bind, value
 from jebm.mcmc import chain_keys, mala
 
 __all__ = [

@@ -25,7 +25,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm import mcmc
-from jebm.energy import Energy, Generator, bind, squared_distance, standard_normal, value
+from jebm.energy import Energy, Generator, as_partial, bind, squared_distance, standard_normal, value
 from jebm.errors import ConfigError, check
 from jebm.restoration.operators import Operator
 
@@ -186,7 +186,7 @@ def restore(
     config = RestorationConfig() if config is None else config
     if prior.generator is None and config.refinement_steps == 0:
         raise ValueError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
-    prior = jax.tree.map(_as_partial, prior, is_leaf=callable)
+    prior = jax.tree.map(lambda part: as_partial(part) if callable(part) else part, prior, is_leaf=callable)
     _check_measurements(prior, operator, measurements)
     keys, num = mcmc.chain_keys(key, len(measurements)), len(measurements)
     size = num if batch_size is None else max(1, min(batch_size, num))
@@ -198,10 +198,6 @@ def restore(
         parts.append(jax.block_until_ready(part))  # dispatch returns at once: what is told is done
         progress(min(size, num - first))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num], *parts)
-
-
-def _as_partial(part: Any) -> Any:
-    return Partial(part) if callable(part) and not isinstance(part, Partial) else part
 
 
 def _check_measurements(prior: Prior, operator: Operator, measurements: Array) -> None:

@@ -77,7 +77,7 @@ def test_ladders_of_two_ranges():
 
     @jax.jit
     def draw(key):
-        state = types.SimpleNamespace(average=initial_parameters(TINY, key))
+        state = types.SimpleNamespace(ema=initial_parameters(TINY, key))
         return synthesize(texture_only, key, state, 2)
 
     made = draw(jax.random.key(2))
