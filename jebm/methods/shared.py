@@ -16,7 +16,10 @@ from jebm.energy import Energy, is_concrete, value
 from jebm.errors import ConfigError
 from jebm.methods.base import Method, State, Weights
 
-__all__ = ["Trained", "descend", "has_ema", "prior_samples", "requiring_images", "train", "warm_up", "with_weights"]
+__all__ = [
+    "Trained", "chain_kernel", "descend", "has_ema", "prior_samples", "requiring_images", "train", "warm_up",
+    "with_weights",
+]  # fmt: skip
 
 LARGEST = 5.0  # of an image's absolute values; chains leave [-1, 1], levels of 255 are a mistake
 
@@ -71,10 +74,10 @@ def with_weights(state: State, weights: Weights) -> State:
     For looking at a model, not for training it further.
 
     Raises:
-        ValueError: averages of a state that keeps none.
+        ConfigError: averages of a state that keeps none.
     """
     if weights == "ema" and not has_ema(state):
-        raise ValueError("this model keeps no moving average of its weights: take the raw ones")
+        raise ConfigError("this model keeps no moving average of its weights: take the raw ones")
 
     def chosen(node: Any) -> Any:
         if not _is_trained(node) or node.ema is None:
@@ -82,6 +85,18 @@ def with_weights(state: State, weights: Weights) -> State:
         return node._replace(ema=node.params) if weights == "raw" else node._replace(params=node.ema)
 
     return jax.tree.map(chosen, state, is_leaf=_is_trained)
+
+
+def chain_kernel(method: Method, state: State) -> mcmc.LangevinKernel:
+    """The kernel of training's chain on images, as it walks ``Method.energy``.
+
+    Raises:
+        ValueError: a family whose chains of training are not on images.
+    """
+    if method.chain is None:
+        raise ValueError("this family has no chain on images in training")
+    step_size = method.chain.step_size * method.temperature
+    return mcmc.langevin(method.energy(state), step_size, max_drift=method.chain.max_drift)
 
 
 def prior_samples(key: Array, n: int, shape: tuple[int, ...]) -> Array:

@@ -39,24 +39,20 @@ def walk(run: Run) -> pathlib.Path | None:
     import jax
 
     from jebm import images, mcmc
-    from jebm.energy import bind
-    from jebm.evaluation.long_run import energy_of
     from jebm.evaluation.records import file_stem
-    from jebm.evaluation.run import with_weights
+    from jebm.evaluation.run import run_weights
     from jebm.files import write_arrays
+    from jebm.methods.shared import chain_kernel
 
     chain = run.method.chain
     if chain is None:
         return None
-    protocol = {"weights": with_weights(run, None)[1], "step": run.step}
+    protocol = {"weights": run_weights(run)[1], "step": run.step}
     path = run.directory.evaluation / f"{file_stem('chain', protocol)}.npz"
     path.unlink(missing_ok=True)
     start_key, chain_key = jax.random.split(jax.random.key(run.config.evaluation.seed))
     position = jax.jit(lambda key, state: run.method.generate(key, state, NUM_CHAINS))(start_key, run.state)
-    kernel = mcmc.langevin(
-        bind(energy_of(run.method), run.state), chain.step_size, chain.temperature,
-        max_drift=chain.max_drift,
-    )  # fmt: skip
+    kernel = chain_kernel(run.method, run.state)
     piece = -(-chain.num_steps // NUM_FRAMES)  # steps between the first frames
     # one program, called again and again; a longer film begins with the shorter one
     walk_on = jax.jit(

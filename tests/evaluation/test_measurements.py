@@ -33,17 +33,22 @@ def method(**functions) -> Method:
         init=lambda key, batch: STATE,
         update=lambda key, state, batch: (state, {}),
         generate=lambda key, state, n: gaussian_images(key, n, state["shift"]),
-        energy=lambda state, images: images.max((1, 2, 3)),
+        energy=lambda state: jnp.max,
         reconstruct=lambda key, state, images: images + state["shift"],
         scores=lambda key, state, batch: {"mean": batch.mean(), "size": jnp.float32(len(batch))},
-        parameters=lambda state: {"all": state},
+        networks=lambda state: {"all": state},
+        image_shape=SHAPE,
     )
     return plain._replace(**functions)
 
 
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    monkeypatch.setattr("jebm.evaluation.detection.NUM_RESAMPLES", 30)
+def subject(model: Method, images: Source, state=STATE, **settings) -> evaluation.Subject:
+    """What is measured; intervals of few resamples."""
+    return evaluation.Subject(model, state, images, **{"num_resamples": 30, **settings})
+
+
+def samples(images: np.ndarray) -> evaluation.Samples:
+    return evaluation.Samples(images, 0.0)
 
 
 PIXELS = evaluation.Features(lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"})
@@ -189,7 +194,7 @@ def test_generation_compiles_once(key):
 def test_nan_is_never_a_number(key):
     broken = method(
         generate=lambda key, state, n: gaussian_images(key, n).at[0, 0, 0, 0].set(jnp.nan),
-        energy=lambda state, images: images.max((1, 2, 3)).at[3].set(jnp.inf),
+        energy=lambda state: lambda x: jnp.where(x[0, 0, 0] > 0.1, jnp.inf, x.max()),
         reconstruct=lambda key, state, images: images / 0.0,
         scores=lambda key, state, batch: {"gap": jnp.float32(jnp.nan)},
     )
@@ -338,7 +343,7 @@ def test_the_scores_that_histograms_are_drawn_of(key, tmp_path):
 
 
 def test_an_energy_with_the_sign_wrong_shows(key):
-    wrong = method(energy=lambda state, images: -jnp.square(images).sum((1, 2, 3)))
+    wrong = method(energy=lambda state: lambda x: -jnp.square(x).sum())
     records = evaluation.evaluate_ood(wrong, STATE, source(50, 300), key, protocol={})
     assert records[0].value < 0.05
 
@@ -393,7 +398,7 @@ def test_a_long_run_follows_the_law_of_its_chains(key):
 
     # E = x² / (2 s²): each step multiplies by a = 1 - η / s²; without noise all is known
     s2, eta, steps = 0.01, 1e-4, 5
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * s2))
+    quadratic = method(energy=lambda state: lambda x: jnp.square(x).sum() / (2 * s2))
     start = gaussian_images(key, 16)
     run = long_run.long_chains(quadratic, STATE, key, Chain(steps, eta, 0.0), start, (1, 4))
     a = 1 - eta / s2
@@ -409,7 +414,7 @@ def test_the_records_of_a_long_run_are_of_the_steps_that_they_name(key):
 
     # without noise each step multiplies an image by a: energies and gradients say after how many steps they were taken
     a, steps, multiples = 0.98, 2, (1, 3, 10)
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / 2)
+    quadratic = method(energy=lambda state: lambda x: jnp.square(x).sum() / 2)
     chain = Chain(steps, 1 - a, 0.0)
     records, run = long_run.evaluate_long_run(
         quadratic, STATE, source(50, 400), key, chain=chain, features=PIXELS, protocol={}, multiples=multiples
@@ -439,7 +444,7 @@ def test_the_unit_of_drift_is_between_images_of_any_two_classes():
 def test_records_of_a_long_run(key):
     from jebm.evaluation import long_run
 
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
+    quadratic = method(energy=lambda state: lambda x: jnp.square(x).sum() / (2 * SIGMA**2))
     given = (quadratic, STATE, source(50, 400), key)
     chain = Chain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
     records, _ = long_run.evaluate_long_run(*given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10))
@@ -459,7 +464,7 @@ def test_step_sizes_are_found_and_kept(key, tmp_path):
     from jebm import mcmc
 
     temperature = 2.0
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
+    quadratic = method(energy=lambda state: lambda x: jnp.square(x).sum() / (2 * SIGMA**2))
     chain = Chain(2, 0.123, temperature)
     records = evaluation.evaluate(
         quadratic, STATE, source(20, 20), key, n=1, protocol=PROTOCOL, metrics=("step_sizes",), chain=chain,
@@ -478,7 +483,7 @@ def test_step_sizes_are_found_and_kept(key, tmp_path):
         protocol = found[f"step_size_{name}"].protocol
         assert float(rate) == pytest.approx(protocol["target_acceptance"], abs=0.06)
         assert protocol["acceptance"] == pytest.approx(protocol["target_acceptance"], abs=0.06)
-    broken = method(energy=lambda state, images: images.sum((1, 2, 3)) * jnp.nan)
+    broken = method(energy=lambda state: lambda x: x.sum() * jnp.nan)
     with pytest.raises(ValueError, match="step_size_short_run came out as nan"):
         evaluation.evaluate_step_sizes(broken, STATE, key, protocol=PROTOCOL)
 

@@ -337,6 +337,6 @@ def build(config: DenoisingEBMConfig) -> Method:
         reconstruct=functools.partial(reconstruct, config) if of_latents else None,
         generator=functools.partial(generator_of, config) if of_latents else None,
         latent_shape=(config.latent_size,) if of_latents else None,
-        temperature=float(chains.temperature(config.chain, config.score_sigma, of_latents)),
+        temperature=config.score_temperature,
         evaluations_per_image=sum(evaluation_counts(config).values()),
     )

@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -116,6 +116,12 @@ class DenoisingEBMConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     rematerialize: bool = False
 
+    BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "learning_rate": ("learning_rate",),
+        "step_size": ("chain.latent_step_size",),
+        "energy_regularization": ("energy_regularization",),
+    }
+
     def __post_init__(self) -> None:
         check(
             self, channels=">=1", width=">=1", num_blocks=">=1", latent_size=">=2", latent_width=">=1",
@@ -180,6 +186,14 @@ class DenoisingEBMConfig:
     def dimension(self) -> int:
         """Numbers in an image."""
         return self.image_size**2 * self.channels
+
+    @property
+    def score_temperature(self) -> float:
+        """τ(σ*), see `jebm.methods.denoising.chains.temperature`."""
+        chain = self.chain
+        return (
+            chain.latent_temperature if self.semantic_chain == "latent" else (chain.noise_scale * self.score_sigma) ** 2
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -317,7 +317,7 @@ def test_assignments_on_the_command_line_are_checked_too():
     with pytest.raises(ConfigError, match=r"expected one of 'latent', 'pixel'"):
         override(config, ["method.semantic_chain=pixels"])
     with pytest.raises(ConfigError, match=r"the method expects \(8, 8, 1\)"):
-        initialize(TINY, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+        methods.build(TINY).init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
 
 
 @pytest.mark.parametrize(
@@ -342,4 +342,4 @@ def test_the_generator_is_the_averaged_decoder_in_the_range_of_images():
     assert image.shape == (8, 8, 1)
     np.testing.assert_allclose(image, 2.0 * decode(LATENT, state.ema, z) - 1.0, atol=1e-5)
     assert float(jnp.abs(image - (2.0 * decode(LATENT, state.params, z) - 1.0)).max()) > 1e-3
-    assert generator_of(TINY, state) is None
+    assert methods.build(TINY).generator is None
