@@ -71,9 +71,9 @@ def test_raw_weights_or_their_average(name):
 
 
 def test_which_weights_are_meant_if_none_are_named():
-    of = lambda config: a_run(
-        config, jax.eval_shape(methods.build(config).init, jax.random.key(0), tiny_families.IMAGES)
-    )  # noqa: E731
+    def of(config):
+        return a_run(config, jax.eval_shape(methods.build(config).init, jax.random.key(0), tiny_families.IMAGES))
+
     assert run_weights(of(tiny_families.CONFIGS["ec_vae"]))[1] == "ema"
     assert run_weights(of(tiny_families.CONFIGS["hat_autoencoder"]))[1] == "raw"
     plain = dataclasses.replace(of(toy_family.ToyConfig()), state={"a": jnp.zeros(2)})
