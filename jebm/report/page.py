@@ -110,7 +110,7 @@ def write(directory: RunDirectory) -> None:
 def _summary(config: Config, lines: list[dict[str, Any]]) -> _Html:
     rows = {
         "method": type(config.method).__name__,
-        "images": f"{config.data.source}, {config.method.image_size} px, {config.method.channels} channels",
+        "images": config.data.source,
         "batch": f"{config.data.batch_size:,}",
         "training steps": f"{lines[-1]['step'] if lines else 0:,} of {config.training.num_steps:,}",
         "evaluation": f"{config.evaluation.num_samples:,} generated images, seed {config.evaluation.seed}",

@@ -26,7 +26,8 @@ def measure(method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: A
     Returns:
         ``metrics``, and ``energy_gap`` (data minus negatives, where both energies are there),
         ``update_ratio/<network>`` (|θ' - θ| / |θ|) of each network that learns, ``probe_energy`` (mean of T E over the
-        probe: its course is the energy's drift on images that do not change), and the mean and largest age of each bank, all float32 scalars.
+        probe: its course is the energy's drift on images that do not change), and the mean and largest age of each
+        bank, all float32 scalars.
     """
     measured = _ratios(method, old, new) | _ages(new)
     energies = jax.vmap(method.energy(new))(probe)

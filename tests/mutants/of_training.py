@@ -28,9 +28,9 @@ MUTANTS = (
         ("if median > 0 and not median", "if median > line[name] and not median", "nothing explodes"),
         ('word = "exploded" if line[name] > median', 'word = "exploded" if line[name] < median', "words swapped"),
         ("recovery.learning_rate_factor**attempt", "recovery.learning_rate_factor", "every attempt as the first"),
-        ("value + attempt * recovery.energy_regularization", "value + recovery.energy_regularization",
+        ("added = attempt * recovery.energy_regularization", "added = recovery.energy_regularization",
          "the term is added once"),
-        ("value * recovery.step_size_factor**attempt", "value * recovery.learning_rate_factor**attempt",
+        ("recovery.step_size_factor**attempt", "recovery.learning_rate_factor**attempt",
          "step sizes by the rates' factor"),
         ("(v * factor, first) for", "(v, first) for", "rates in rows do not back off"),
         ('"displacement", "drift"))', '"displacement"))', "drifts are not watched"),
@@ -72,7 +72,10 @@ MUTANTS = (
     *of(
         "jebm/training/monitors.py", ("tests/training/test_recovery.py", "tests/training/test_loop.py"),
         ("(change / (norm + 1e-30))", "(norm / (change + 1e-30))", "the ratio upside down"),
-        ('metrics["energy_data"] - negative', 'negative - metrics["energy_data"]', "the energy gap's sign"),
+        ('metrics["energy_data"] - metrics["energy_negative"]', 'metrics["energy_negative"] - metrics["energy_data"]',
+         "the energy gap's sign"),
+        ("method.temperature * energies", "energies", "the probe's energy in other units",
+         ("tests/methods/test_protocol.py",)),
         ("jnp.max(bank.ages)", "jnp.min(bank.ages)", "the youngest for the oldest", ("tests/runs/test_lifecycle.py",)),
     ),
     *of(
