@@ -24,12 +24,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jebm.restoration.prior import image_shape, prior_of
 
 from jebm import images
-from jebm.restoration import Operator, Prior, RestorationConfig, restore
 from jebm.metrics.image_quality import psnr
+from jebm.restoration import Operator, Prior, RestorationConfig, restore
 from jebm.restoration.files import measure
-from jebm.restoration.prior import image_shape, prior_of
 from jebm.restoration.tasks import Task
 from jebm.runs.run import load, load_source
 

@@ -84,7 +84,8 @@ MUTANTS = (
     ),
     *of(
         "jebm/restoration/files.py", TASKS,
-        ("from jebm.metrics.image_quality import psnr", "from functools import partial\nfrom jebm.metrics import image_quality\npsnr = partial(image_quality.psnr, data_range=1.0)", "the range of [0, 1]"),
+        ('scores["psnr"] = psnr(np.asarray(restored.images)', 'scores["psnr"] = psnr(2 * np.asarray(restored.images)',
+         "another range"),
         ('elif task.name == "inpaint":', 'elif task.name == "deblur":', "missing pixels are taken as measured"),
         ('scores["ssim"] = np.asarray(1.0 - ', 'scores["ssim"] = np.asarray(', "the loss for the similarity"),
         ('["psnr_pseudo_inverse"] = psnr(np.asarray(plain),',

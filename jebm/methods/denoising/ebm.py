@@ -148,6 +148,7 @@ def examples(config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState,
     latent, ladder = config.semantic_chain == "latent", semantic_levels(config)
     levels, rows = draws.levels, None
     if state.bank is not None:
+        assert draws.indices is not None
         rows = bank.read(state.bank, draws.indices)
         levels = rows["level"]
     sigmas, above = jnp.asarray(ladder, jnp.float32)[levels], _level_above(ladder)[levels]
@@ -176,6 +177,7 @@ def examples(config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState,
     negatives = jax.vmap(chain)(mcmc.chain_keys(draws.chain_key, len(x)), starts, sigmas, gaps)
     new_bank = state.bank
     if new_bank is not None:
+        assert draws.indices is not None
         new_bank = bank.replace(new_bank, draws.indices, {"x": negatives, "level": levels}, ages)
     return Examples(noisy, starts, negatives, sigmas, new_bank)
 
