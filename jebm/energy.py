@@ -1,4 +1,4 @@
-"""What an energy is, and how energies combine.
+"""Energies and their combinators.
 
 An *energy* is a function of ONE example (any pytree of floating arrays without a batch axis) that returns a
 scalar, lower being more likely: ``p(x) ∝ exp(-E(x))``. Batches are ``jax.vmap``, gradients are ``jax.grad``.
@@ -9,7 +9,7 @@ handed to a jitted function, new parameters recompile nothing, and no constant i
     energy = jebm.energy.bind(lambda params, x: params["k"] * jnp.sum(x**2), {"k": 2.0})
     posterior = jebm.energy.sum(prior, likelihood)
 
-A flax-nnx or equinox module, or a method of one, is an energy as it stands: its arrays are the leaves, read anew at
+A flax-nnx or equinox module, or a method of one, is an energy without further ado: its arrays are the leaves, read at
 each call, so that a module trained in place is sampled with the weights that it has now. A plain function that reads
 arrays or floats from its closure or from global variables is compiled again where it finds other objects there than
 before: it is right, and slow in a training loop; `bind` them. Not seen are a NumPy array written in place, an int, and

@@ -47,7 +47,7 @@ def warn_of_strays(images: Array | np.ndarray, stacklevel: int = 2) -> None:
     """One warning with the count of images [n, H, W, C] that are not finite or far outside [-1, 1] (`FAR`).
 
     Chains end there that have diverged or left the data; clipped, their images still look like images. Inside a
-    compiled program nothing is said.
+    compiled program there is no warning.
     """
     if isinstance(images, jax.core.Tracer) or not images.size:
         return

@@ -1,4 +1,4 @@
-"""Devices: the mesh, what lies where on it, and the start of many processes. Only this module names mesh axes.
+"""Devices: the mesh, placement of arrays, start of many processes. Only this module names mesh axes.
 
 A mesh has two axes, "data" and "fsdp". Batches, chains and banks are spread over both; parameters, their averages and
 the optimiser's state are split over "fsdp" where they are large, and copied otherwise. The compiler (GSPMD) adds the
@@ -57,7 +57,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this process writes the files of the run."""
     return jax.process_index() == 0
 
 

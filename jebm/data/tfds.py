@@ -92,7 +92,7 @@ class TfdsReader:
 
 
 class _errors:
-    """What TFDS raises on broken files, in one line."""
+    """Errors of TFDS on broken files, in one line."""
 
     def __init__(self, directory: Path, what: str) -> None:
         self.directory, self.what = directory, what

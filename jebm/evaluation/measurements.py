@@ -32,10 +32,10 @@ METRICS: dict[str, Callable[[Array, Subject], list[Record]]] = {
     "long_run": evaluate_long_run,
     "step_sizes": evaluate_step_sizes,
 }
-"""What `evaluate` can measure."""
+"""The metrics of `evaluate`."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(METRICS)[:4]
-"""What it measures unless asked for others, which take long."""
+"""Those of them that are measured by default; the others take long."""
 
 OF_FEATURES = {"generation", "long_run"}
 

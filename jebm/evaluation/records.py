@@ -83,7 +83,7 @@ def run_protocol(
 
 
 def cost(function: str | None, images: int, seconds: float, evaluations_per_image: int | None = None) -> dict[str, Any]:
-    """What a measurement took: which function of the method, on how many images, network evaluations, wall time."""
+    """Cost of a measurement: function of the method, images, network evaluations, wall time."""
     return {
         "method_function": function,
         "images_through_method": images,

@@ -1,6 +1,6 @@
 """Sample banks: entries kept on the devices between training steps.
 
-A bank is a pytree in the method's state: it lies in the checkpoint, and a resumed run goes on with the same bits. Its
+A bank is a pytree in the method's state: it is part of the checkpoint, and a resumed run has the same bits. Its
 functions are pure. It serves generator targets (Hat EBM, arXiv 2210.16486: rows are drawn, used once, and
 overwritten) and persistent chains:
 
@@ -146,7 +146,7 @@ def rejuvenate(
 
 
 def placement(state: PyTree, spread: Any, copied: Any) -> PyTree:
-    """Where the leaves of a state belong: ``spread`` (a sharding of the leading axis) for a bank's, else ``copied``.
+    """Placement of a state's leaves: ``spread`` (a sharding of the leading axis) for a bank's, else ``copied``.
 
     A bank whose rows do not divide over the devices of ``spread`` is copied, too.
     """

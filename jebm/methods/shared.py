@@ -1,4 +1,4 @@
-"""What the families share: networks that learn, draws of the prior, and the images that a method takes."""
+"""Shared parts of the families: networks that learn, draws of the prior, checks of images."""
 
 import functools
 from collections.abc import Callable

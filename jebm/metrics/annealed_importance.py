@@ -30,7 +30,7 @@ TARGET_ACCEPTANCE = 0.574  # of MALA, optimal in many dimensions
 
 
 class Base(NamedTuple):
-    """Where the path starts.
+    """Base distribution of the path.
 
     Attributes:
         shape: of one example.
@@ -57,7 +57,7 @@ class Base(NamedTuple):
         return jnp.where(self.holds(x), x.size * jnp.log(2 * self.scale), jnp.inf)
 
     def holds(self, x: Array) -> Array:
-        """Whether x lies where the law has its mass."""
+        """Whether x is in the support."""
         return jnp.asarray(True) if self.kind == "gaussian" else jnp.all(jnp.abs(x) <= self.scale)
 
 

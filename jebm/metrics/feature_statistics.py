@@ -47,14 +47,14 @@ class FeatureSet(NamedTuple):
 def feature_set(
     images: np.ndarray, features: Features, *, most_kept: int = MOST_KEPT, cache: bool = False
 ) -> FeatureSet:
-    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and ``most_kept`` features, whatever N is.
+    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and ``most_kept`` features for any N.
 
     Args:
         images: at least 8.
         features: the space.
         most_kept: how many features to keep.
         cache: look into the cache first and write into it. The file's name is a digest of the images and of the
-            space's declaration; one that cannot be read is made anew.
+            space's declaration; an unreadable cache file is recomputed.
 
     Raises:
         ValueError: fewer than 8 images, or features that are NaN or infinite.

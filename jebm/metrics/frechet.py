@@ -17,7 +17,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(features: np.ndarray) -> Statistics:
-    """The moments of features [n, d], whatever their floating dtype summed in float64.
+    """The moments of features [n, d], summed in float64.
 
     Raises:
         ValueError: not a matrix, fewer than two rows, or an entry that is NaN or infinite.

@@ -1,4 +1,4 @@
-"""How near an image is to the one that it should be: peak signal-to-noise ratio and structural similarity."""
+"""PSNR and SSIM against a reference image."""
 
 import numpy as np
 

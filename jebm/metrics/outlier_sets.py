@@ -102,7 +102,7 @@ def compressed_size(images: np.ndarray) -> np.ndarray:
 
 
 def channel_statistics(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How unusual the brightness and contrast of each image are, float64 [N]: another baseline for energies.
+    """Distance of each image's brightness and contrast from the data's, float64 [N]: another baseline for energies.
 
     The squared Mahalanobis distance of the means and standard deviations of an image's channels from their law over
     the ``reference`` images.

@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
     In train mode ``mean`` and ``var`` are those of the batch, ``var`` biased, and the running statistics, the
     collection ``batch_stats``, move by ``new = decay * old + (1 - decay) * batch``, with the *unbiased* batch
     variance, as in PyTorch; `flax.linen.BatchNorm` takes the biased one. Else the running statistics
-    normalise. Statistics are float32 whatever the compute dtype.
+    normalise. Statistics are float32 for every compute dtype.
 
     Under `jit` over a sharded batch the statistics are those of the global batch.
 

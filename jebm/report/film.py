@@ -22,7 +22,7 @@ MOVES = 16.0  # mean |last - first| of 255 levels; at 6, a film of digits still 
 
 
 class NoFilm(ValueError):
-    """Chains that would show nothing; the message says why."""
+    """Chains whose film would show nothing, with the reason."""
 
 
 def walk(run: Run) -> pathlib.Path | None:
@@ -80,5 +80,5 @@ def walk(run: Run) -> pathlib.Path | None:
 
 
 def movement(frames: np.ndarray) -> float:
-    """How far a film's pixels go: mean ``|last - first|`` of uint8 [frames, ...], in levels of 255."""
+    """Movement of a film's pixels: mean ``|last - first|`` of uint8 [frames, ...], in levels of 255."""
     return float(np.abs(frames[-1].astype(float) - frames[0]).mean())

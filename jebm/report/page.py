@@ -55,7 +55,7 @@ def _section(title: str, *content: _Html) -> _Html:
 
 
 def _table(rows: Iterable[Iterable[Any]], head: Iterable[str] = ()) -> _Html:
-    """What is a `_Number` is set flush right."""
+    """A table; cells that are a `_Number` are flush right."""
     lines = [_tag("tr", *(_tag("th", cell) for cell in head))] if head else []
     for row in rows:
         cells = [_tag("td", cell, **({"class_": "number"} if isinstance(cell, _Number) else {})) for cell in row]
@@ -266,7 +266,7 @@ def _recoveries(lines: list[dict[str, Any]], path: pathlib.Path) -> _Html:
         if missing := [name for name in names if name not in event]:
             raise DamagedFile(f"{path}: the recovery of step {event['step']} has no {', '.join(missing)}")
     rows = [[_Number(event[name]) for name in names[:3]] + [event["reason"]] for event in events]
-    return _section("Recoveries", _table(rows, ("attempt", "seen at step", "gone on from step", "reason")))
+    return _section("Recoveries", _table(rows, ("attempt", "seen at step", "resumed from step", "reason")))
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -297,7 +297,7 @@ def _record(path: pathlib.Path) -> Record:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that can be drawn."""
+    """Whether a value can be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -66,7 +66,7 @@ def restore_files(
         original: the undamaged pictures, to be compared with.
         degrade: degrade the input first, with noise of ``config.noise_std``; it is the original then.
         seed: of the sampler and of that noise.
-        progress: is told of 0 when the work begins, then of each batch that is done: how many images, of how many.
+        progress: called with 0 when the work begins, then after each batch: its images, and how many there are.
 
     Returns:
         What the JSON file holds.
@@ -105,8 +105,8 @@ def restore_files(
         y += config.noise_std * jax.random.normal(noise_key, y.shape)
     elif task.name == "inpaint":
         y = jax.vmap(operator.apply)(y)  # ignore the values of missing pixels
-    tell = lambda n: progress(n, len(y))  # noqa: E731
-    restored = restore(chain_key, prior(run), operator, y, config, batch_size=BATCH_SIZE, progress=tell)
+    count = lambda n: progress(n, len(y))  # noqa: E731
+    restored = restore(chain_key, prior(run), operator, y, config, batch_size=BATCH_SIZE, progress=count)
     scores = measure(restored, operator, y, None if truth is None else jnp.asarray(truth))
     about = {
         "task": dataclasses.asdict(task), "settings": dataclasses.asdict(config), "seed": seed, "step": run.step,

@@ -191,7 +191,7 @@ class Checkpoints:
 
 
 class _Damaged(Exception):
-    """A checkpoint is not what was saved; the argument says how."""
+    """A checkpoint that differs from what was saved, and how."""
 
 
 def _shapes(state: Any) -> dict[str, str]:
@@ -207,7 +207,7 @@ def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
 
 
 def _damage(folder: pathlib.Path, within: str = "") -> str | None:
-    """What in a checkpoint is not as it was saved, in words; None where nothing shows it. Raises OSError."""
+    """Difference of a checkpoint from what was saved, in words; None where nothing shows it. Raises OSError."""
     os.stat(folder)  # where all of it has gone, so may have the file system
     for item in ("state", "meta"):
         try:

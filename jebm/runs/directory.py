@@ -12,7 +12,7 @@ __all__ = ["RunDirectory"]
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """Where a run's files lie."""
+    """The files of a run."""
 
     path: pathlib.Path
 

@@ -53,7 +53,7 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written was said when it was
+            with contextlib.suppress(OSError):  # the failed write has raised already
                 self._file.close()
 
 

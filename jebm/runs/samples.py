@@ -1,4 +1,4 @@
-"""Many samples of a trained model: drawn batch by batch over all devices, written shard by shard, gone on after a kill.
+"""Any number of samples, drawn in batches over all devices and written in shards; resumes after an interruption.
 
 Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
 file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
@@ -41,10 +41,10 @@ def draw_to(
         seed: of the draws.
         batch_size: samples per call over all devices, which bounds the memory; devices that do not divide it draw a
             few more, which are dropped.
-        progress: is told of each batch that is there, with its number of samples.
+        progress: called after each batch with its number of samples.
 
     Raises:
-        ValueError: samples that are not finite; an ``out`` or ``<out>.parts`` in which other files lie.
+        ValueError: samples that are not finite; an ``out`` or ``<out>.parts`` that holds other files.
     """
     batch_size = min(batch_size, num)
     parts = out.with_name(out.name + ".parts")
@@ -115,7 +115,7 @@ def _prepare(out: pathlib.Path, parts: pathlib.Path, request: dict[str, Any]) ->
 
 
 def _request(parts: pathlib.Path) -> dict[str, Any] | None:
-    """What the parts in a folder are of; None where there is no such folder, or an empty one.
+    """The request that the parts in a folder belong to; None where there is no such folder, or an empty one.
 
     Raises:
         ValueError: a folder that holds anything else than parts, or is none.

@@ -19,7 +19,7 @@ that are finite and steady but wrong from their first line; each has its bound a
 * ``frozen``, ``flat``: so in each of `LASTING` or `ENOUGH` lines; backing off would not mend it, so none is tried.
 * ``runaway gap``: over `GROWTH_LINES` lines the gap grows ever further above 0, as with the loss's sign turned round.
 
-What a recovery then does is in `jebm.training.loop`: the whole state goes back to a healthy checkpoint, takes a fresh
+`jebm.training.loop` then recovers: the whole state goes back to a healthy checkpoint, takes a fresh
 key, and resumes with `backed_off` settings. A value that is not finite is never replaced by a number.
 """
 
@@ -92,7 +92,7 @@ class Scale(NamedTuple):
 
 
 class Senseless(NamedTuple):
-    """What an absolute rule says.
+    """Finding of an absolute rule.
 
     Attributes:
         reason: the rule and its figures, in words.
@@ -112,7 +112,7 @@ def watched(line: Line) -> dict[str, float]:
 
 
 def diagnose(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str | None:
-    """What is wrong with ``line`` after the healthy lines ``history`` (`watched` entries, newest last), or None."""
+    """The fault of ``line`` after the healthy lines ``history`` (`watched` entries, newest last), or None."""
     bad = sorted(name for name, value in line.items() if not math.isfinite(value))
     if bad:
         return f"{', '.join(bad)} is not finite"
@@ -127,7 +127,7 @@ ENERGIES = ("energy_data", "energy_negative")
 
 
 def senseless(scale: Scale, history: Sequence[Line], line: Line) -> Senseless | None:
-    """What is absurd in itself about ``line`` after ``history`` (`watched` entries, newest last), or None.
+    """The absolute fault of ``line`` after ``history`` (`watched` entries, newest last), or None.
 
     Values that are not finite are `diagnose`'s.
     """

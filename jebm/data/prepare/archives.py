@@ -22,7 +22,7 @@ WITH_TENSORFLOW = "pip install -e '.[prepare]' in a clone of the repository"
 
 
 def info(source: str, size: int | None = None, crop: str = "auto") -> list[str]:
-    """What there is, line by line; of a set that is not prepared, what it needs. Small sets are read whole.
+    """Description of a source, line by line; of an unprepared set, its requirements. Small sets are read whole.
 
     Raises:
         DataError: no such source, or one that is broken.
@@ -85,7 +85,7 @@ def prepare(source: str, say: Callable[[str], Any]) -> Path:
 
 
 def manual_directory() -> Path:
-    """Where originals lie: ``downloads/manual`` in the data directory."""
+    """Folder of the originals: ``downloads/manual`` in the data directory."""
     return data_directory() / "downloads" / "manual"
 
 

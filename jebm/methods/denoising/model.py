@@ -1,6 +1,6 @@
 """The model of Denoising-EBM (arXiv 2303.03887): its configuration, its networks, and the functions they make.
 
-`denoising_ebm` says what of it the paper states, and what is ours.
+`jebm.methods.denoising.ebm` separates what the paper states from what is ours.
 """
 
 import dataclasses

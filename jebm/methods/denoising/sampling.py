@@ -43,7 +43,7 @@ def _stages(config: DenoisingEBMConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def evaluation_counts(config: DenoisingEBMConfig) -> dict[str, int]:
-    """What one image costs: gradients of F, evaluations of u (or its gradients, with the full drift), and of g."""
+    """Cost of one image: gradients of F, evaluations of u (or its gradients, with the full drift), and of g."""
     coarse, fine = _stages(config)
     return {
         "semantic": len(coarse) * config.chain.when_sampling().num_steps,
