@@ -175,6 +175,7 @@ def test_a_ratio_that_healthy_lines_would_exceed(ratio):
 @dataclasses.dataclass(frozen=True)
 class Bare:
     learning_rate: float = 1.0
+    BACK_OFF = {"learning_rate": ("learning_rate",)}
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
