@@ -5,7 +5,7 @@ is conditioned on it gives the calibrated sample ``x_c``. The generator is then 
 
     C = E ‖x_c - x_g‖² ≤ ε                         (x_c constant with respect to the generator)
 
-by a primal-dual scheme: the generator descends ``λ C`` beside its own loss, and λ ascends ``C - ε``. The generator may
+by a primal-dual scheme: the generator descends its own loss plus ``λ C``, and λ ascends ``C - ε``. The generator may
 be of any kind, and its samples of any shape. `posterior` puts the same constraint on an encoder's latents.
 
 Units. The authors' step is ``x - (s/2) ∇(E + w d) + sqrt(s) ξ``. In this library's convention the same chain runs on
@@ -99,7 +99,7 @@ class CalibrationConfig(Constraint):
     Attributes:
         num_steps: see `Constraint`, as for ``step_size``, ``tolerance`` and the three settings of the multiplier.
         temperature: τ, of ``E = f/τ``.
-        cond_scale: coefficient of the conditional term ``w_k max(d, h)`` beside E. 1 is the released code, where
+        cond_scale: coefficient of the conditional term ``w_k max(d, h)`` added to E. 1 is the released code, where
             the term moves a pixel by about 1e-6 of its distance: practically not at all. [ours] ``c/τ`` with c in
             [0.1, 1] makes it act.
         hinge: h, below which the conditional term does not pull; None: 1.52 K s D [ours].

@@ -4,8 +4,8 @@ A flow is an invertible map to a standard normal law with the logarithm of its J
 ``log p(x) = log N(F(x); 0, I) + log |det ∂F/∂x|``.
 
 The scale of a coupling is bounded, ``s = 2/π · clamp · atan(raw)`` in (-clamp, clamp), and with it the Lipschitz
-constants of the map and of its inverse in the coupled variables, ``exp(clamp)`` for the scale's part; what the shifts
-add is measured by `local_lipschitz`.
+constants of the map and of its inverse in the coupled variables, ``exp(clamp)`` for the scale's part;
+`local_lipschitz` measures them with the shifts.
 """
 
 from collections.abc import Callable
@@ -55,8 +55,9 @@ def bounded(raw: Array, clamp: float) -> Array:
 
 
 class ImageFlow(nn.Module):
-    """A multi-scale coupling flow: per scale squeeze 2x2, ``num_steps`` steps; half the channels leave, the last stay.
+    """A multi-scale coupling flow: each scale squeezes 2x2 and makes ``num_steps`` steps.
 
+    Half the channels of a scale are latents, the others go to the next scale; of the last scale all are latents.
     A step: ``a ⊙ x + b`` per channel, a fixed random rotation of the channels, and an affine coupling of their halves
     by a three-layer convolution that starts at 0, so that the whole flow starts as a rotation.
 

@@ -1,4 +1,4 @@
-"""A small GAN under energy calibration: an adversarial loss, and beside it the constraint of `calibration` [inferred].
+"""A small GAN under energy calibration: an adversarial loss under the constraint of `calibration` [inferred].
 
     generator      -E D(G(z)) + λ C         with      C = E ‖x_c - G(z)‖² ≤ ε
     discriminator  E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))        (hinge; Miyato et al., arXiv 1802.05957)

@@ -1,4 +1,4 @@
-"""Calibration of an encoder's latents by the exact posterior, under a constraint of its own [inferred].
+"""Calibration of an encoder's latents by the exact posterior, under a second constraint [inferred].
 
 The abstract of arXiv 2311.04071 names this extension without formulas; those here are our proposal. The exact posterior
 of a decoder G with Gaussian errors of variance σ² is itself an energy,

@@ -200,7 +200,7 @@ class UpBlock(nn.Module):
 
 
 def conv_sn(channels: int, size: int, dtype: DTypeLike, name: str, stride: int = 1, padding: int = 1) -> nn.Conv:
-    """A convolution without bias whose kernel is meant to be spectrally normalised."""
+    """A convolution without bias whose kernel the family normalises spectrally."""
     return Conv(
         channels, (size, size), (stride, stride), padding, use_bias=False, kernel_init=uniform_fan_in,
         dtype=dtype, name=name,

@@ -1,7 +1,7 @@
 """Encoder and decoder of the energy-calibrated VAE at 256 pixels, after FastGAN (arXiv 2101.04775).
 
-The authors' repository has these two networks without the VAE around them. Every kernel but those of the
-linear heads is meant to be spectrally normalised (`jebm.networks.spectral_norm`):
+The authors' repository has these two networks without the VAE around them. The family normalises every
+kernel spectrally but those of the linear heads (`jebm.networks.spectral_norm`):
 ``spectral_norm.init(key, encoder_params, exclude=("mu", "logvar"))``.
 """
 
