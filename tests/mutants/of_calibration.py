@@ -10,6 +10,7 @@ SHARED = ("tests/methods/ec/test_vae.py", "tests/methods/ec/test_other_generator
 POSTERIOR = ("tests/methods/ec/test_posterior.py", *VAE[:2])
 GOLDEN = ("tests/methods/ec/test_golden_vae.py",)
 EACH = (VAE[0], FLOW[0], GAN[0])
+METHODS = ("tests/methods/ec/test_methods.py",)
 KEYS = ("tests/methods/test_keys.py",)
 
 MUTANTS = (
@@ -122,7 +123,7 @@ MUTANTS = (
         ("return Trained(params, optimizer_state, ema)", "return Trained(params, trained.optimizer, ema)",
          "optimisers stay at their start"),
         ("node._replace(ema=node.params) if weights", "node._replace(params=node.ema) if weights",
-         "raw weights are averaged ones", ("tests/methods/ec/test_methods.py",)),
+         "raw weights are averaged ones", METHODS),
     ),
     *of(
         "jebm/methods/ec/energy_model.py", VAE + GAN + FLOW,
@@ -156,7 +157,7 @@ MUTANTS = (
         ("generate_from(config, state.flow.ema, prior", "generate_from(config, state.flow.params, prior",
          "raw weights generate"),
         ("_inverse(config), state.flow.ema)", "_inverse(config), state.flow.params)", "the raw generator is handed on",
-         ("tests/methods/ec/test_methods.py",)),
+         METHODS),
         ("np.log(2.0)) + 8.0", "np.log(2.0)) + np.log2(255.0)", "255 levels"),
         ("nats / (z.shape[-1] * np.log(2.0))", "nats / z.shape[-1]", "nats for bits"),
         ("slope = jnp.log(1.0 - 2.0 * config.alpha) - jnp.log(p)", "slope = -jnp.log(p)",
@@ -185,6 +186,7 @@ MUTANTS = (
          "ResNet(config.energy_layers, config.energy_head_width), config.flow_learning_rate",
          "energy with the flow's rate"),
         ("return (256.0 * u - 0.5) / 127.5 - 1.0", "return 2.0 * u - 1.0", "images of levels"),
+        ("generated, settings, draws.calibration_noise)", "generated, settings)", "recorded noise is not read", METHODS),
     ),
     *of(
         "jebm/methods/ec/gan.py", GAN,
@@ -216,6 +218,7 @@ MUTANTS = (
          "ResNet(config.energy_layers, config.head_width), config.learning_rate", "energy with the GAN's rate"),
         ("_optimizer(config), decay)", "_optimizer(config), config.ema_decay)", "no warm-up"),
         ("critic.descend(critic_state, critic_gradients)", "critic_state", "D does not learn"),
+        ("generated, settings, draws.calibration_noise)", "generated, settings)", "recorded noise is not read", METHODS),
     ),
     *of(
         "jebm/networks/normalization.py", (GAN[0], *VAE[:2]),

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.families import CONFIGS, IMAGES
+from helpers.iterations import chain_noise
 
 from jebm import methods
+from jebm.methods.ec import flow, gan
 from jebm.methods.shared import Trained, with_weights
 
 
@@ -72,3 +74,16 @@ def test_a_recovery_backs_off_numbers_of_the_configuration(name):
             for part in path:
                 group = getattr(group, part)
             assert isinstance(getattr(group, last), float), field
+
+
+@pytest.mark.parametrize(("name", "family"), [("ec_flow", flow), ("ec_gan", gan)])
+def test_recorded_noise_takes_the_place_of_the_key(name, family):
+    """So an iteration of another code can be repeated; for the EC-VAE the golden iterations do it."""
+    config = CONFIGS[name]
+    state = jax.jit(lambda: family.initialize(config, jax.random.key(0), IMAGES))()
+    distance = jax.jit(lambda draws: family.iterate(config, draws, state, IMAGES)[1]["calibration"])
+    draws = family.draw(config, jax.random.key(1), len(IMAGES))
+    noise = chain_noise(draws.calibration_key, IMAGES.shape, config.calibration)
+    recorded = distance(draws._replace(calibration_noise=noise))
+    np.testing.assert_allclose(recorded, distance(draws), rtol=1e-3)
+    assert float(distance(draws._replace(calibration_noise=0 * noise))) < 0.5 * float(recorded)
