@@ -46,7 +46,7 @@ VALUES = [
     ("method.calibration.tolerance=0.2", 0.2),
     ("method.energy_scales=1", 1),
     ("method.power_iterations=per_evaluation", "per_evaluation"),
-    ("method.calibration.sampler=normalized_descent", "normalized_descent"),
+    ("method.reuse_negatives=true", True),
     ("method.energy_layers=[[64,2],[128,3]]", ((64, 2), (128, 3))),
     ("method.energy_layers=((64, 2), (128, 3))", ((64, 2), (128, 3))),
     ("data.source=npz:a=b.npz", "npz:a=b.npz"),

@@ -14,7 +14,6 @@ from helpers.laws import accept, exact_law, gaussian_test, ks_test, reject, stat
 from jax.flatten_util import ravel_pytree
 
 import jebm
-from jebm.methods import latent_chains
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -152,16 +151,6 @@ def test_half_precision_positions_have_another_law_and_are_refused():
         jebm.langevin(energy, noise=jnp.zeros((2, 3), jnp.float16))
     with pytest.raises(ValueError, match="got float16"):
         jebm.mcmc.short_run_step_size(energy, jnp.ones((3, 2), jnp.float16))
-
-
-def test_latent_chains_refuse_half_precision():
-    z, noise = jnp.zeros(2, jnp.bfloat16), jnp.zeros((1, 2))
-    with pytest.raises(ValueError, match="got bfloat16"):
-        latent_chains.lookahead_chain(jebm.energy.standard_normal, lambda z: z, z, noise, 0.1, 1.0)
-    with pytest.raises(ValueError, match="got bfloat16"):
-        latent_chains.joint_chain(
-            jebm.energy.standard_normal, lambda z: z, jnp.zeros(2), z, (noise, noise), (0.1, 0.1), 1.0
-        )
 
 
 def test_zero_temperature_is_gradient_descent_and_zero_step_size_stands_still():

@@ -42,7 +42,7 @@ def test_ec_vae_hands_it_on(monkeypatch):
     )  # fmt: skip
     given = []
     recorded = lambda *terms: given.append(terms[2:]) or contrastive_loss(*terms)  # noqa: E731
-    monkeypatch.setattr(sys.modules["jebm.methods.ec.vae"], "contrastive_loss", recorded)
+    monkeypatch.setattr(sys.modules["jebm.methods.ec.energy_model"], "contrastive_loss", recorded)
     method, batch = methods.build(config), jnp.zeros((4, 8, 8, 1))
     state = jax.eval_shape(method.init, jax.random.key(0), batch)
     jax.eval_shape(method.update, jax.random.key(0), state, batch)

@@ -19,7 +19,7 @@ import pytest
 from jebm import mcmc
 from jebm.energy import bind
 from jebm.mcmc import bank
-from jebm.methods import ChainConfig, HatEBMConfig, latent_chains
+from jebm.methods import ChainConfig, HatEBMConfig
 from jebm.methods.hat import autoencoder as build_autoencoder
 from jebm.methods.hat import ebm as build
 from jebm.methods.hat import keras
@@ -581,55 +581,6 @@ def test_the_autoencoder_uses_these_weights(weights):
     np.testing.assert_allclose(energy, np.sum((images - again) ** 2, (1, 2, 3)), rtol=1e-4)
     assert float(held_out["loss"]) == pytest.approx(50.0 * float(np.mean((images - again) ** 2)), rel=1e-4)
     assert method.parameters(state) == dict(state.params)
-
-
-# latent chains, in numpy: a quadratic head over a linear generator
-
-MATRIX = np.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]])
-CURVATURE, SLOPE = np.diag([2.0, 0.5, 1.0]), np.array([0.3, -0.2, 0.1])
-
-
-def head(x):
-    return 0.5 * x @ jnp.asarray(CURVATURE) @ x + jnp.asarray(SLOPE) @ x
-
-
-def plain_head(x):
-    return 0.5 * x @ CURVATURE @ x + SLOPE @ x, CURVATURE @ x + SLOPE
-
-
-linear = functools.partial(jnp.matmul, jnp.asarray(MATRIX, jnp.float32))
-
-
-def test_the_lookahead_chain_by_its_formula():
-    step, tau, z = 0.09, 0.7, np.array([0.4, -1.1])
-    noise = np.random.default_rng(SEED).standard_normal((3, 2))
-    end, energies = jax.jit(lambda z, noise: latent_chains.lookahead_chain(head, linear, z, noise, step, tau))(z, noise)
-    delta, expected = np.zeros(3), []
-    for xi in noise:
-        f, slope = plain_head(MATRIX @ z + delta)
-        expected.append(f / tau)
-        z = z - 0.5 * step * MATRIX.T @ slope / tau + np.sqrt(step) * xi
-        delta = -0.5 * step * slope / tau
-    np.testing.assert_allclose(end, z, rtol=1e-4)
-    np.testing.assert_allclose(energies, expected, rtol=1e-4)
-
-
-def test_the_joint_latent_chain_by_its_formula():
-    (step_x, step_z), tau, x, z = (0.05, 0.2), 0.7, np.array([0.5, -0.3, 0.9]), np.array([0.4, -1.1])
-    rng = np.random.default_rng(SEED)
-    noise = rng.standard_normal((3, 3)), rng.standard_normal((3, 2))
-    chain = jax.jit(lambda x, z, noise: latent_chains.joint_chain(head, linear, x, z, noise, (step_x, step_z), tau))
-    end_x, end_z, energies = chain(x, z, noise)
-    expected = []
-    for xi_x, xi_z in zip(*noise, strict=True):
-        x = x + np.sqrt(step_x) * xi_x
-        f, slope = plain_head(x)
-        expected.append(f / tau)
-        x = x - 0.5 * step_x * slope / tau
-        z = z - 0.5 * step_z * MATRIX.T @ slope / tau + np.sqrt(step_z) * xi_z
-    np.testing.assert_allclose(end_x, x, rtol=1e-4)
-    np.testing.assert_allclose(end_z, z, rtol=1e-4)
-    np.testing.assert_allclose(energies, expected, rtol=1e-4)
 
 
 def test_a_hat_over_a_given_function_keeps_its_weights_in_the_state():
