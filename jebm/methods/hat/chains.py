@@ -13,8 +13,8 @@ The energy, in the authors' unit (the density is ``exp(-U)``), and in this libra
 
 What is sampled:
 
-* *Conditional* chains (ε_z = 0) keep z: with τ = 0 the law of x that they aim at is ``exp(-H(x)/T)``, whatever z and
-  G are. G chooses where the short chain starts. With τ > 0 the normaliser over y depends on z, and maximum likelihood
+* *Conditional* chains (ε_z = 0) keep z: with τ = 0 their target is ``exp(-H(x)/T)`` for every z and G. G only sets
+  where the short chain starts. With τ > 0 the normaliser over y depends on z, and maximum likelihood
   with z drawn from its prior is no longer exact: keep τ = 0 in training.
 * *Joint* chains move both. With ½‖z‖² (``latent_prior``) and τ > 0, x follows ``exp(-H(x)/T) ∫ N(z; 0, I)
   N(x; G(z), σ² I) dz``, up to its normaliser: an energy times the density of the generator with noise.
@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.tree_util import Partial
 
 from jebm import mcmc
 from jebm.energy import Energy, Generator, PyTree, as_partial, bind, squared_distance, value
@@ -68,7 +67,7 @@ class ChainConfig:
 
 
 class Samples(NamedTuple):
-    """Where chains ended, [B, ...], and how far their drifts moved them.
+    """The ends of chains, [B, ...], and the mean lengths of their drifts.
 
     Attributes:
         z: latents.
@@ -85,11 +84,6 @@ class Samples(NamedTuple):
     latent_drift: Array
 
 
-def as_pytree(function: Energy) -> Partial:
-    """``function`` as a pytree; one that `jebm.energy.bind` made stays, its parameters being leaves."""
-    return as_partial(function)
-
-
 def conditional_kernel(
     hat: Energy, image: Array, config: ChainConfig, temperature: float, noise: Array | None = None
 ) -> mcmc.LangevinKernel:
@@ -97,12 +91,12 @@ def conditional_kernel(
 
     Args:
         hat: H, one image in.
-        image: G(z) [H, W, C], computed once for the whole chain.
+        image: G(z) [H, W, C], computed once per chain.
         config: see `ChainConfig`.
         temperature: T.
         noise: standard normals [K, H, W, C] drawn in advance, or None.
     """
-    energy = bind(_conditional_energy, as_pytree(hat), image, temperature * config.residual_precision)
+    energy = bind(_conditional_energy, as_partial(hat), image, temperature * config.residual_precision)
     step_size = mcmc.from_noise_scale(config.noise_scale, temperature)
     return mcmc.langevin(energy, step_size, temperature, max_drift=config.max_drift, noise=noise)
 
@@ -118,7 +112,7 @@ def conditional_drift(gradient_norm: Array, config: ChainConfig, temperature: fl
 
 
 class JointState(NamedTuple):
-    """What the next joint step needs.
+    """The state of a joint chain.
 
     Attributes:
         position: ``{"z", "y"}``.
@@ -136,7 +130,7 @@ class JointState(NamedTuple):
 
 
 class JointInfo(NamedTuple):
-    """What one may look at after a joint step.
+    """Diagnostics of one joint step.
 
     Attributes:
         energy: ``H(G(z) + y)`` at the new position.
@@ -210,8 +204,8 @@ def joint_kernel(
     """
     bound = jnp.inf if config.max_drift is None else config.max_drift
     return JointKernel(
-        as_pytree(hat), as_pytree(generator), config.noise_scale, config.latent_noise_scale, config.residual_precision,
-        float(config.latent_prior), bound, temperature, noise,
+        as_partial(hat), as_partial(generator), config.noise_scale, config.latent_noise_scale,
+        config.residual_precision, float(config.latent_prior), bound, temperature, noise,
     )  # fmt: skip
 
 
@@ -237,7 +231,7 @@ def run_chains(
         temperature: T.
         noise: ``{"z": [B, K, ...], "y": [B, K, ...]}`` drawn in advance ("y" alone for conditional chains), or None.
     """
-    hat, generator, z, y = jax.lax.stop_gradient((as_pytree(hat), as_pytree(generator), z, y))
+    hat, generator, z, y = jax.lax.stop_gradient((as_partial(hat), as_partial(generator), z, y))
     keys = mcmc.chain_keys(key, z.shape[0])
     if config.latent_noise_scale > 0:
         samples = _joint_chains(keys, hat, generator, z, y, config, temperature, noise)
