@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from helpers.laws import accept, ks_test
 
 import jebm
 from jebm.energy import bind
@@ -155,6 +157,39 @@ def test_law_of_a_joint_chain_with_its_proper_density_options(key):
     precision = full.T @ full + np.diag([1.0, 2 * tau, 2 * tau])
     found = np.cov(np.concatenate([samples.z, samples.y], axis=1).T)
     np.testing.assert_allclose(found, np.linalg.inv(precision), atol=0.03)
+
+
+def downhill(x):
+    """Unbounded below, as a network of rectifiers."""
+    return -jnp.sum(jnp.abs(x))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_box_holds_long_chains_of_an_energy_unbounded_below(key, joint):
+    chains, latent_noise_scale = 200, 0.05 if joint else 0.0
+    free = ChainConfig(num_steps=300, noise_scale=0.3, latent_noise_scale=latent_noise_scale, max_drift=None)
+    z, y = jax.random.uniform(key, (chains, 2), minval=-0.4, maxval=0.4), jnp.zeros((chains, 2))
+
+    def images(config):
+        return np.asarray(hat_chains.run_chains(key, bind(downhill), bind(jnp.sin), z, y, config, 0.5).image)
+
+    assert np.abs(images(free)).min(1).mean() > 5  # they run away
+    inside = images(dataclasses.replace(free, box=1.25))
+    assert np.abs(inside).max() <= 1.25 + 1e-6
+    assert (np.abs(inside) > 1.0).any()
+    # a box that no chain meets changes nothing
+    short = dataclasses.replace(free, num_steps=2)
+    np.testing.assert_array_equal(images(dataclasses.replace(short, box=50.0)), images(short))
+
+
+def test_a_box_restricts_the_law_of_a_conditional_chain(key):
+    """H = ‖x‖²/2 at T, wherever G(z) is in the box: x is normal of variance T, truncated at ±B."""
+    temperature, box, chains = 0.5, 0.6, 6000
+    config = ChainConfig(num_steps=300, noise_scale=0.1, max_drift=None, box=box)
+    z = jnp.full((chains, 1), 0.4)
+    samples = hat_chains.run_chains(key, bind(half_square), bind(jnp.sin), z, jnp.zeros_like(z), config, temperature)
+    scale = np.sqrt(temperature)
+    accept(ks_test(samples.image, scipy.stats.truncnorm(-box / scale, box / scale, scale=scale).cdf))
 
 
 SMALL = HatEBMConfig(
