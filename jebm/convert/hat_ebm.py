@@ -1,6 +1,6 @@
 """Runs from the weights that the authors of Hat EBM released (arXiv 2210.16486, TensorFlow object checkpoints).
 
-Their names: ``ebm_N.ckpt`` the hat, ``gen_N.ckpt`` the generator or decoder; and, where a whole training run was
+Their names: ``ebm_N.ckpt`` the hat, ``gen_N.ckpt`` the generator or decoder; and, if a whole training run was
 saved, ``ebm_optim_N.npz`` and ``gen_optim_N.npz`` (counter, moving averages, Adam's moments), ``persistent_N.npy`` and
 ``persistent_z_N.npy`` (the bank).
 """

@@ -88,7 +88,7 @@ def changed(meta: Mapping[str, Any], now: Facts) -> str | None:
 
 
 def disagreement(hosts: Sequence[Facts]) -> str | None:
-    """How the processes of one run differ, in words; None where they agree.
+    """The difference between the processes of one run, in words; None if they agree.
 
     Args:
         hosts: the `facts` of each process in their order, with the ``host``'s name, and its ``problem`` or None.

@@ -301,7 +301,7 @@ def test_whatever_file_is_damaged_the_state_is_the_right_one(toy_experiment, tmp
 
 @pytest.fixture
 def npz_run(toy_experiment, tmp_path):
-    """A toy's run on images of an npz, and the command that goes on with it."""
+    """A toy's run on images of an npz, and the command that resumes it."""
     np.savez(tmp_path / "images.npz", x=np.arange(64 * 64, dtype=np.uint8).reshape(64, 8, 8, 1))
     start = command(toy_experiment, tmp_path / "run", f"data.source=npz:{tmp_path / 'images.npz'}")
     assert cli.main([*start, "--set", "training.num_steps=3"]) == 0

@@ -32,7 +32,7 @@ def hat_over(generator, chain=STILL, application="retrofit"):
     ("method", "application", "latent"),
     [
         pytest.param(VAE, "refinement", (4,), id="ec_vae"),
-        pytest.param(AUTOENCODER, "retrofit", (4, 4, 1), id="autoencoder"),
+        pytest.param(AUTOENCODER, "retrofit", (4, 4, 1), id="autoencoder", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_hat_over_the_generator_of_a_run(tmp_path, key, method, application, latent):
