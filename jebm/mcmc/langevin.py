@@ -126,7 +126,7 @@ class LangevinKernel:
         )  # fmt: skip
         if self.box is not None:
             low, high = (_per_leaf(side, x, step) for side in self.box)
-            moved = jax.tree.map(_reflect, moved, low, high)
+            moved = jax.tree.map(reflect, moved, low, high)
         return moved
 
 
@@ -275,7 +275,8 @@ def _clip_norm(drift: Array, bound: Array) -> Array:
     return drift * jnp.minimum(1.0, bound / norm)
 
 
-def _reflect(x: Array, low: Array, high: Array) -> Array:
+def reflect(x: Array, low: Array, high: Array) -> Array:
+    """``x`` reflected at ``low`` and ``high`` until it is between them."""
     offset = jnp.mod(jnp.abs(x - low), 2.0 * (high - low))
     folded = low + jnp.minimum(offset, 2.0 * (high - low) - offset)
     # inside nothing changes, not even by rounding, and infinite sides bound nothing

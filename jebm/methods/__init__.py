@@ -56,8 +56,8 @@ def build(config: Any, generator: Generator | None = None) -> Method:
     _, family = FAMILIES[family_of(config)]
     if generator is None:
         return requiring_images(family(config))
-    if given_generator(config) is None:
-        raise ValueError(f"{type(config).__name__} of this configuration takes no generator")
+    if not isinstance(config, HatEBMConfig):
+        raise ValueError(f"{type(config).__name__} takes no generator")
     return requiring_images(family(config, generator))
 
 

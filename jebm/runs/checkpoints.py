@@ -99,7 +99,7 @@ class Checkpoints:
             else:
                 others = any(path.name.isdigit() for path in self._directory.iterdir())
                 before = "those before it are whole" if others else "there is none before it"
-                ending = f"{before}. Make room, and the same command goes on"
+                ending = f"{before}. Make room, and the same command resumes"
             raise CheckpointNotWritten(
                 f"a checkpoint could not be written in {self._directory} ({reason}); {ending}"
             ) from error
@@ -164,8 +164,8 @@ class Checkpoints:
         if damage is None:
             raise CheckpointNotRead(
                 f"the checkpoint of step {step} in {self._directory} cannot be read ({reason}), and nothing shows that "
-                "it is damaged: mend the cause (rights, the file system, memory, versions), and the same command goes "
-                "on; or move it away to go on from an earlier one. Nothing was changed"
+                "it is damaged: mend the cause (rights, the file system, memory, versions), and the same command "
+                "resumes; or move it away to resume from an earlier one. Nothing was changed"
             ) from error
         return damage
 

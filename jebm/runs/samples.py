@@ -1,13 +1,13 @@
-"""Any number of samples, drawn in batches over all devices and written in shards; resumes after an interruption.
+"""Draws any number of samples in batches, over all devices, and resumes after an interruption.
 
-Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
-file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
-batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices
-changes one by the rounding of its arithmetic at most. Only such parts are ever deleted: a folder of that name which
-holds anything else is refused.
+Memory holds one batch at a time, on the devices and on the host. Each batch is a file in ``<out>.parts`` until all of
+them are there; the same call after an interruption draws only the missing ones. A batch is a function of (seed, its
+number): an interruption changes no sample, and another number of devices changes one by rounding at most. Only such
+parts are ever deleted: a folder of that name which holds anything else is refused.
 """
 
 import json
+import math
 import pathlib
 import re
 import zipfile
@@ -51,8 +51,7 @@ def draw_to(
     request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
     mesh = sharding.make_mesh()
     rows = -(-batch_size // mesh.size) * mesh.size
-    settings = run.config.method
-    if rows * settings.image_size**2 * settings.channels >= 2**31:
+    if rows * math.prod(run.method.image_shape) >= 2**31:
         raise ValueError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
     _prepare(out, parts, request)
     draw = jax.jit(

@@ -105,7 +105,7 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
             cli.main(command(experiment, run))
     assert checkpoint_steps(run) == [2]
     assert cli.main(command(experiment, run)) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     assert metrics_of(whole) == metrics_of(run)
     loaded = jebm.load(run)
     assert bits(jebm.load(whole).state) == bits(loaded.state)

@@ -1,5 +1,6 @@
-"""The training loop: stopped in any way and gone on, a run gives the bits of one that never stopped."""
+"""The training loop: stopped in any way and resumed, a run gives the bits of one that never stopped."""
 
+import dataclasses
 import errno
 import functools
 import json
@@ -24,8 +25,8 @@ from jebm import cli, sharding
 from jebm.config import Config, load_file, override
 from jebm.energy import bind
 from jebm.errors import ConfigError
-from jebm.methods import ECVAEConfig
-from jebm.methods import _ec_vae as ec_vae
+from jebm.methods import ChainConfig, ECVAEConfig, HatEBMConfig
+from jebm.methods.ec import vae as ec_vae
 from jebm.runs import checkpoints
 from jebm.runs.directory import RunDirectory
 from jebm.runs.metrics_log import MetricsFile, read_metrics
@@ -109,7 +110,7 @@ def test_killed_and_started_again(tiny_experiment, finished_run, tmp_path, capsy
     assert checkpoint_steps(directory) in ([3], [3, 6])
     assert len(metrics_of(directory)) < 6
     assert cli.main(command(tiny_experiment, directory)) == 0
-    assert "going on from step" in capsys.readouterr().out
+    assert "resuming from step" in capsys.readouterr().out
     assert_same_run(finished_run, directory)
 
 
@@ -122,7 +123,7 @@ def test_terminated_and_started_again(tiny_experiment, finished_run, tmp_path, c
     assert checkpoint_steps(directory)[-1] == 7
     assert [line["step"] for line in metrics_of(directory)] == [2, 4, 6]
     assert cli.main(command(tiny_experiment, directory)) == 0
-    assert "going on from step 7" in capsys.readouterr().out
+    assert "resuming from step 7" in capsys.readouterr().out
     assert_same_run(finished_run, directory)
 
 
@@ -174,7 +175,7 @@ def test_training_goes_on_before_a_damaged_checkpoint(tiny_experiment, finished_
     flip_bytes(largest(data_files(run_copy, 12)))
     assert cli.main(command(tiny_experiment, run_copy)) == 0
     out, err = capsys.readouterr()
-    assert "going on from step 9" in out
+    assert "resuming from step 9" in out
     assert "jebm: warning: the checkpoint of step 12" in err
     assert_same_run(finished_run, run_copy)
     assert (run_copy / "checkpoints_damaged/12").is_dir()
@@ -300,7 +301,7 @@ def test_whatever_file_is_damaged_the_state_is_the_right_one(toy_experiment, tmp
 
 @pytest.fixture
 def npz_run(toy_experiment, tmp_path):
-    """A toy's run on images of an npz, and the command that goes on with it."""
+    """A toy's run on images of an npz, and the command that resumes it."""
     np.savez(tmp_path / "images.npz", x=np.arange(64 * 64, dtype=np.uint8).reshape(64, 8, 8, 1))
     start = command(toy_experiment, tmp_path / "run", f"data.source=npz:{tmp_path / 'images.npz'}")
     assert cli.main([*start, "--set", "training.num_steps=3"]) == 0
@@ -399,18 +400,21 @@ def test_what_a_checkpoint_says_of_its_origin():
 
 
 def test_the_fingerprint_of_a_frozen_generator(monkeypatch):
-    def of(generator="runs/base", weight=1.0, width=4):
-        method = ECVAEConfig(image_size=8, channels=1, encoder_width=width, energy_layers=((4, 1),))
-        base = types.SimpleNamespace(config=Config(method))
-        monkeypatch.setattr(jebm.runs.run, "load", lambda path: base)
+    moving = ChainConfig(latent_noise_scale=1e-2)
+    refinement = HatEBMConfig(application="refinement", generator="runs/base", chain=moving, test_chain=moving)
+
+    def of(method=refinement, weight=1.0, width=4):
+        base = ECVAEConfig(image_size=8, channels=1, encoder_width=width, energy_layers=((4, 1),))
+        monkeypatch.setattr(jebm.runs.run, "load", lambda path: types.SimpleNamespace(config=Config(base)))
         monkeypatch.setattr(jebm.runs.run, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
-        method = types.SimpleNamespace(generator=generator)
-        return identity.generator_fingerprint(types.SimpleNamespace(method=method))
+        config = Config(method)
+        source = types.SimpleNamespace(fingerprint="d0")
+        return identity.facts(config, source, jebm.runs.run.frozen_generator(config))["generator_fingerprint"]
 
     assert of() == of()
     assert len({of(), of(weight=1.5), of(width=5)}) == 3
-    assert of(generator="") is None
-    assert of(generator="network") is None  # its weights came with the run's own state
+    assert of(HatEBMConfig()) is None
+    assert of(dataclasses.replace(refinement, generator="network")) is None  # its weights came with the run's own state
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -471,7 +475,7 @@ def test_the_fingerprint_sees_every_bit():
         assert [i for i in range(3) if after[i] != before[i]] == [place]
 
 
-# --- going on with another configuration --------------------------------------------------------------------------
+# --- resuming with another configuration -------------------------------------------------------------------------
 
 
 def test_another_configuration_in_the_same_directory_is_refused(tiny_experiment, run_copy, capsys):
@@ -489,7 +493,7 @@ def test_another_configuration_in_the_same_directory_is_refused(tiny_experiment,
 
 def test_more_steps_go_on(tiny_experiment, finished_run, run_copy, capsys):
     assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=14", "training.log_every=1")) == 0
-    assert "going on from step 12" in capsys.readouterr().out
+    assert "resuming from step 12" in capsys.readouterr().out
     lines = metrics_of(run_copy)
     assert lines[:6] == metrics_of(finished_run)
     assert [line["step"] for line in lines[6:]] == [13, 14]
@@ -536,7 +540,7 @@ def test_one_program_on_one_and_on_two_devices(tiny_experiment, tmp_path, monkey
         with jax.log_compiles(), caplog.at_level(logging.WARNING, logger.name):
             logger.disabled = False
             logging.getLogger("jax").setLevel(logging.WARNING)
-            state = train(config, RunDirectory(tmp_path / f"on{number}"), say=lambda line: None)
+            state = train(config, RunDirectory(tmp_path / f"on{number}"), log=lambda line: None)
         assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {number}
         assert len(traces) == 1
         assert len([r for r in caplog.records if "Compiling jit(step)" in r.getMessage()]) == 1

@@ -250,7 +250,7 @@ def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp
     assert len(lines_of(directory)) < 12
     again = launch(signalled_toy, directory)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("going on from step 6") == 1  # said by the first process alone
+    assert again.stdout.count("resuming from step 6") == 1  # said by the first process alone
     assert_same_metrics(lines_of(tmp_path / "alone"), lines_of(directory))
 
 
@@ -265,8 +265,8 @@ from helpers.toy import get_config as get_config
 load_source = loop.load_source
 
 
-def other(config):
-    source = load_source(config)
+def other(config, method):
+    source = load_source(config, method)
     second = os.environ["JEBM_PROCESS_ID"] == "1"
     return dataclasses.replace(source, fingerprint=source.fingerprint[::-1]) if second else source
 

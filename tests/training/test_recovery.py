@@ -211,7 +211,7 @@ def test_a_bad_batch_is_survived_and_a_kill_after_it_changes_no_bit(toy_experime
     said = []
     train(config, RunDirectory(tmp_path / "whole"), said.append)
     assert len(said) == 1
-    assert said[0].endswith("is not finite; attempt 1 of 8 goes on from step 6")
+    assert said[0].endswith("is not finite; attempt 1 of 8 resumes from step 6")
     log = plain(tmp_path / "whole")
     assert [(line["step"], "event" in line) for line in log] == [
         *((step, False) for step in range(1, 7)), (6, True), *((step, False) for step in range(7, 13)),
@@ -234,7 +234,7 @@ def test_a_bad_batch_is_survived_and_a_kill_after_it_changes_no_bit(toy_experime
         train(config, RunDirectory(tmp_path / "cut"), said.append)
     monkeypatch.setattr(Loader, "batch", planted)
     train(config, RunDirectory(tmp_path / "cut"), said.append)
-    assert said[-1] == "going on from step 9"
+    assert said[-1] == "resuming from step 9"
     assert plain(tmp_path / "cut") == log
     assert leaves(jebm.load(tmp_path / "cut").state) == leaves(run.state)
 
