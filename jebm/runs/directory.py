@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+from jebm import files
 from jebm.config import Config, from_dict, to_dict
 from jebm.errors import ConfigError
 
@@ -12,7 +13,7 @@ __all__ = ["RunDirectory"]
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """Where a run's files lie."""
+    """The paths of a run's files."""
 
     path: pathlib.Path
 
@@ -48,10 +49,8 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         """Writes ``config.json``, whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.config.with_suffix(".tmp")
-        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        temporary.replace(self.config)
+        with files.whole(self.config) as temporary:
+            temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
     def read_config(self) -> Config:
         """The configuration of the run.
