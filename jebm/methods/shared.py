@@ -71,10 +71,10 @@ def with_weights(state: State, weights: Weights) -> State:
     For looking at a model, not for training it further.
 
     Raises:
-        ValueError: averages of a state that keeps none.
+        ConfigError: averages of a state that keeps none.
     """
     if weights == "ema" and not has_ema(state):
-        raise ValueError("this model keeps no moving average of its weights: take the raw ones")
+        raise ConfigError("this model keeps no moving average of its weights: take the raw ones")
 
     def chosen(node: Any) -> Any:
         if not _is_trained(node) or node.ema is None:
