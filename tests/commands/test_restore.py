@@ -116,12 +116,12 @@ def test_what_is_degraded_has_the_noise_that_it_says(restore, cheap_prior, digit
 def test_the_prior_of_a_run(loaded):
     prior, state = prior_of(loaded), loaded.state
     x = images.from_uint8(load("digits").test[:2])
-    energy = loaded.method.energy(state, x)
+    energy = jax.vmap(loaded.method.energy(state))(x)
     np.testing.assert_allclose([prior.refinement_energy(one) for one in x], energy, rtol=1e-5)
     # E of the latent chain is the same in units of its own spread over what the generator makes
     ratio = (prior.energy(x[0]) - prior.energy(x[1])) / (energy[0] - energy[1])
     made = jax.lax.map(prior.generator, jax.random.normal(jax.random.key(4), (64, *prior.latent.shape)))
-    spread = float(jnp.std(loaded.method.energy(state, made)))
+    spread = float(jnp.std(jax.vmap(loaded.method.energy(state))(made)))
     assert float(ratio) == pytest.approx(1 / spread, rel=0.6)  # two deviations of 64 numbers, of any law
 
 

@@ -100,7 +100,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_old_checkpoints(toy_experiment,
     # threads of the writer that was cut off may print after it, as the process ends
     (line,) = [line for line in full.stderr.splitlines() if line.startswith("jebm: ")]
     assert line.startswith("jebm: a checkpoint could not be written in ")
-    assert line.endswith("those before it are whole. Make room, and the same command goes on")
+    assert line.endswith("those before it are whole. Make room, and the same command resumes")
     assert jebm.load(directory).step == 6
     train(config, RunDirectory(directory), lambda line: None)
     train(config, RunDirectory(tmp_path / "whole"), lambda line: None)
