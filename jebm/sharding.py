@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jebm.energy import PyTree, require_int
+from jebm.errors import ConfigError
 
 __all__ = [
     "batch_sharding", "constrain_batch", "initialize", "local_rows", "make_mesh", "parameter_sharding", "replicated",
@@ -39,7 +40,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
         Whether there was something to start. Errors of JAX, such as a coordinator that does not answer, are raised.
 
     Raises:
-        ValueError: one or two of the three variables, or a number that is none.
+        ConfigError: one or two of the three variables, or a number that is none.
     """
     environment = dict(os.environ) if environment is None else environment
     names = ("JEBM_COORDINATOR", "JEBM_NUM_PROCESSES", "JEBM_PROCESS_ID")
@@ -47,7 +48,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
     if given:
         whole = len(given) == len(names) and given[1].isdecimal() and given[2].isdecimal()
         if not whole or not given[0].rpartition(":")[2].isdecimal() or ":" not in given[0]:
-            raise ValueError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
+            raise ConfigError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif environment.get("JEBM_DISTRIBUTED") == "1" or environment.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
         jax.distributed.initialize()

@@ -20,6 +20,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm.energy import Energy, as_partial, bind, value
+from jebm.errors import DataError
 from jebm.mcmc import chain_keys, mala
 
 __all__ = [
@@ -104,7 +105,7 @@ def bracket(forward: np.ndarray, reverse: np.ndarray) -> Bracket:
     for name, weights in (("forward", forward), ("reverse", reverse)):
         if len(weights) < 2 or not np.isfinite(weights).all():
             bad = len(weights) - int(np.isfinite(weights).sum())
-            raise ValueError(f"{name}: {bad} of {len(weights)} log weights are NaN or infinite; two or more are needed")
+            raise DataError(f"{name}: {bad} of {len(weights)} log weights are NaN or infinite; two or more are needed")
     error = lambda w: float(np.std(w, ddof=1) / np.sqrt(len(w)))  # noqa: E731
     relative = np.exp(forward - forward.max())
     estimate = forward.max() + np.log(relative.mean())

@@ -9,6 +9,7 @@ import numpy as np
 
 from jebm.data import permutation
 from jebm.data.source import fingerprint
+from jebm.errors import DataError
 from jebm.files import cache_directory, write_arrays
 from jebm.metrics.features import Features
 from jebm.metrics.frechet import Statistics, merge, statistics
@@ -60,7 +61,7 @@ def feature_set(
         ValueError: fewer than 8 images, or features that are NaN or infinite.
     """
     if len(images) < 2 * NUM_PARTS:
-        raise ValueError(f"{len(images)} images; statistics need at least {2 * NUM_PARTS}")
+        raise DataError(f"{len(images)} images; statistics need at least {2 * NUM_PARTS}")
     name = json.dumps([fingerprint(images), features.declaration, f"{most_kept} by permutation"], sort_keys=True)
     path = cache_directory() / "statistics" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
     if cache and path.is_file():

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from jebm import files
 from jebm.config import Config
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError
 from jebm.evaluation import Record, read_record
 from jebm.report import plots as pictures
 from jebm.report.film import MOVES, movement
@@ -35,8 +36,8 @@ pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; }
 NUM_NEIGHBOURS = 12  # generated images shown with their nearest training images
 
 
-class DamagedFile(ValueError):
-    """A file of the run directory that is not as it was written; the message is one line that names it."""
+class DamagedFile(JebmError):
+    """A file of the run directory that is not as it was written; the message names it."""
 
 
 class _Html(str):
@@ -102,9 +103,8 @@ def write(directory: RunDirectory) -> None:
         ),
         lang="en",
     )
-    temporary = directory.report.with_suffix(".tmp")
-    temporary.write_text(f"<!doctype html>{page}\n", encoding="utf-8", errors="xmlcharrefreplace")
-    temporary.replace(directory.report)
+    with files.whole(directory.report) as temporary:
+        temporary.write_text(f"<!doctype html>{page}\n", encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def _summary(config: Config, lines: list[dict[str, Any]]) -> _Html:

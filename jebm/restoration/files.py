@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import images, losses
+from jebm import files, images, losses
 from jebm.data import DataError
 from jebm.metrics.image_quality import psnr
 from jebm.restoration.images import read_images
@@ -121,14 +121,10 @@ def _write(out: pathlib.Path, names: list[str], x: np.ndarray, about: dict[str, 
     if out.suffix.lower() == ".png":
         images.save_png(out, x[0], smallest_side=1)
     elif out.suffix.lower() == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".tmp.npz")
-        np.savez(temporary, x=x)
-        temporary.replace(out)
+        files.write_arrays(out, {"x": x})
     else:
         for name, image in zip(names, x, strict=True):
             images.save_png((out / name).with_suffix(".png"), image, smallest_side=1)
     scores = out.with_suffix(".json") if out.suffix else out / "restoration.json"
-    temporary = scores.with_name(scores.name + ".tmp")
-    temporary.write_text(json.dumps(about, indent=2) + "\n")
-    temporary.replace(scores)
+    with files.whole(scores) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n")

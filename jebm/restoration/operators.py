@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jebm.errors import ConfigError
+
 __all__ = [
     "Colorization", "Inpainting", "Matrix", "Operator", "Separable", "WalshHadamard", "average_pooling",
     "bicubic", "blur", "box_mask", "gaussian_kernel", "random_mask", "uniform_kernel",
@@ -150,7 +152,7 @@ def _mirrored(position: np.ndarray, size: int) -> np.ndarray:
 
 def _check_factor(size: int, factor: int) -> None:
     if factor < 2 or size % factor:
-        raise ValueError(f"factor {factor}: it must be at least 2 and divide the image size {size}")
+        raise ConfigError(f"factor {factor}: it must be at least 2 and divide the image size {size}")
 
 
 def uniform_kernel(taps: int = 9) -> np.ndarray:
@@ -252,7 +254,7 @@ def box_mask(size: int, side: int | None = None) -> np.ndarray:
     """
     side = size // 2 if side is None else side
     if not 1 <= side < size:
-        raise ValueError(f"box of {side} pixels: it must have 1 to {size - 1} in an image of {size}")
+        raise ConfigError(f"box of {side} pixels: it must have 1 to {size - 1} in an image of {size}")
     known, start = np.ones((size, size), bool), (size - side) // 2
     known[start : start + side, start : start + side] = False
     return known
@@ -271,7 +273,7 @@ def random_mask(size: int, fraction: float = 0.5, seed: int = 0) -> np.ndarray:
 
 def _chosen(count: int, fraction: float, seed: int) -> np.ndarray:
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction {fraction}: it must lie between 0 and 1")
+        raise ConfigError(f"fraction {fraction}: it must lie between 0 and 1")
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(1, round(fraction * count))])
 
 
@@ -316,7 +318,7 @@ class WalshHadamard(Operator):
             ValueError: a size that is no power of two, or a fraction outside (0, 1).
         """
         if size < 2 or size & (size - 1):
-            raise ValueError(f"compressed sensing takes images whose size is a power of two, got {size}")
+            raise ConfigError(f"compressed sensing takes images whose size is a power of two, got {size}")
         return cls(jnp.asarray(_chosen(size * size, fraction, seed), jnp.int32), size)
 
     def apply(self, x: Array) -> Array:

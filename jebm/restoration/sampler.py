@@ -185,7 +185,7 @@ def restore(
     """
     config = RestorationConfig() if config is None else config
     if prior.generator is None and config.refinement_steps == 0:
-        raise ValueError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
+        raise ConfigError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
     prior = jax.tree.map(lambda part: as_partial(part) if callable(part) else part, prior, is_leaf=callable)
     _check_measurements(prior, operator, measurements)
     keys, num = mcmc.chain_keys(key, len(measurements)), len(measurements)

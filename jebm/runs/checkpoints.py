@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jebm import sharding
+from jebm.errors import JebmError
 from jebm.runs.state import TrainState, fingerprint
 
 __all__ = ["CheckpointNotRead", "CheckpointNotWritten", "Checkpoints", "NoCheckpoint"]
@@ -29,15 +30,15 @@ FILES = "files.json"  # in each checkpoint: {path of a file: [bytes, SHA-256]}
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time to it when the record is made: its items are compared
 
 
-class NoCheckpoint(ValueError):
+class NoCheckpoint(JebmError):
     """There is no whole checkpoint to read."""
 
 
-class CheckpointNotRead(RuntimeError):
+class CheckpointNotRead(JebmError):
     """A checkpoint could not be read although nothing shows that it is damaged; nothing was changed."""
 
 
-class CheckpointNotWritten(RuntimeError):
+class CheckpointNotWritten(JebmError):
     """A checkpoint could not be written; those before it are as they were."""
 
 

@@ -95,7 +95,5 @@ class RunDirectory:
 
 
 def _write(path: pathlib.Path, tree: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tree, indent=2) + "\n")
-    temporary.replace(path)
+    with files.whole(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2) + "\n")

@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from helpers.golden import adam_moments, close_to_max, group
 
 import jebm
-from jebm import cli
+from jebm.commands.main import main
 from jebm.config import Config, DataConfig
 from jebm.convert import hat_ebm as convert
 from jebm.convert import tensorflow as tensorflow_checkpoints
@@ -36,7 +36,7 @@ def exactly(actual, case, prefix, collection="params"):
 
 def test_a_run_from_the_released_format(golden, folder, tmp_path):
     case = golden("H6_checkpoint")
-    assert cli.main(["convert", "hat-ebm", "--checkpoint", str(folder), "--out", str(tmp_path / "run")]) == 0
+    assert main(["convert", "hat-ebm", "--checkpoint", str(folder), "--out", str(tmp_path / "run")]) == 0
     run = jebm.load(tmp_path / "run")
     settings, state = run.config.method, run.state
     assert (settings.application, settings.image_size) == ("synthesis", case["in/x"].shape[1])

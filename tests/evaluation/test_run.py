@@ -11,7 +11,8 @@ import pytest
 from helpers import families as tiny_families
 from helpers import toy as toy_family
 
-from jebm import cli, data, evaluation, methods
+from jebm import data, evaluation, methods
+from jebm.commands.main import main
 from jebm.config import Config
 from jebm.errors import ConfigError
 from jebm.evaluation.run import choose_features, run_weights
@@ -120,7 +121,7 @@ def test_a_run_is_measured_twice_with_the_same_numbers(finished_run, tmp_path, m
     for name in ("first", "second"):
         run = shutil.copytree(finished_run, tmp_path / name)
         command = f"evaluate {run} --metrics generation,ood --num 24 --ood npz:{tmp_path}/larger.npz"
-        assert cli.main(command.split()) == 0
+        assert main(command.split()) == 0
         folder = run / "evaluation"
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
         values.append({record["metric"]: record["value"] for record in records})

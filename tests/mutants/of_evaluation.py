@@ -182,7 +182,14 @@ MUTANTS = (
         ('(record.protocol.get("split") == "train")', '(record.protocol.get("split") == "test")',
          "the other split's name",
          ("tests/evaluation/test_records.py", "tests/evaluation/test_measurements.py")),
-        ("os.replace(file.name, path)", "Path(path).write_text(text)", "a temporary file is left"),
+    ),
+    *of(
+        "jebm/files.py", ("tests/core/test_files.py",),
+        ("temporary.unlink(missing_ok=True)", "pass", "a temporary file is left"),
+        ("yield temporary", "yield path", "written under its own name"),
+        ("os.fsync(file.fileno())", "file.fileno()", "the name comes before the content is on disk"),
+        ("str(path)) from error", "str(temporary)) from error", "an error names the temporary file"),
+        ('.{secrets.token_hex(4)}.tmp"', '.tmp"', "two writers share a temporary file"),
     ),
     *of(
         "jebm/evaluation/run.py", ("tests/evaluation/test_run.py", "tests/runs/test_lifecycle.py"),

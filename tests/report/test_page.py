@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jebm import cli, data, methods
+from jebm import data, methods
+from jebm.commands.main import main
 from jebm.config import Config, DataConfig
 from jebm.evaluation import Record, write_record
 from jebm.images import save_png
@@ -219,7 +220,7 @@ PROTOCOLS = [
 
 
 def refused(run, path, capsys):
-    assert cli.main(["report", str(run.path)]) == 2
+    assert main(["report", str(run.path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith("jebm: ")
     assert err.count("\n") == 1
@@ -251,7 +252,7 @@ def test_a_damaged_file_is_named(directory, tmp_path, capsys):
     path.unlink()
     for name in ("chain-x.npz", "samples-ema.npz"):  # not names that jebm gives
         (copy.evaluation / name).write_bytes(b"x")
-    assert cli.main(["report", str(copy.path)]) == 0
+    assert main(["report", str(copy.path)]) == 0
 
 
 LINES = [

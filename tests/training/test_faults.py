@@ -197,7 +197,7 @@ def test_ctrl_c_at_any_moment_of_the_start_is_one_line(toy_experiment, tmp_path)
 def test_a_gpu_that_is_not_used_is_mentioned():
     script = (
         "from jax._src import hardware_utils; hardware_utils.has_visible_nvidia_gpu = lambda: True\n"
-        "from jebm import cli; cli._quiet_logs()\n"
+        "from jebm.commands.main import quiet_logs; quiet_logs()\n"
         "import jax; jax.devices()\n"
     )
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "JAX_PLATFORMS"}

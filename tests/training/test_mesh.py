@@ -246,7 +246,7 @@ def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp
     directory = tmp_path / "run"
     killed = launch(signalled_toy, directory, "1", signal.SIGKILL)
     assert killed.returncode == 1, killed.stderr
-    assert "the same command goes on from the newest checkpoint" in killed.stderr
+    assert "the same command resumes from the newest checkpoint" in killed.stderr
     assert len(lines_of(directory)) < 12
     again = launch(signalled_toy, directory)
     assert again.returncode == 0, again.stderr

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 import jebm
-from jebm import cli
+from jebm.commands.main import main
 from jebm.config import RecoveryConfig, load_file, override
 from jebm.data import Loader
 from jebm.errors import ConfigError
@@ -238,7 +238,7 @@ def test_a_bad_batch_is_survived_and_a_kill_after_it_changes_no_bit(toy_experime
     assert plain(tmp_path / "cut") == log
     assert leaves(jebm.load(tmp_path / "cut").state) == leaves(run.state)
 
-    assert cli.main(["report", str(tmp_path / "whole")]) == 0
+    assert main(["report", str(tmp_path / "whole")]) == 0
     assert "<h2>Recoveries</h2>" in (tmp_path / "whole/report.html").read_text()
 
 
@@ -276,7 +276,7 @@ def test_when_attempts_run_out_the_healthy_checkpoint_stays(toy_experiment, tmp_
     nan = lambda self, step: batch(self, step) * (np.float32(np.nan) if step >= 4 else np.uint8(1))  # noqa: E731
     monkeypatch.setattr(Loader, "batch", nan)  # whatever the order of the data
     words = ["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), "--set"]
-    assert cli.main([*words, "training.recovery.max_attempts=1"]) == 1
+    assert main([*words, "training.recovery.max_attempts=1"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("jebm: step 5: ")
     assert "is not finite; 1 of 1 recoveries are used up, and the newest checkpoint (step 3) is healthy" in error
@@ -300,7 +300,7 @@ def test_when_attempts_run_out_the_healthy_checkpoint_stays(toy_experiment, tmp_
 )
 def test_a_run_that_is_wrong_from_its_first_step_stops_at_once(toy_experiment, tmp_path, capsys, setting, step, reason):
     words = ["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), "--set", *setting.split()]
-    status = cli.main([*words, "--set", "training.checkpoint_every=12"])
+    status = main([*words, "--set", "training.checkpoint_every=12"])
     lines = plain(tmp_path / "run")
     if reason is None:  # steps that are too small are no nonsense: it trains
         assert status == 0
@@ -311,7 +311,7 @@ def test_a_run_that_is_wrong_from_its_first_step_stops_at_once(toy_experiment, t
     assert "No recovery is tried" in error
     assert [(line["step"], line.get("event")) for line in lines[-2:]] == [(step, None), (step, "diverged")]
     assert lines[-1]["reason"] in error
-    assert cli.main([*words, "--set", "training.recovery.absolute=false"]) == 2  # another configuration
+    assert main([*words, "--set", "training.recovery.absolute=false"]) == 2  # another configuration
 
 
 def test_a_loss_turned_round_is_seen(toy_experiment, tmp_path, monkeypatch):
@@ -324,7 +324,7 @@ def test_a_loss_turned_round_is_seen(toy_experiment, tmp_path, monkeypatch):
 
 def test_a_run_that_may_not_recover_stops_at_its_first_bad_line(toy_experiment, tmp_path, capsys):
     sets = ["--set", "method.learning_rate=1e30", "--set", "training.recovery.max_attempts=0"]
-    assert cli.main(["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), *sets]) == 1
+    assert main(["train", str(toy_experiment), "--workdir", str(tmp_path / "run"), *sets]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("jebm: step 1: ")
     assert "0 of 0 recoveries are used up, and there is no checkpoint yet. Lower the learning rates" in error

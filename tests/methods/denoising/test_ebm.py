@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jebm import cli, methods
+from jebm import methods
+from jebm.commands.configs import parameter_counts
 from jebm.config import Config, load_file, override
 from jebm.errors import ConfigError
 from jebm.methods.denoising import energies as parts
@@ -327,8 +328,8 @@ def test_assignments_on_the_command_line_are_checked_too():
 def test_sizes_of_the_experiments(stem, counts):
     config = load_file(f"configs/denoising_ebm/{stem}.py")
     pixel = override(config, ["method.semantic_chain=pixel"])
-    assert counts.items() <= cli.parameter_counts(pixel).items()
-    latent = cli.parameter_counts(config)
+    assert counts.items() <= parameter_counts(pixel).items()
+    latent = parameter_counts(config)
     assert set(latent) == {"unet", "head", "encoder", "decoder", "total"}
 
 
