@@ -33,7 +33,7 @@ from jebm.evaluation import frechet_distance, source_features, statistics
 from jebm.methods.denoising.ebm import evaluation_counts, synthesize
 from jebm.methods.denoising.model import DenoisingEBMConfig
 from jebm.runs.directory import RunDirectory
-from jebm.runs.load import Run, load_source
+from jebm.runs.run import Run, load_source
 from jebm.training import loop
 
 MODELS: dict[str, dict[str, Any]] = {

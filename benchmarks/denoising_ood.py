@@ -31,7 +31,7 @@ from jebm.methods.denoising.model import semantic_levels
 from jebm.metrics import outlier_sets as outliers
 from jebm.metrics.batches import map_batches
 from jebm.metrics.outlier_sets import channel_statistics
-from jebm.runs.load import Run, load_source
+from jebm.runs.run import Run, load_source
 
 Scores = dict[str, np.ndarray]
 NUM_RESAMPLES = 500

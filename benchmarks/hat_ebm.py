@@ -32,8 +32,8 @@ from jebm.data import Source, to_float
 from jebm.evaluation import Statistics, frechet_distance, source_features, statistics
 from jebm.methods.hat.chains import run_chains
 from jebm.methods.hat.ebm import base_generator, networks_of, starts
-from jebm.runs import load as runs
-from jebm.runs.load import Run, load_source
+from jebm.runs import run as runs
+from jebm.runs.run import Run, load_source
 
 MULTIPLES = (1.0, 2.5, 10.0, 100.0)
 PICTURES = 12

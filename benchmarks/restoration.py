@@ -30,7 +30,7 @@ from jebm.restoration import Operator, Prior, RestorationConfig, restore
 from jebm.restoration.files import measure, psnr
 from jebm.restoration.prior import image_shape, prior_of
 from jebm.restoration.tasks import Task
-from jebm.runs.load import load, load_source
+from jebm.runs.run import load, load_source
 
 TASKS = {
     "superres-2": Task("superres", factor=2),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jebm.mcmc import nuts as nuts
     from jebm.mcmc import sample as sample
     from jebm.mcmc import sample_chains as sample_chains
-    from jebm.runs.load import load as load
+    from jebm.runs.run import load as load
 
 __version__ = "0.1.0"
 

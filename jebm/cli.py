@@ -21,7 +21,7 @@ from jebm.report.film import NoFilm, walk
 
 if TYPE_CHECKING:
     from jebm.evaluation import Record
-    from jebm.runs.load import Run
+    from jebm.runs.run import Run
 
 __all__ = ["main"]
 
@@ -578,7 +578,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters per network, and their total; by shape only, no memory is used."""
     import jax
 
-    from jebm.runs.load import abstract_state, build
+    from jebm.runs.run import abstract_state, build
 
     networks = build(config).parameters(abstract_state(config).method)
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in networks.items()}
@@ -593,7 +593,7 @@ def _first_line(path: pathlib.Path) -> str:
 
 def _load(path: str | pathlib.Path, step: int | None = None) -> "Run":
     _enable_compilation_cache()
-    from jebm.runs.load import load
+    from jebm.runs.run import load
 
     return load(path, step)
 

@@ -32,7 +32,7 @@ from jebm.methods.denoising.ebm import evaluation_counts, synthesize
 from jebm.methods.denoising.model import DenoisingEBMConfig
 from jebm.metrics.inception import inception_features
 from jebm.metrics.kernel import kernel_distance, precision_recall
-from jebm.runs.load import Run, load_source
+from jebm.runs.run import Run, load_source
 
 SOME = 10_000  # images that KID, precision and recall are of
 

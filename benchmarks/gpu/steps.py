@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from jebm import data
 from jebm.config import load_file, override
-from jebm.runs import load as runs
-from jebm.runs.load import load_source
+from jebm.runs import run as runs
+from jebm.runs.run import load_source
 from jebm.runs.state import initial_state
 from jebm.training.loop import NUM_PROBES, make_step
 

@@ -19,7 +19,7 @@ from jebm.metrics.features import Features, source_features
 from jebm.metrics.inception_weights import HOW_TO, installed
 
 if TYPE_CHECKING:
-    from jebm.runs.load import Run
+    from jebm.runs.run import Run
 
 __all__ = ["choose_features", "evaluate_run", "with_weights"]
 
@@ -61,7 +61,7 @@ def evaluate_run(
         ValueError: what the measurements refuse, as a `jebm.data.DataError` or `jebm.errors.ConfigError` where data or
             configuration are at fault.
     """
-    from jebm.runs.load import load_source
+    from jebm.runs.run import load_source
 
     settings = run.config.evaluation
     seed = settings.seed if seed is None else seed
@@ -118,7 +118,7 @@ def with_weights(run: "Run", weights: Weights | None) -> tuple["Run", Weights]:
     Raises:
         ValueError: a family without averages, asked for them.
     """
-    from jebm.runs.load import build
+    from jebm.runs.run import build
 
     method = run.config.method
     if hasattr(method, "weights"):

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from jebm.runs.load import Run
+from jebm.runs.run import Run
 
 __all__ = ["NoFilm", "walk"]
 

@@ -141,7 +141,7 @@ def _neighbours(config: Config, folder: pathlib.Path) -> _Html:
         return _Html()
     path, where, arrays = found
     generated = _pixels(path, arrays, 4)[:NUM_NEIGHBOURS]
-    from jebm.runs.load import load_source
+    from jebm.runs.run import load_source
 
     try:
         training = load_source(config).train

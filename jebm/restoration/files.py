@@ -18,7 +18,7 @@ from jebm.restoration.operators import Operator
 from jebm.restoration.prior import image_shape, prior_of
 from jebm.restoration.sampler import RestorationConfig, Restored, restore
 from jebm.restoration.tasks import Task
-from jebm.runs.load import Run
+from jebm.runs.run import Run
 
 __all__ = ["measure", "psnr", "restore_files"]
 

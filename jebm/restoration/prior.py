@@ -10,7 +10,7 @@ from jebm import energy as energies
 from jebm.methods import FAMILIES, family_of
 from jebm.methods.hat.networks import code_shape
 from jebm.restoration.sampler import Prior
-from jebm.runs.load import Run, load
+from jebm.runs.run import Run, load
 
 __all__ = ["image_shape", "prior_of"]
 

@@ -1,5 +1,5 @@
 """Run directories: files, checkpoints, loading, sampling."""
 
 from jebm.runs.directory import RunDirectory as RunDirectory
-from jebm.runs.load import Run as Run
-from jebm.runs.load import load as load
+from jebm.runs.run import Run as Run
+from jebm.runs.run import load as load

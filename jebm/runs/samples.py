@@ -19,7 +19,7 @@ import numpy as np
 
 from jebm import images, sharding
 from jebm.config import config_hash
-from jebm.runs.load import Run
+from jebm.runs.run import Run
 
 __all__ = ["KINDS", "draw_to"]
 

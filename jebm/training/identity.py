@@ -16,7 +16,7 @@ import numpy as np
 from jebm.config import Config, to_dict
 from jebm.data import Source
 from jebm.errors import ConfigError
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 from jebm.runs.state import fingerprint
 
 __all__ = ["Facts", "changed", "check_processes", "disagreement", "facts", "generator_fingerprint"]

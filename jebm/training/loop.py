@@ -22,10 +22,10 @@ from jebm.config import Config, config_hash, to_dict
 from jebm.errors import ConfigError
 from jebm.mcmc import bank
 from jebm.methods.base import Method, Metrics
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 from jebm.runs.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
 from jebm.runs.directory import RunDirectory
-from jebm.runs.load import abstract_state, load_source
+from jebm.runs.run import abstract_state, load_source
 from jebm.runs.metrics_log import MetricsFile
 from jebm.runs.state import TrainState, initial_state
 from jebm.training import identity, monitors, recovery

@@ -27,7 +27,7 @@ from jebm.images import save_png
 from jebm.methods import DenoisingEBMConfig
 from jebm.restoration import tasks
 from jebm.runs.directory import RunDirectory
-from jebm.runs.load import abstract_state, load_source
+from jebm.runs.run import abstract_state, load_source
 from jebm.typed import leaves
 
 FILES = sorted(str(path) for path in (ROOT / "configs").rglob("*.py"))

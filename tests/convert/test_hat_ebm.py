@@ -45,7 +45,7 @@ def test_a_run_from_the_released_format(golden, folder, tmp_path):
 
     with jax.default_matmul_precision("highest"):
         energies = run.method.energy(state, case["in/x"])
-        image = jax.vmap(jebm.runs.load.generator_of(run))(case["in/z"])
+        image = jax.vmap(jebm.runs.run.generator_of(run))(case["in/z"])
     np.testing.assert_allclose(energies[:, None], case["out/energy"], rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(image, case["out/image"], rtol=0, atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_without_optimiser_and_bank(folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, run.state.energy_average, run.state.energy)
     assert run.step == 20
     rows = run.state.bank.entries
-    image = jax.vmap(jebm.runs.load.generator_of(run))(rows["z"][:2])
+    image = jax.vmap(jebm.runs.run.generator_of(run))(rows["z"][:2])
     close_to_max(np.asarray(rows["image"][:2]), np.asarray(image), 1e-5)
 
 

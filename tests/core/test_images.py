@@ -9,7 +9,7 @@ import pytest
 
 import jebm
 from jebm import images, methods
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 from jebm.runs import samples as sampling
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)

@@ -15,7 +15,7 @@ from jebm import cli, data, evaluation, methods
 from jebm.config import Config
 from jebm.evaluation.run import choose_features, with_weights
 from jebm.metrics import inception
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 from jebm.runs.directory import RunDirectory
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import jebm
 from jebm.config import Config, DataConfig
 from jebm.methods import ECVAEConfig, HatAutoencoderConfig
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 from jebm.runs.directory import RunDirectory
 from jebm.runs.state import initial_state
 from jebm.training import Checkpoints

@@ -16,7 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from jebm.config import load_file, override
 from jebm.networks import convolution
 from jebm.networks.convolution import LAYOUT, Conv, conv_general_dilated
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 
 CASES = [  # image, kernel, strides, padding
     ((8, 8), (3, 3), (1, 1), "SAME"),

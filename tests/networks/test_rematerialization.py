@@ -9,7 +9,7 @@ from jebm.config import load_file, override
 from jebm.methods.denoising.networks import DenoisingUNet
 from jebm.methods.ec.energy_networks import MSResNet, ResNet
 from jebm.methods.hat.networks import HatEnergy
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 
 LAYERS = ((8, 1), (16, 1))
 NETWORKS = {

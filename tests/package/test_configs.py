@@ -12,7 +12,7 @@ from helpers import ROOT
 from jebm import cli, methods
 from jebm.config import from_dict, load_file, override, to_dict
 from jebm.methods.ec import calibration
-from jebm.runs.load import abstract_state
+from jebm.runs.run import abstract_state
 
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
 

@@ -13,7 +13,7 @@ from jebm.config import load_file, override
 from jebm.restoration import RestorationConfig, average_pooling, restore
 from jebm.restoration.prior import prior_of
 from jebm.runs.directory import RunDirectory
-from jebm.runs.load import Run
+from jebm.runs.run import Run
 
 CONFIGS = ROOT / "configs/digits"
 NARROW = {

@@ -402,8 +402,8 @@ def test_the_fingerprint_of_a_frozen_generator(monkeypatch):
     def of(generator="runs/base", weight=1.0, width=4):
         method = ECVAEConfig(image_size=8, channels=1, encoder_width=width, energy_layers=((4, 1),))
         base = types.SimpleNamespace(config=Config(method))
-        monkeypatch.setattr(jebm.runs.load, "load", lambda path: base)
-        monkeypatch.setattr(jebm.runs.load, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
+        monkeypatch.setattr(jebm.runs.run, "load", lambda path: base)
+        monkeypatch.setattr(jebm.runs.run, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
         method = types.SimpleNamespace(generator=generator)
         return identity.generator_fingerprint(types.SimpleNamespace(method=method))
 

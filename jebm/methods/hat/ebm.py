@@ -204,7 +204,7 @@ def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> 
     """
     if generator is None:
         if config.generator not in ("", "network"):
-            raise ConfigError(f"generator={config.generator!r}: take that run itself (jebm.runs.load.build loads it)")
+            raise ConfigError(f"generator={config.generator!r}: take that run itself (jebm.runs.run.build loads it)")
         c, dtype = config, jnp.dtype(config.dtype)
         module: nn.Module
         if config.application == "retrofit":

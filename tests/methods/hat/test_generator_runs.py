@@ -11,7 +11,7 @@ from jebm.errors import ConfigError
 from jebm.methods import ChainConfig, HatEBMConfig
 from jebm.methods.ec.vae import standing_decoder
 from jebm.methods.hat.autoencoder import decoder
-from jebm.runs import load as runs
+from jebm.runs import run as runs
 
 MOVING = ChainConfig(num_steps=0, latent_noise_scale=1e-2)
 
