@@ -1,6 +1,7 @@
 """Two simulated devices; programs compiled fast rather than to run fast, since each runs once or twice."""
 
 import atexit
+import ctypes
 import gc
 import os
 import shutil
@@ -25,6 +26,7 @@ import jax
 import numpy as np
 import pytest
 
+jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, and few of them are in circles
 
 GOLDEN = pathlib.Path(os.environ.get("JEBM_GOLDEN", pathlib.Path(__file__).parents[2] / "shared/golden/open"))
@@ -69,6 +71,8 @@ def _no_programs_kept():
     yield
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux":  # what compilations freed is in pieces, which the allocator keeps unless told
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import broadcast_to_rank
 
 from jebm.networks.convolution import Conv
 from jebm.networks.normalization import BatchNorm
@@ -150,7 +151,7 @@ class Swish(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         beta: Any = self.param("beta", nn.initializers.constant(0.5), (1,), jnp.float32)
-        return x * jax.nn.sigmoid(jax.nn.softplus(beta) * x) / 1.1
+        return x * jax.nn.sigmoid(broadcast_to_rank(jax.nn.softplus(beta), x.ndim) * x) / 1.1
 
 
 class ImageFlow(nn.Module):
@@ -240,7 +241,8 @@ class Step(nn.Module):
         self.conv_3 = Conv(self.channels, (3, 3), kernel_init=zeros, name="conv_3")
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        x = jnp.exp(self.log_scale) * x + self.shift
+        scale, shift = (broadcast_to_rank(a, x.ndim) for a in (jnp.exp(self.log_scale), self.shift))
+        x = scale * x + shift
         x = jnp.matmul(x, self.rotation, precision="highest")
         kept, moved = jnp.split(x, 2, -1)
         s, t = self._coupling(kept)
@@ -252,7 +254,8 @@ class Step(nn.Module):
         s, t = self._coupling(kept)
         x = jnp.concatenate([kept, (moved - t) * jnp.exp(-s)], -1)
         x = jnp.matmul(x, self.rotation.T, precision="highest")
-        return (x - self.shift) * jnp.exp(-self.log_scale), -self._log_determinant(s)
+        scale, shift = (broadcast_to_rank(a, x.ndim) for a in (jnp.exp(-self.log_scale), self.shift))
+        return (x - shift) * scale, -self._log_determinant(s)
 
     def _coupling(self, kept: Array) -> tuple[Array, Array]:
         hidden = nn.relu(self.conv_2(nn.relu(self.conv_1(kept))))
