@@ -1,12 +1,16 @@
 """Two simulated devices; programs compiled fast rather than to run fast, since each runs once or twice."""
 
 import atexit
+import ctypes
+import gc
 import os
 import shutil
 import tempfile
 
+# the emitters of fusions take most of the time of a compilation; its 32 threads have as much work to be set up
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -21,6 +25,9 @@ import sys
 import jax
 import numpy as np
 import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, and few of them are in circles
 
 GOLDEN = pathlib.Path(os.environ.get("JEBM_GOLDEN", pathlib.Path(__file__).parents[2] / "shared/golden/open"))
 
@@ -51,6 +58,21 @@ def _shifted(function, offset):
         return function(seed + shift if shift else seed, *arguments, **settings)
 
     return call
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what imports made stays, and need not be looked through again
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_kept():
+    """A module's compiled programs go with it: a process that kept them all would need several GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":  # what compilations freed is in pieces, which the allocator keeps unless told
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ def log_partition(alpha: Array | float) -> Array:
     """``log ∫ exp(-ρ(x; α, 1)) dx`` for ``alpha`` >= 0, elementwise; log(π√2) at 0 and log(2π)/2 at 2."""
     u = jnp.asarray(_NODES, jnp.float32)
     weights = jnp.cosh(u).at[0].multiply(0.5) * (2 * _STEP)
-    heights = jnp.exp(-general(jnp.sinh(u), jnp.asarray(alpha)[..., None], 1.0))
+    alpha = jnp.asarray(alpha)[..., None]
+    heights = jnp.exp(-general(jax.lax.broadcast_to_rank(jnp.sinh(u), alpha.ndim), alpha, 1.0))
     return jnp.log(jnp.dot(heights, weights, precision=jax.lax.Precision.HIGHEST))
 
 
@@ -102,5 +103,5 @@ def robust_unit(image: Array, target: Array, parameters: RobustParameters | None
 
 def negative_log_density(residual: Array, parameters: RobustParameters) -> Array:
     """``ρ(r; α, c) + log c + log Z(α)``, elementwise."""
-    alpha, scale = parameters.alpha, parameters.scale
+    alpha, scale = (jax.lax.broadcast_to_rank(a, residual.ndim) for a in (parameters.alpha, parameters.scale))
     return general(residual, alpha, scale) + jnp.log(scale) + log_partition(alpha)

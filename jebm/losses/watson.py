@@ -181,7 +181,7 @@ def _whole_blocks(image: Array, target: Array) -> tuple[Array, Array]:
 
 def _channel_blocks(image: Array) -> Array:
     if image.shape[-1] == 3:
-        image = jnp.dot(image, YCBCR.T, precision=jax.lax.Precision.HIGHEST) + CHROMA_SHIFT
+        image = jnp.dot(image, YCBCR.T, precision=jax.lax.Precision.HIGHEST) + CHROMA_SHIFT[None, None]
     return jax.vmap(blocks, in_axes=-1)(image)
 
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import broadcast_to_rank
 from jax.typing import DTypeLike
 
 __all__ = ["BatchNorm", "batch_statistics", "standing_statistics"]
@@ -48,10 +49,12 @@ class BatchNorm(nn.Module):
         if train:
             axes = tuple(range(x.ndim - 1))
             mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            var = jnp.square(x - broadcast_to_rank(mean, x.ndim)).mean(axes)
             if not self.is_initializing():
                 self._track(running_mean, running_var, mean, var, x.size // x.shape[-1])
-        return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(self.dtype)
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale
+        mean, factor, bias = (broadcast_to_rank(a, x.ndim) for a in (mean, factor, bias))
+        return ((x - mean) * factor + bias).astype(self.dtype)
 
     def _track(self, running_mean: Any, running_var: Any, mean: Array, var: Array, count: int) -> None:
         if count < 2:

@@ -207,7 +207,7 @@ def test_watson_dct_of_a_grey_image_in_numpy(pair):
 
 def test_watson_hides_errors_in_bright_blocks():
     bright_and_dark = jnp.full((8, 16, 1), 0.8).at[:, 8:].set(-0.6)
-    checks = 0.1 * (-1.0) ** (jnp.arange(8)[:, None] + jnp.arange(8))[..., None]
+    checks = 0.1 * (-1.0) ** (jnp.arange(8)[:, None] + jnp.arange(8)[None])[..., None]
     for loss in (losses.watson_dct, losses.watson_dft):
         in_bright = loss(bright_and_dark.at[:, :8].add(checks), bright_and_dark)
         in_dark = loss(bright_and_dark.at[:, 8:].add(checks), bright_and_dark)

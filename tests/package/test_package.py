@@ -1,6 +1,7 @@
 """The package as a whole: light to import, light to install, imports downwards only."""
 
 import ast
+import graphlib
 import importlib.metadata
 import json
 import pathlib
@@ -78,72 +79,133 @@ def test_installation_brings_neither_torch_nor_tensorflow():
     assert not names & {"torch", "torchvision", "tensorflow", "tensorflow-cpu", "tf-nightly", "keras"}
 
 
-# --- which part knows which ---------------------------------------------------------------------------------
+# --- which file imports which ---------------------------------------------------------------------------------
 
-# a part may import its own layer and those above it in this list; parts not named are tools, just below the
-# command line: they may use everything but it, and no named part may use them
-LAYERS = (
-    {"config", "data", "energy", "images", "losses", "paths"},
-    {"networks", "sharding"},
-    {"bank", "mcmc"},
+# a room is a folder or a file just below jebm/; it may import the rooms of earlier lines, and no other
+RANKS = (
+    {"errors", "paths"},
+    {"files", "typed"},
+    {"energy"},
+    {"images", "sharding"},
+    {"mcmc"},
+    {"losses", "networks"},
+    {"data"},
+    {"metrics"},  # numbers from arrays: they know no model
     {"methods"},
-    {"evaluation", "restoration", "runs", "training"},
-    {"tools"},
-    {"cli"},
+    {"config"},
+    {"runs"},
+    {"jebm"},  # the package's own face
+    {"evaluation", "restoration"},
+    {"convert", "report", "training"},
+    {"commands"},
     {"__main__"},
 )
-# the registry of families, read when a configuration is resolved
-EXCEPTIONS = {("config", "methods")}
+MODULES = {".".join(("jebm", *f.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): f for f in FILES}
 
 
-def layer(part):
-    return next((rank for rank, parts in enumerate(LAYERS) if part in parts), LAYERS.index({"tools"}))
+def room(module):
+    return (module.split(".") + ["jebm"])[1] if "." in module else "jebm"
 
 
-def part_of(file):
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def rank(module):
+    return next(number for number, rooms in enumerate(RANKS) if room(module) in rooms)
 
 
-def imported_parts(tree):
-    """The parts of the package imported anywhere in a file, functions included."""
-    for node in ast.walk(tree):
+def imports(module, source):
+    """The files that a file imports anywhere, in functions and for type checkers, too.
+
+    An import of ``a.b`` runs ``a/__init__.py`` first, so that is imported as well, unless the file is of ``a`` itself.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
+            assert node.level == 0, f"{module}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
-            package, _, rest = name.partition(".")
-            if package == "jebm" and rest:
-                yield rest.partition(".")[0]
+            parents = {name.rsplit(".", count)[0] for count in range(name.count(".") + 1)}
+            known = parents & MODULES.keys()
+            face = {"jebm"} - {max(known, key=len, default="")}  # every import of jebm runs it
+            found |= {other for other in known - face if not f"{module}.".startswith(f"{other}.")}
+            if max(known, key=len, default="") == module.rpartition(".")[0]:
+                found.add(module.rpartition(".")[0])  # it asks its own package for a name
+    return found
 
 
-def upward_imports(part, source):
-    parts = set(imported_parts(ast.parse(source)))
-    return {(part, other) for other in parts if layer(other) > layer(part)} - EXCEPTIONS
+def graph(changed=()):
+    """The files that each file imports; ``changed`` maps modules to another text."""
+    texts = {module: file.read_text() for module, file in MODULES.items()} | dict(changed)
+    return {module: imports(module, text) for module, text in texts.items()}
 
 
-@pytest.mark.parametrize("file", FILES[1:], ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_run_downwards(file):
-    assert upward_imports(part_of(file), file.read_text()) == set()
+def upward_imports(imported):
+    return {
+        f"{module} imports {other}"
+        for module, others in imported.items()
+        for other in others
+        if room(module) != room(other) and rank(module) <= rank(other)
+    }
+
+
+def circle(imported):
+    """A circle of imports as graphlib finds it, or nothing."""
+    try:
+        graphlib.TopologicalSorter(imported).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_room_has_its_rank():
+    rooms = [name for rooms in RANKS for name in rooms]
+    assert sorted(rooms) == sorted({room(module) for module in MODULES})
+
+
+def test_imports_run_downwards_and_in_no_circle():
+    imported = graph()
+    assert upward_imports(imported) == set()
+    assert circle(imported) == []
 
 
 @pytest.mark.parametrize(
-    ("part", "source"),
+    ("module", "source"),
     [
-        ("energy", "from jebm import mcmc"),
-        ("mcmc", "from jebm.methods.base import Method"),
-        ("networks", "def f():\n    import jebm.methods.hat.ebm"),
-        ("methods", "from jebm.training import train"),
-        ("training", "from jebm import data, cli"),
-        ("methods", "from jebm.some_new_tool import f"),
+        ("jebm.energy", "from jebm import mcmc"),
+        ("jebm.mcmc.chains", "from jebm.methods.base import Method"),
+        ("jebm.networks.layers", "def f():\n    import jebm.methods.hat.ebm"),
+        ("jebm.methods.base", "if TYPE_CHECKING:\n    from jebm.training import train"),
+        ("jebm.methods.base", "import jebm"),
+        ("jebm.evaluation.run", "from jebm.restoration import restore"),  # of one rank
     ],
 )
-def test_an_import_upwards_is_seen(part, source):
-    assert len(upward_imports(part, source)) == 1
-    assert upward_imports("cli", source) == set()
+def test_an_import_upwards_is_seen(module, source):
+    assert {line.split()[0] for line in upward_imports(graph({module: source}))} == {module}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("jebm.errors", "def f():\n    from jebm.files import whole"),
+        ("jebm.mcmc.langevin", "from jebm.mcmc import chains"),
+        ("jebm.mcmc.langevin", "from jebm.mcmc import sample"),
+        ("jebm.methods.hat.networks", "from jebm.methods.ec import vae"),
+    ],
+)
+def test_a_circle_is_seen(module, source):
+    more = {"jebm.files": "import jebm.errors", "jebm.mcmc.chains": "import jebm.mcmc.langevin"}
+    more |= {"jebm.methods.ec.vae": "from jebm.methods.hat import networks"}
+    assert module in circle(graph(more | {module: source}))
+
+
+def test_no_file_is_long():
+    lengths = {name: len(file.read_text().splitlines()) for name, file in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+# --- who speaks of mesh axes ------------------------------------------------------------------------------------
 
 
 MESH_WORDS = {
@@ -167,5 +229,5 @@ def mesh_words(source):
 
 
 def test_only_sharding_names_mesh_axes():
-    users = {part_of(file) for file in FILES if mesh_words(file.read_text())}
+    users = {room(module) for module, file in MODULES.items() if mesh_words(file.read_text())}
     assert users == {"sharding"}

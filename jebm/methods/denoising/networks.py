@@ -166,7 +166,8 @@ def on_sphere(z: Array) -> Array:
 def noise_features(sigma: Array, num_frequencies: int = 16) -> Array:
     """Sines and cosines of log σ, with periods from 0.5 to 32: [...] -> [..., 2 num_frequencies], float32."""
     periods = jnp.exp(jnp.linspace(math.log(0.5), math.log(32.0), num_frequencies))
-    angles = 2.0 * jnp.pi * jnp.log(jnp.asarray(sigma, jnp.float32))[..., None] / periods
+    log_sigma = jnp.log(jnp.asarray(sigma, jnp.float32))[..., None]
+    angles = 2.0 * jnp.pi * log_sigma / jax.lax.broadcast_to_rank(periods, log_sigma.ndim)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 

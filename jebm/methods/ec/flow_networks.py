@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import broadcast_to_rank
 
 from jebm.networks.convolution import Conv
 
@@ -142,7 +143,8 @@ class Step(nn.Module):
         self.conv_3 = Conv(self.channels, (3, 3), kernel_init=zeros, name="conv_3")
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        x = jnp.exp(self.log_scale) * x + self.shift
+        scale, shift = (broadcast_to_rank(a, x.ndim) for a in (jnp.exp(self.log_scale), self.shift))
+        x = scale * x + shift
         x = jnp.matmul(x, self.rotation, precision="highest")
         kept, moved = jnp.split(x, 2, -1)
         s, t = self._coupling(kept)
@@ -154,7 +156,8 @@ class Step(nn.Module):
         s, t = self._coupling(kept)
         x = jnp.concatenate([kept, (moved - t) * jnp.exp(-s)], -1)
         x = jnp.matmul(x, self.rotation.T, precision="highest")
-        return (x - self.shift) * jnp.exp(-self.log_scale), -self._log_determinant(s)
+        scale, shift = (broadcast_to_rank(a, x.ndim) for a in (jnp.exp(-self.log_scale), self.shift))
+        return (x - shift) * scale, -self._log_determinant(s)
 
     def _coupling(self, kept: Array) -> tuple[Array, Array]:
         hidden = nn.relu(self.conv_2(nn.relu(self.conv_1(kept))))

@@ -244,7 +244,8 @@ class Shortcut(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel: Any = self.param("kernel", glorot, (1, 1, x.shape[-1], self.channels), jnp.float32)
         bias: Any = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
-        return x.astype(self.dtype) @ kernel[0, 0].astype(self.dtype) + bias.astype(self.dtype)
+        bias = jax.lax.broadcast_to_rank(bias.astype(self.dtype), x.ndim)
+        return x.astype(self.dtype) @ kernel[0, 0].astype(self.dtype) + bias
 
 
 def bilinear_upsample(x: Array) -> Array:

@@ -34,9 +34,10 @@ def test_flow_of_a_gaussian_is_its_affine_map():
     """From σ to 0 the flow takes ``m + a`` to ``m + s/√(s² + σ²) a``; the last denoising step to ``s²/(s² + σ²)``."""
     start = jnp.array([[30.0, -20.0, 5.0], [-1.0, 60.0, 0.0]])
     low = np.sqrt((DEVIATION**2 + 0.01**2) / (DEVIATION**2 + 40.0**2)) * DEVIATION**2 / (DEVIATION**2 + 0.01**2)
-    expected = MEAN + low * (start - MEAN)
+    mean = MEAN[None]
+    expected = mean + low[None] * (start - mean)
     errors = [np.abs(flowed(n, start) - expected).max() for n in (20, 40, 80, 160)]
-    assert errors[-1] < 1e-3 * np.abs(expected - MEAN).max()
+    assert errors[-1] < 1e-3 * np.abs(expected - mean).max()
     ratios = np.array(errors[:-1]) / np.array(errors[1:])
     assert (ratios[:2] > 3.0).all(), ratios  # of the second order: four times nearer with twice the steps
 

@@ -136,10 +136,10 @@ def train(num_steps=1500, **settings):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, num_steps))
 
     def data(key, n):
-        return jax.random.normal(key, (n, D)) @ factor.T + jnp.asarray(OFFSET, jnp.float32)
+        return jax.random.normal(key, (n, D)) @ factor.T + jnp.asarray(OFFSET, jnp.float32)[None]
 
     def bound(params, key, x):
-        mu = (x - jnp.asarray(OFFSET, jnp.float32)) @ params["weights"]
+        mu = (x - jnp.asarray(OFFSET, jnp.float32)[None]) @ params["weights"]
         logvar = jnp.broadcast_to(params["logvar"], mu.shape)
         z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape)
         return posterior.evidence_bound(x, decode(z), mu, logvar, VARIANCE), z
