@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load", "path",
-    "progress", "say", "seed",
+    "progress", "log", "seed",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 # --- actions ----------------------------------------------------------------------------------------------------------
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints a line for the user."""
     print(f"jebm: {line}", flush=True)
 

@@ -52,7 +52,8 @@ def parameter_counts(config: "Config") -> dict[str, int]:
     from jebm.methods import Trained
     from jebm.runs.run import abstract_state, build
 
-    networks = jax.eval_shape(build(config).networks, abstract_state(config).method)
+    method = build(config)
+    networks = jax.eval_shape(method.networks, abstract_state(method, config).method)
     counts = {}
     for name, network in networks.items():
         params = network.params if isinstance(network, Trained) else network

@@ -27,5 +27,5 @@ def run(options: argparse.Namespace) -> None:
     from jebm.data.prepare import archives
 
     if options.action == "prepare":
-        archives.prepare(options.source, say=common.say)
+        archives.prepare(options.source, say=common.log)
     print("\n".join(archives.info(options.source, options.size, options.crop)))

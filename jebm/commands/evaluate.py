@@ -79,4 +79,4 @@ def score(trained: "Run", **options: Any) -> None:
         print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
 
     with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-        evaluate_run(trained, say=common.say, on_record=show, on_features=bar.update, **options)
+        evaluate_run(trained, log=common.log, on_record=show, on_features=bar.update, **options)

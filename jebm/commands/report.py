@@ -39,7 +39,7 @@ def walk(trained: "Run") -> None:
     try:
         walk(trained)
     except NoFilm as error:
-        common.say(f"no film of a chain: {error}")
+        common.log(f"no film of a chain: {error}")
 
 
 def write(directory: "RunDirectory") -> None:

@@ -69,7 +69,7 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     directory = RunDirectory(options.workdir)
     main_process = not several or sharding.is_main()
     train(
-        config, directory, say=common.say if main_process else lambda line: None,
+        config, directory, log=common.log if main_process else lambda line: None,
         allow_changed_data=options.allow_changed_data,
     )  # fmt: skip
     if not main_process:

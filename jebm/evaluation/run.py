@@ -64,7 +64,7 @@ def evaluate_run(
     """
     settings = run.config.evaluation
     seed = settings.seed if seed is None else seed
-    source = load_source(run.config)
+    source = load_source(run.config, run.method.image_shape)
     others = {name: data.load(name) for name in outliers}
     digest = config_hash(run.config)  # of the training, whichever weights are looked at
     state, weights = run_weights(run, weights)

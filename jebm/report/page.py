@@ -16,7 +16,7 @@ import numpy as np
 
 from jebm import files
 from jebm.config import Config
-from jebm.errors import ConfigError, JebmError
+from jebm.errors import JebmError
 from jebm.evaluation import Record, read_record
 from jebm.report import plots as pictures
 from jebm.report.film import MOVES, movement
@@ -92,7 +92,7 @@ def write(directory: RunDirectory) -> None:
             _tag("p", f"{method} on {config.data.source}, seed {config.training.seed}."),
             _summary(config, lines),
             _samples(directory.samples),
-            _neighbours(config, directory.evaluation),
+            _neighbours(config, directory),
             _scores(records),
             _energies(directory.evaluation),
             _chain(directory.evaluation),
@@ -135,17 +135,17 @@ def _samples(folder: pathlib.Path, most: int = 6) -> _Html:
     return _section("Samples", *figures)
 
 
-def _neighbours(config: Config, folder: pathlib.Path) -> _Html:
-    found = _newest(folder, "samples")
+def _neighbours(config: Config, directory: RunDirectory) -> _Html:
+    found = _newest(directory.evaluation, "samples")
     if found is None:
         return _Html()
     path, where, arrays = found
     generated = _pixels(path, arrays, 4)[:NUM_NEIGHBOURS]
-    from jebm.runs.run import load_source
+    from jebm.runs.run import load_source, method_of
 
     try:
-        training = load_source(config).train
-    except ConfigError:  # the images are not where they were when it was trained
+        training = load_source(config, method_of(directory).image_shape).train
+    except JebmError:  # the images, or a frozen generator, are not where they were when it was trained
         return _Html()
     if generated.shape[1:] != training.shape[1:]:
         raise DamagedFile(f"{path}: images of {generated.shape[1:]}, those of training are {training.shape[1:]}")

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jebm import files
 from jebm.config import Config, from_dict, to_dict
 from jebm.errors import ConfigError
 

@@ -21,6 +21,7 @@ from jebm.runs.state import fingerprint, initial_state
 
 __all__ = [
     "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "load", "load_source",
+    "method_of",
 ]  # fmt: skip
 
 
@@ -165,6 +166,19 @@ def abstract_state(method: Method, config: Config) -> Any:
     return state
 
 
+def method_of(directory: RunDirectory) -> Method:
+    """The method of a run; over a frozen generator, with that one's structure and without its weights.
+
+    Raises:
+        ConfigError, NoCheckpoint: no run directory; a generator that is neither kept in it nor there.
+    """
+    config = directory.read_config()
+    if methods.given_generator(config) is None:
+        return methods.build(config)
+    frozen = _kept_generator(directory) or frozen_generator(config)
+    return methods.build(config, frozen.generator if frozen else None)
+
+
 def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     """The run in a directory, at its newest whole checkpoint or at that of ``step``.
 
@@ -181,9 +195,7 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
-    given = methods.given_generator(config) is not None
-    frozen = (_kept_generator(directory) or frozen_generator(config)) if given else None
-    method = methods.build(config, frozen.generator if frozen else None)
+    method = method_of(directory)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(method, config)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)
@@ -192,7 +204,7 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
         state, meta = checkpoints.restore(like, step)
     finally:
         checkpoints.close()
-    if method.generator is not None and frozen is not None:  # its weights are those of the checkpoint
+    if method.generator is not None and methods.given_generator(config):  # its weights are those of the checkpoint
         method = methods.build(config, method.generator(state.method))
     return Run(directory, config, _warning(method), state.method, int(state.step), meta)
 
@@ -208,14 +220,14 @@ def _warning(method: Method) -> Method:
     return method._replace(generate=generate)
 
 
-def load_source(config: Config, method: Method) -> data.Source:
-    """The images of a configuration, resized for its method.
+def load_source(config: Config, image_shape: tuple[int, int, int]) -> data.Source:
+    """The images of a configuration, resized for its method (`jebm.methods.base.Method.image_shape`).
 
     Raises:
         ConfigError: a source that is missing or cannot be read, images that cannot be brought to the method's size,
             or of another number of channels.
     """
-    height, _, channels = method.image_shape
+    height, _, channels = image_shape
     try:
         source = data.load(config.data.source, height, config.data.crop)
         source = data.resize_source(source, height)

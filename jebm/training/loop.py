@@ -377,7 +377,7 @@ def train(
     identity.check_same_configuration(config, directory)
     generator = runs.frozen_generator(config, directory)
     method = runs.build(config, generator.generator if generator else None)
-    source = load_source(config, method)
+    source = load_source(config, method.image_shape)
     try:
         data.steps_per_epoch(len(source.train), config.data.batch_size)
     except ValueError as error:

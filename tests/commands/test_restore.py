@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from jebm.restoration.prior import prior_of
 from PIL import Image
 
 import jebm
@@ -17,6 +16,7 @@ from jebm.commands import common
 from jebm.commands.main import main
 from jebm.data.named import load
 from jebm.restoration import files
+from jebm.restoration import prior as prior_of
 from jebm.restoration.images import read_picture
 
 FAST = ["--restarts", "1"]
@@ -46,7 +46,7 @@ def cheap_prior(monkeypatch):
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((64, 3)), jnp.float32)
     generator = Partial(lambda weights, z: jnp.tanh(weights @ z).reshape(8, 8, 1), weights)
     prior = restoration.Prior(generator, Partial(lambda x: 0.1 * jnp.sum(x**2)), jnp.zeros(3))
-    monkeypatch.setattr(files, "prior_of", lambda run: prior)
+    monkeypatch.setattr(files, "prior", lambda run: prior)
 
 
 @pytest.fixture(scope="module")
