@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--degrade", action="store_true", help="the input is undamaged: degrade it first")
     common.add_seed(parser)
     common.add_step(parser)
-    _add_fields(parser.add_argument_group("degradation"), Task(TASKS[0]))
+    _add_fields(parser.add_argument_group("degradation"), Task("inpaint"))
     _add_fields(parser.add_argument_group("sampler"), RestorationConfig())
 
 
@@ -50,7 +50,7 @@ def _add_fields(parser: argparse._ArgumentGroup, settings: Any) -> None:
         value = "chosen by a rule" if key.value is None else written(key.value)
         parser.add_argument(
             f"--{key.name.replace('_', '-')}", default=key.value, metavar=None if literal else "VALUE",
-            type=None if literal else _type(key.name, key.kind), choices=get_args(key.kind) if literal else None,
+            type=str if literal else _type(key.name, key.kind), choices=get_args(key.kind) if literal else None,
             help=f"{key.meaning.removesuffix('.')} (default: {value})".replace("%", "%%").replace("``", ""),
         )  # fmt: skip
 
