@@ -186,7 +186,7 @@ MUTANTS = (
          "ResNet(config.energy_layers, config.energy_head_width), config.flow_learning_rate",
          "energy with the flow's rate"),
         ("return (256.0 * u - 0.5) / 127.5 - 1.0", "return 2.0 * u - 1.0", "images of levels"),
-        ("generated, settings, draws.calibration_noise)", "generated, settings)", "recorded noise is not read", METHODS),
+        ("generated, settings, draws.calibration_noise)", "generated, settings)", "the noise is not read", METHODS),
     ),
     *of(
         "jebm/methods/ec/gan.py", GAN,
@@ -218,7 +218,7 @@ MUTANTS = (
          "ResNet(config.energy_layers, config.head_width), config.learning_rate", "energy with the GAN's rate"),
         ("_optimizer(config), decay)", "_optimizer(config), config.ema_decay)", "no warm-up"),
         ("critic.descend(critic_state, critic_gradients)", "critic_state", "D does not learn"),
-        ("generated, settings, draws.calibration_noise)", "generated, settings)", "recorded noise is not read", METHODS),
+        ("generated, settings, draws.calibration_noise)", "generated, settings)", "the noise is not read", METHODS),
     ),
     *of(
         "jebm/networks/normalization.py", (GAN[0], *VAE[:2]),
