@@ -17,7 +17,9 @@ from jebm.mcmc import bank
 
 def numbered(size):
     rows = jnp.arange(size, dtype=jnp.float32)
-    return bank.init({"z": rows[:, None] * jnp.ones(3), "image": rows[:, None, None, None] * jnp.ones((2, 2, 1))})
+    return bank.init(
+        {"z": rows[:, None] * jnp.ones((1, 3)), "image": rows[:, None, None, None] * jnp.ones((1, 2, 2, 1))}
+    )
 
 
 def test_draws_are_distinct_rows_with_their_own_entries(key):
