@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from jebm.cli import main as jebm
+from jebm.commands.main import main as jebm
 
 ARMS = {
     "calibrated": [],

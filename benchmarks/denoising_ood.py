@@ -25,7 +25,7 @@ from PIL import Image
 
 import jebm
 from jebm.data import load, to_float
-from jebm.evaluation import auroc, auroc_interval, one_resolution
+from jebm.evaluation import auroc, auroc_interval, match_resolutions
 from jebm.methods.denoising.ebm import part_energies
 from jebm.methods.denoising.model import semantic_levels
 from jebm.metrics import outlier_sets as outliers
@@ -127,7 +127,7 @@ def main() -> None:
     for name in options.outside:
         other = load(name)
         images = few(np.concatenate([other.train, other.test]), options.num)  # none of them was trained on
-        sets[name.split("/")[-1].removesuffix(".npz")] = one_resolution(original, images, size)
+        sets[name.split("/")[-1].removesuffix(".npz")] = match_resolutions(original, images, size)
     rows: list[dict[str, Any]] = []
     options.scores.mkdir(parents=True, exist_ok=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

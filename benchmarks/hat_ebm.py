@@ -27,7 +27,7 @@ from jax import Array
 
 import jebm
 from jebm import images
-from jebm.cli import main as command_line
+from jebm.commands.main import main as command_line
 from jebm.data import Source, to_float
 from jebm.evaluation import Statistics, frechet_distance, source_features, statistics
 from jebm.methods.hat.chains import run_chains

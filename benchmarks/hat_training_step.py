@@ -130,7 +130,7 @@ class TensorflowStep:
         chain, temperature = config.chain, config.temperature
         z = tf.random.normal((len(images), config.latent_size))
         y = tf.zeros_like(images)
-        bound = chain.max_displacement / (0.5 * chain.noise_scale**2)
+        bound = chain.max_drift / (0.5 * chain.noise_scale**2)
         for _ in tf.range(chain.num_steps):
             with tf.GradientTape() as tape:
                 tape.watch(y)

@@ -15,6 +15,7 @@ from denoising_ebm import about
 from tqdm import tqdm
 
 from jebm.evaluation import frechet_distance, statistics
+from jebm.files import whole
 from jebm.metrics.inception import inception_features
 
 NUM_IMAGES, PIECE = 10_000, 250
@@ -38,9 +39,8 @@ def main() -> None:
         for name, images in sets.items():
             path = options.workdir / f"{name}{start:05d}.npy"
             if not path.exists():
-                temporary = path.with_suffix(".part.npy")
-                np.save(temporary, features.function(images[start : start + PIECE]))
-                temporary.replace(path)
+                with whole(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, features.function(images[start : start + PIECE]))
             found[name].append(np.load(path))
     one, other = (statistics(np.concatenate(pieces)) for pieces in found.values())
     fid = frechet_distance(one, other)

@@ -42,7 +42,7 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
     kept: list[dict[str, float]] = []
     for line in lines:
         if "event" not in line:
-            negative = line.get("energy_negative", line.get("energy_sample"))
+            negative = line.get("energy_negative", line.get("energy_negative"))
             gap = {"energy_gap": line["energy_data"] - negative} if negative is not None else {}
             kept.append({k: math.nan if v is None else v for k, v in (gap | line).items()})
     return kept

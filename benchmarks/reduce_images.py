@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from jebm.data.load import load
+from jebm.data.named import load
 
 
 def halved(images: np.ndarray) -> np.ndarray:

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm import images
+from jebm.metrics.image_quality import psnr
 from jebm.restoration import Operator, Prior, RestorationConfig, restore
-from jebm.restoration.files import measure, psnr
-from jebm.restoration.prior import image_shape, prior_of
+from jebm.restoration import prior as prior_of
+from jebm.restoration.files import measure
 from jebm.restoration.tasks import Task
 from jebm.runs.run import load, load_source
 
@@ -74,8 +75,12 @@ def main() -> None:
         "calibrated": (priors["calibrated"], 0.0),
         "calibrated, energy": (priors["calibrated"], 1.0),
     }
-    shape = image_shape(runs["calibrated"])
-    originals = jnp.asarray(images.from_uint8(load_source(runs["calibrated"].config).test[: options.num]))
+    shape = runs["calibrated"].method.image_shape
+    originals = jnp.asarray(
+        images.from_uint8(
+            load_source(runs["calibrated"].config, runs["calibrated"].method.image_shape).test[: options.num]
+        )
+    )
     rows, strip = [], []
     for name in options.tasks:
         operator = TASKS[name].operator(shape)

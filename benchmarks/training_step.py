@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jebm import data
 from jebm.config import Config, load_file, override
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.runs import run as runs
 from jebm.runs.run import load_source
 from jebm.runs.state import TrainState, initial_state
@@ -82,9 +82,9 @@ def main() -> None:
 
 def compiled(config: Config, batch: Any, probe: Any, *, watch: bool = True, donate: bool = True) -> tuple[Any, float]:
     """The training step, compiled, and the seconds that took; without ``watch`` the families' monitors are left out."""
-    norms, saturation = watching.gradient_norms, watching.saturation
+    norms, saturation = diagnostics.gradient_norms, diagnostics.saturation
     if not watch:
-        watching.gradient_norms = watching.saturation = lambda *_: {}  # type: ignore[assignment]
+        diagnostics.gradient_norms = diagnostics.saturation = lambda *_: {}  # type: ignore[assignment]
     try:
         step: Any = make_step(config, runs.build(config), probe=probe)
         if not donate:
@@ -93,7 +93,7 @@ def compiled(config: Config, batch: Any, probe: Any, *, watch: bool = True, dona
         state = runs.abstract_state(config)
         return step.lower(state, batch).compile(), time.perf_counter() - begun
     finally:
-        watching.gradient_norms, watching.saturation = norms, saturation
+        diagnostics.gradient_norms, diagnostics.saturation = norms, saturation
 
 
 def fresh(config: Config, batch: Any) -> TrainState:

@@ -1,19 +1,31 @@
 """jebm: energy-based generative image models in JAX."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jebm import config as config
+    from jebm import data as data
     from jebm import energy as energy
+    from jebm import evaluation as evaluation
+    from jebm import losses as losses
     from jebm import mcmc as mcmc
     from jebm import methods as methods
+    from jebm import metrics as metrics
+    from jebm import networks as networks
+    from jebm import report as report
+    from jebm import restoration as restoration
+    from jebm import runs as runs
     from jebm import sharding as sharding
-    from jebm.mcmc import chain_keys as chain_keys
-    from jebm.mcmc import hmc as hmc
-    from jebm.mcmc import langevin as langevin  # type: ignore[no-redef]  # a module of that name there, too
-    from jebm.mcmc import mala as mala
-    from jebm.mcmc import nuts as nuts
-    from jebm.mcmc import sample as sample
-    from jebm.mcmc import sample_chains as sample_chains
+    from jebm import training as training
+    from jebm.evaluation.run import evaluate_run as evaluate  # noqa: F401
+    from jebm.mcmc.chains import chain_keys as chain_keys
+    from jebm.mcmc.chains import sample as sample
+    from jebm.mcmc.chains import sample_chains as sample_chains
+    from jebm.mcmc.langevin import langevin as langevin
+    from jebm.mcmc.metropolis import hmc as hmc
+    from jebm.mcmc.metropolis import mala as mala
+    from jebm.mcmc.metropolis import nuts as nuts
     from jebm.runs.run import load as load
 
 __version__ = "0.1.0"
@@ -21,20 +33,25 @@ __version__ = "0.1.0"
 # loaded when first used: parts bring JAX, optimisers, checkpoints and image libraries along, and the command line is to
 # answer, and to hear Ctrl-C, before they are there
 _PARTS = (
-    "config", "data", "energy", "evaluation", "interop", "losses", "mcmc", "methods", "networks", "restoration", "runs",
-    "sharding", "training",
+    "config", "convert", "data", "energy", "evaluation", "images", "losses", "mcmc", "methods", "metrics", "networks",
+    "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
-    "load": "runs", "chain_keys": "mcmc", "hmc": "mcmc", "langevin": "mcmc", "mala": "mcmc", "nuts": "mcmc",
-    "sample": "mcmc", "sample_chains": "mcmc",
+    "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "hmc": "mcmc", "langevin": "mcmc", "load": "runs",
+    "mala": "mcmc", "nuts": "mcmc", "sample": "mcmc", "sample_chains": "mcmc",
 }  # fmt: skip
+__all__ = ["__version__", *_PARTS, *_FUNCTIONS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f"jebm.{_FUNCTIONS[name]}"), name)
+        module, _, attribute = _FUNCTIONS[name].rpartition(".")
+        module, attribute = (module, attribute) if module else (attribute, name)
+        return getattr(importlib.import_module(f"jebm.{module}"), attribute)
     if name in _PARTS:
         return importlib.import_module(f"jebm.{name}")
     raise AttributeError(f"module 'jebm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,6 @@
 
 import sys
 
-from jebm.cli import main
+from jebm.commands.main import main
 
 sys.exit(main())

@@ -1,8 +1,8 @@
 """Typed, validated configuration.
 
 A configuration is a tree of frozen dataclasses. Each ``configs/**.py`` has one function ``get_config() -> Config``;
-``--set key.path=value`` replaces one field, parsed by the field's type; all of them are put in at once, and every check
-runs again on the result. The resolved tree goes as JSON into the run directory, and comes back from it.
+``--set key.path=value`` replaces one field, parsed by the field's type; all replacements are made at once, and every
+check runs again on the result. The run directory keeps the resolved tree as JSON.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, and what is done to them.
+    """The images, and their preprocessing.
 
     Attributes:
         source: ``"digits"`` (bundled), ``"npz:PATH"``, ``"folder:PATH"`` or ``"tfds:NAME[:SPLIT]"``.
-        crop: which square of an image is kept before it is brought to the method's size (`jebm.data.geometry`);
+        crop: the square of an image that is kept before it is resized to the method's size (`jebm.data.geometry`);
             ``"auto"`` is the set's own for ``tfds:``, and the whole image for the others.
         batch_size: images per training step, over all devices.
-        workers: processes that decode images which do not fit in memory; 0 for threads. It changes no batch.
+        workers: processes that decode images which do not fit in memory; 0 for threads. Batches do not depend on it.
         flip: mirror left-right with probability one half.
         dequantize: add uniform noise of one grey level.
     """
@@ -57,18 +57,18 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RecoveryConfig:
-    """What a run does when it diverges (`jebm.training.recovery` states the rules).
+    """Recovery from divergence (`jebm.training.recovery` states the rules).
 
     Attributes:
         max_attempts: recoveries before the run stops; 0 stops at the first divergence.
-        learning_rate_factor: each recovery multiplies every learning rate of the method by it.
-        step_size_factor: each recovery multiplies every Langevin step size of the method by it.
-        energy_regularization: each recovery adds it to the method's ``energy_regularization``, where there is one.
-        gap_deviations: the energy gap may lie this many median deviations from its median; 0 turns the rule off.
-        ratio: chain displacements and gradient norms may leave their median by this factor, up or down; 0 for off.
-        stuck_lines: logged lines in which the gap grows away from 0 without a break; 0 turns the rule off.
-        update_ratio: one step may change a network by this share of its norm; 0 turns the rule off.
-        absolute: the rules that need no past (`jebm.training.recovery.senseless`).
+        learning_rate_factor: factor of every learning rate of the method at each recovery.
+        step_size_factor: factor of every Langevin step size of the method at each recovery.
+        energy_regularization: added to the method's ``energy_regularization`` at each recovery.
+        gap_deviations: largest distance of the energy gap from its median, in median deviations; 0 for off.
+        ratio: largest factor between chain displacements or gradient norms and their median, up or down; 0 for off.
+        stuck_lines: logged lines in which the gap may move away from 0 without a break; 0 for off.
+        update_ratio: largest change of a network in one step, relative to its norm; 0 for off.
+        absolute: also apply the rules that need no history (`jebm.training.recovery.senseless`).
     """
 
     max_attempts: int = 8
@@ -93,19 +93,19 @@ class RecoveryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """The loop.
+    """The training loop.
 
     Attributes:
         num_steps: training iterations.
         log_every: steps between lines of ``metrics.jsonl``.
         sample_every: steps between sample grids; 0 for none.
         checkpoint_every: steps between checkpoints; one is always written at the end.
-        keep_checkpoints: how many of the newest stay.
-        num_samples: images in a grid.
+        keep_checkpoints: number of the newest that are kept.
+        num_samples: images in a sample grid.
         evaluate_at_end: score the model when training ends (`jebm evaluate`).
-        fsdp: devices over which large parameters are split; a batch is spread over all devices whatever it is.
+        fsdp: devices over which large parameters are split; batches are always split over all devices.
         seed: of initialisation, data order and every draw.
-        recovery: what happens when the run diverges.
+        recovery: what to do when the run diverges.
     """
 
     num_steps: int = 1000
@@ -128,7 +128,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What `jebm evaluate` scores.
+    """Settings of `jebm evaluate`.
 
     Attributes:
         num_samples: generated images per score.
@@ -146,10 +146,10 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment: a method's own configuration, and what every experiment has.
+    """One experiment: the configuration of a method, and those that every experiment has.
 
     Attributes:
-        method: the model family's configuration; its class names the family (`jebm.methods.FAMILIES`).
+        method: the model family's configuration; its class determines the family (`jebm.methods.FAMILIES`).
         data: `DataConfig`.
         training: `TrainingConfig`.
         evaluation: `EvaluationConfig`.
@@ -162,7 +162,7 @@ class Config:
 
 
 def load_file(path: str | pathlib.Path) -> Config:
-    """The configuration of a Python file with a function ``get_config()``, its values typed as their fields are.
+    """The configuration that a Python file returns from its function ``get_config()``; its types are checked.
 
     Raises:
         ConfigError: no such file, a file that does not run (or ends the program), or one without
@@ -180,7 +180,7 @@ def load_file(path: str | pathlib.Path) -> Config:
         config = namespace["get_config"]()
     except ConfigError as error:
         raise ConfigError(f"{path}{_line_of(error, path)}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever the code of a user raises
+    except (Exception, SystemExit) as error:  # the code of a user may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"{path} does not run{_line_of(error, path)}: {reason}") from error
     if not isinstance(config, Config):
@@ -192,7 +192,7 @@ def load_file(path: str | pathlib.Path) -> Config:
 
 
 def _line_of(error: BaseException, path: pathlib.Path) -> str:
-    """``", line 7"``: the last line of the file that an error passed, where there is one."""
+    """``", line 7"``: the last line of the file in the traceback, if any."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
 
@@ -200,11 +200,11 @@ def _line_of(error: BaseException, path: pathlib.Path) -> str:
 def override(config: Config, assignments: Iterable[str]) -> Config:
     """``config`` with ``key.path=value`` assignments, each parsed by the type of its field.
 
-    All of them are put in at once and checked together: their order does not matter, but that the last one wins where a
-    key is given twice, and no configuration between the given one and the result need be valid.
+    All replacements are made at once and checked together, so their order does not matter, except that the last value
+    of a key wins.
 
     Raises:
-        ConfigError: a key that is not there, a value of another type, or one out of range.
+        ConfigError: an unknown key, a value of another type, or one out of range.
     """
     given: dict[str, str] = {}
     for assignment in assignments:
@@ -237,7 +237,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     if not isinstance(family, str) or family not in methods.FAMILIES:
         raise ConfigError(f"method.family={shown(family)}: expected one of {sorted(methods.FAMILIES)}")
     return Config(
-        method=build(methods.FAMILIES[family].config_class, method, "method"),
+        method=build(methods.FAMILIES[family][0], method, "method"),
         data=build(DataConfig, tree["data"], "data"),
         training=build(TrainingConfig, tree["training"], "training"),
         evaluation=build(EvaluationConfig, tree["evaluation"], "evaluation"),
@@ -245,5 +245,5 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def config_hash(config: Config) -> str:
-    """Sixteen hexadecimal digits that name a resolved configuration."""
+    """The hash of a resolved configuration, sixteen hexadecimal digits."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]

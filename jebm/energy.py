@@ -1,4 +1,4 @@
-"""What an energy is, and how energies combine.
+"""Energies and their combinators.
 
 An *energy* is a function of ONE example (any pytree of floating arrays without a batch axis) that returns a
 scalar, lower being more likely: ``p(x) ∝ exp(-E(x))``. Batches are ``jax.vmap``, gradients are ``jax.grad``.
@@ -9,7 +9,7 @@ handed to a jitted function, new parameters recompile nothing, and no constant i
     energy = jebm.energy.bind(lambda params, x: params["k"] * jnp.sum(x**2), {"k": 2.0})
     posterior = jebm.energy.sum(prior, likelihood)
 
-A flax-nnx or equinox module, or a method of one, is an energy as it stands: its arrays are the leaves, read anew at
+A flax-nnx or equinox module, or a method of one, is an energy without further ado: its arrays are the leaves, read at
 each call, so that a module trained in place is sampled with the weights that it has now. A plain function that reads
 arrays or floats from its closure or from global variables is compiled again where it finds other objects there than
 before: it is right, and slow in a training loop; `bind` them. Not seen are a NumPy array written in place, an int, and
@@ -17,26 +17,25 @@ what a function under `jax.jit` deeper inside has kept.
 """
 
 import dataclasses
-import functools
-import inspect
 import operator
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial, all_leaves
+from jax.tree_util import Partial
+
+from jebm import partials
 
 PyTree = Any
 Energy = Callable[[PyTree], Array]
 Generator = Callable[[PyTree], Array]
 
 __all__ = [
-    "Annealed", "Energy", "anneal", "at_step", "bind", "condition", "gaussian", "hat", "latent", "mixture",
-    "negate", "scale", "squared_distance", "standard_normal", "sum", "temper", "value",
+    "Annealed", "Energy", "anneal", "as_partial", "at_step", "bind", "condition", "gaussian", "hat", "latent",
+    "mixture", "negate", "scale", "squared_distance", "standard_normal", "sum", "temper", "value",
 ]  # fmt: skip
 
 
@@ -47,16 +46,21 @@ def bind(function: Callable[..., Any], *arguments: PyTree) -> Partial:
     time, or the programs that take the energy compile again. The same holds for arrays that it reads from elsewhere
     than its ``arguments``.
     """
-    return as_partial(function, *arguments)
+    return partials.as_partial(function, *arguments)
 
 
-def _as_partial(function: Callable[..., Any]) -> Partial:
+def as_partial(function: Callable[..., Any]) -> Partial:
+    """An energy, a generator or a distance as a pytree; see `jebm.partials`.
+
+    Raises:
+        ValueError: no function.
+    """
     if not callable(function):
         raise ValueError(
             f"an energy or generator must be a function of one example, got {type(function).__name__}"
             " (combine plain energies inside an annealed one's function)"
         )
-    return as_partial(function)
+    return partials.as_partial(function)
 
 
 def value(energy: Energy, x: PyTree) -> Array:
@@ -76,7 +80,7 @@ def value(energy: Energy, x: PyTree) -> Array:
 
 def scale(energy: Energy, factor: Array | float) -> Partial:
     """``factor * E(x)``: tempering by ``factor = 1 / temperature``."""
-    return Partial(_scale, _as_partial(energy), factor)
+    return Partial(_scale, as_partial(energy), factor)
 
 
 def _scale(energy: Energy, factor: Array, x: PyTree) -> Array:
@@ -90,7 +94,7 @@ def temper(energy: Energy, temperature: Array | float) -> Partial:
         ValueError: a temperature that is not above 0.
     """
     require(temperature, lambda a: a > 0, "temperature", "must be above 0")
-    return Partial(_temper, _as_partial(energy), temperature)
+    return Partial(_temper, as_partial(energy), temperature)
 
 
 def _temper(energy: Energy, temperature: Array, x: PyTree) -> Array:
@@ -106,7 +110,7 @@ def sum(*energies: Energy, weights: Sequence[float] | Array | None = None) -> Pa
         ValueError: no energy, or not as many weights as energies.
     """
     weights = _weights("sum", energies, weights)
-    return Partial(_sum, tuple(map(_as_partial, energies)), weights)
+    return Partial(_sum, tuple(map(as_partial, energies)), weights)
 
 
 def _sum(energies: Sequence[Energy], weights: Array, x: PyTree) -> Array:
@@ -131,7 +135,7 @@ def mixture(
         raise ValueError(f"weights of a mixture must not all be 0, got {weights}")
     log_weights = jnp.log(_weights("mixture", energies, weights))
     log_normalizers = _weights("mixture", energies, log_normalizers)
-    return Partial(_mixture, tuple(map(_as_partial, energies)), log_weights - log_normalizers)
+    return Partial(_mixture, tuple(map(as_partial, energies)), log_weights - log_normalizers)
 
 
 def _mixture(energies: Sequence[Energy], log_weights: Array, x: PyTree) -> Array:
@@ -188,7 +192,7 @@ def condition(
     With the default distance and ``weight = 1/(2σ²)`` this is the energy of ``x`` given a noisy copy
     ``reference = x + σ ξ`` (recovery likelihood; Gao et al., arXiv 2012.08125).
     """
-    return Partial(_condition, _as_partial(energy), _as_partial(distance), reference, weight)
+    return Partial(_condition, as_partial(energy), as_partial(distance), reference, weight)
 
 
 def _condition(energy: Energy, distance: Callable, reference: PyTree, weight: Array, x: PyTree) -> Array:
@@ -202,10 +206,10 @@ def latent(energy: Energy, generator: Generator, prior: Energy | None = None) ->
     the image-space density ``exp(-E(x))``: no Jacobian of ``G`` enters. Without a ``prior`` the latent
     density is ``exp(-E(G(z)))`` alone, which need not be integrable; ``standard_normal`` is the usual prior.
     """
-    generator = _as_partial(generator)
+    generator = as_partial(generator)
     if prior is None:
-        return Partial(_latent, _as_partial(energy), generator)
-    return Partial(_latent_with_prior, _as_partial(energy), generator, _as_partial(prior))
+        return Partial(_latent, as_partial(energy), generator)
+    return Partial(_latent_with_prior, as_partial(energy), generator, as_partial(prior))
 
 
 def _latent(energy: Energy, generator: Generator, z: PyTree) -> Array:
@@ -218,7 +222,7 @@ def _latent_with_prior(energy: Energy, generator: Generator, prior: Energy, z: P
 
 def hat(energy: Energy, generator: Generator) -> Partial:
     """``{"z": z, "y": y} -> E(G(z) + y)``: an energy of generator output plus residual (arXiv 2210.16486)."""
-    return Partial(_hat, _as_partial(energy), _as_partial(generator))
+    return Partial(_hat, as_partial(energy), as_partial(generator))
 
 
 def _hat(energy: Energy, generator: Generator, x: dict[str, PyTree]) -> Array:
@@ -283,7 +287,7 @@ class Annealed:
 
 def anneal(function: Callable[..., Array], *arguments: PyTree) -> Annealed:
     """The annealed energy ``(step, x) -> function(*arguments, step, x)``; ``step`` is an int32 scalar."""
-    return Annealed(as_partial(function, *arguments))
+    return Annealed(partials.as_partial(function, *arguments))
 
 
 def at_step(energy: Energy | Annealed, step: Array) -> Energy:
@@ -316,181 +320,3 @@ def is_concrete(a: Any) -> bool:
     return isinstance(a, int | float | np.ndarray | np.generic) or (
         isinstance(a, Array) and not isinstance(a, jax.core.Tracer)
     )
-
-
-# Functions with state of their own
-
-
-def as_partial(function: Callable[..., Any], *arguments: Any) -> Partial:
-    """``Partial(function, *arguments)``, in which state of the function's own is followed.
-
-    A compiled program that takes a bare function keeps what the function read when it was compiled: old weights, where
-    a module is trained in place or a variable that a closure reads is exchanged. So the arrays of a callable pytree are
-    leaves, and those that another function reads are part of its identity.
-    """
-    if isinstance(function, Partial):
-        return Partial(_call, function, *arguments) if arguments else function
-    if not all_leaves([function.__self__ if inspect.ismethod(function) else function]):
-        return Partial(_call, _Module(function), *arguments)
-    # what is under jax.jit would keep what it read in a cache of its own
-    plain = getattr(function, "__wrapped__", function) if isinstance(function, jax.stages.Wrapped) else function
-    if next(_reads(plain), None) is not None:
-        return Partial(_call, _Closure(plain), *arguments)
-    return Partial(function, *arguments)
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-@jax.tree_util.register_pytree_node_class
-class _Module:
-    """A callable pytree, or a method of one; what is no array (an activation function, a name) is static.
-
-    The module itself is kept as long as it can be, so that its leaves are those of now; inside a compiled program
-    leaves and structure are what there is.
-    """
-
-    def __init__(self, function: Any, parts: Any = None) -> None:
-        self.function, self.parts = function, parts
-
-    def __call__(self, *arguments: Any) -> Any:
-        arrays, (structure, kept, method) = self.tree_flatten()
-        given = iter(arrays)
-        module = structure.unflatten([next(given) if leaf is None else leaf[0] for leaf in kept])
-        return module(*arguments) if method is None else method(module, *arguments)
-
-    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
-        if self.function is None:
-            return self.parts
-        is_method = inspect.ismethod(self.function)
-        module, method = (self.function.__self__, self.function.__func__) if is_method else (self.function, None)
-        leaves, structure = jax.tree.flatten(module)
-        kept = tuple(None if _is_array(leaf) else (leaf,) for leaf in leaves)
-        return tuple(leaf for leaf in leaves if _is_array(leaf)), (structure, kept, method)
-
-    @classmethod
-    def tree_unflatten(cls, static: Any, arrays: tuple[Any, ...]) -> "_Module":
-        return cls(None, (tuple(arrays), static))
-
-
-@jax.tree_util.register_pytree_node_class
-class _Closure:
-    """A function that reads arrays from elsewhere: no leaves, but equal only where it reads the same ones."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-    def tree_flatten(self) -> tuple[tuple[()], Any]:
-        return (), (self.function, tuple(map(_Same, _reads(self.function))))
-
-    @classmethod
-    def tree_unflatten(cls, static: Any, leaves: tuple[()]) -> "_Closure":
-        return cls(static[0])
-
-
-class _Same:
-    """A value that is equal to itself alone; numbers are compared. It holds the value, so that no id comes twice."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: Any) -> bool:
-        if not isinstance(other, _Same):
-            return NotImplemented
-        numbers = isinstance(self.value, float | complex) and isinstance(other.value, float | complex)
-        return self.value is other.value or (numbers and self.value == other.value)
-
-    def __hash__(self) -> int:
-        return hash(self.value) if isinstance(self.value, float | complex) else id(self.value)
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
-
-
-def _reads(function: Callable[..., Any]) -> Iterator[Any]:
-    """The arrays and floats that a function reads from its closure, its global variables and its object.
-
-    Found by the names in its code, through the functions that it calls from its closure and its own module. Not found:
-    numbers that are ints (counters, more often than parameters), and an array that is written in place.
-    """
-    seen: set[Any] = set()
-
-    def of_function(function: Any) -> Iterator[Any]:
-        while isinstance(function, functools.partial):
-            given = (function.args, function.keywords)
-            yield from of_value(given, frozenset(), {})
-            for value in _leaves(given):
-                if callable(value):
-                    yield from of_function(value)
-            function = function.func
-        owner = None
-        if inspect.ismethod(function):
-            owner, function = function.__self__, function.__func__
-        elif not inspect.isfunction(function):
-            owner, function = function, getattr(type(function), "__call__", None)  # noqa: B004
-        if not inspect.isfunction(function) or (id(function), id(owner)) in seen:
-            return
-        seen.add((id(function), id(owner)))
-        names, known = _names(function.__code__), function.__globals__
-        if known.get("__name__", "").partition(".")[0] in _LIBRARIES:
-            known = {}
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-        for value in (owner, *cells, *(known[name] for name in sorted(names & known.keys()))):
-            yield from of_value(value, names, known)
-        for value in (owner, *cells):
-            if callable(value) and all_leaves([value]):
-                yield from of_function(value)
-
-    def of_value(value: Any, names: frozenset[str], known: dict[str, Any]) -> Iterator[Any]:
-        if isinstance(value, Partial):
-            yield from of_function(value)
-            return
-        for leaf in _leaves(value):
-            if _is_array(leaf) or isinstance(leaf, float | complex):
-                yield leaf
-            elif inspect.isfunction(leaf):
-                if leaf.__globals__ is known:
-                    yield from of_function(leaf)
-            elif isinstance(leaf, functools.partial) or inspect.ismethod(leaf):
-                yield from of_function(leaf)
-            elif not isinstance(leaf, type | types.ModuleType) and (id(leaf), names) not in seen:
-                seen.add((id(leaf), names))
-                held = getattr(leaf, "__dict__", {})
-                for name in sorted(names):
-                    method = getattr(type(leaf), name, None) if known else None
-                    if name in held:
-                        yield from of_value(held[name], names, known)
-                    elif inspect.isfunction(method):
-                        yield from of_function(types.MethodType(method, leaf))
-
-    yield from of_function(function)
-
-
-_LIBRARIES = {"blackjax", "equinox", "flax", "jax", "jebm", "numpy", "optax"}  # their global variables are constants
-
-
-def _leaves(value: Any) -> list[Any]:
-    try:
-        return jax.tree.leaves(value)
-    except (TypeError, ValueError):  # a dict whose keys have no order
-        return list(value.values()) if isinstance(value, dict) else []
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-@functools.cache
-def _names(code: types.CodeType) -> frozenset[str]:
-    """All names in a function's code and in the functions written inside it."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return frozenset(code.co_names).union(*map(_names, inner))

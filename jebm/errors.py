@@ -5,18 +5,26 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["ConfigError", "DataError", "check", "nearest"]
+__all__ = ["ConfigError", "DataError", "JebmError", "check", "nearest"]
 
 
-class ConfigError(ValueError):
-    """A wrong configuration; the message is one line naming the key, the value and what is allowed."""
+class JebmError(ValueError):
+    """An error that a user can mend; the message is one line, which the command line prints without a traceback."""
+
+
+class ConfigError(JebmError):
+    """A wrong configuration or option; the message names it, the value and what is allowed."""
+
+
+class DataError(JebmError):
+    """Data that cannot be used: files, or what a model made; the message names the file and the array, if any."""
 
 
 def check(config: Any, **rules: str) -> None:
     """Checks numeric fields against rules such as ``">=0"``, ``">0"``, ``"in (0, 1)"``, ``"in [0, 1)"``.
 
     Raises:
-        ConfigError: a field outside its range. None passes (a field whose value a rule will choose).
+        ConfigError: a field outside its range. None passes (its value will be chosen by a rule).
     """
     for name, rule in rules.items():
         value = getattr(config, name)
@@ -37,7 +45,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
 
 
 def shown(value: Any) -> str:
-    """``repr(value)``, of which a message holds no more than fits into a line or two."""
+    """``repr(value)``, shortened to a line or two."""
     try:
         return shorter(repr(value))
     except (ValueError, RecursionError):  # Python writes no number of thousands of digits, nor lists as deep
@@ -45,6 +53,7 @@ def shown(value: Any) -> str:
 
 
 def shorter(text: str) -> str:
+    """The text, shortened to a line or two."""
     text = " ".join(text.split())
     return text if len(text) <= 120 else f"{text[:80]}... ({len(text):,} characters)"
 
@@ -55,7 +64,3 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
         return ""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message is one line and names the file, and the array where there is one."""

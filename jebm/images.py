@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jebm import files
 from jebm.energy import require_int
+from jebm.errors import DataError
 
 __all__ = ["from_uint8", "grid", "save_png", "to_uint8", "warn_of_strays"]
 
@@ -19,7 +21,8 @@ def to_uint8(images: Array | np.ndarray) -> np.ndarray:
     """Floating images in [-1, 1] as uint8; values outside are clipped. Images that are uint8 already stay as they are.
 
     Raises:
-        ValueError: a value that is not finite, or integers that are not uint8.
+        DataError: a value that is not finite.
+        ValueError: integers that are not uint8.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
@@ -28,7 +31,7 @@ def to_uint8(images: Array | np.ndarray) -> np.ndarray:
         raise ValueError(f"images must be floating in [-1, 1] or uint8 in [0, 255], got {images.dtype}")
     images = images.astype(np.float32)
     if not np.isfinite(images).all():
-        raise ValueError("images with values that are not finite: the model has diverged")
+        raise DataError("images with values that are not finite: the model has diverged")
     return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
@@ -47,7 +50,7 @@ def warn_of_strays(images: Array | np.ndarray, stacklevel: int = 2) -> None:
     """One warning with the count of images [n, H, W, C] that are not finite or far outside [-1, 1] (`FAR`).
 
     Chains end there that have diverged or left the data; clipped, their images still look like images. Inside a
-    compiled program nothing is said.
+    compiled program there is no warning.
     """
     if isinstance(images, jax.core.Tracer) or not images.size:
         return
@@ -87,7 +90,5 @@ def save_png(path: pathlib.Path, image: np.ndarray, smallest_side: int = 512) ->
 
     factor = max(1, smallest_side // min(image.shape[:2]))
     picture = np.repeat(np.repeat(image, factor, 0), factor, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(temporary, format="PNG")
-    temporary.replace(path)
+    with files.whole(path) as temporary:
+        Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""Devices: the mesh, what lies where on it, and the start of many processes. Only this module names mesh axes.
+"""Devices: the mesh, placement of arrays, start of many processes. Only this module names mesh axes.
 
 A mesh has two axes, "data" and "fsdp". Batches, chains and banks are spread over both; parameters, their averages and
 the optimiser's state are split over "fsdp" where they are large, and copied otherwise. The compiler (GSPMD) adds the
@@ -15,10 +15,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jebm.energy import PyTree, require_int
+from jebm.errors import ConfigError
 
 __all__ = [
-    "constrain_batch", "initialize", "local_rows", "make_mesh", "replicated", "shard_batch", "split_large", "spread",
-    "wait_for_all",
+    "batch_sharding", "constrain_batch", "initialize", "local_rows", "make_mesh", "parameter_sharding", "replicated",
+    "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
@@ -39,7 +40,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
         Whether there was something to start. Errors of JAX, such as a coordinator that does not answer, are raised.
 
     Raises:
-        ValueError: one or two of the three variables, or a number that is none.
+        ConfigError: one or two of the three variables, or a number that is none.
     """
     environment = dict(os.environ) if environment is None else environment
     names = ("JEBM_COORDINATOR", "JEBM_NUM_PROCESSES", "JEBM_PROCESS_ID")
@@ -47,7 +48,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
     if given:
         whole = len(given) == len(names) and given[1].isdecimal() and given[2].isdecimal()
         if not whole or not given[0].rpartition(":")[2].isdecimal() or ":" not in given[0]:
-            raise ValueError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
+            raise ConfigError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif environment.get("JEBM_DISTRIBUTED") == "1" or environment.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
         jax.distributed.initialize()
@@ -57,7 +58,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this process writes the files of the run."""
     return jax.process_index() == 0
 
 
@@ -114,7 +115,7 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     Raises:
         ValueError: a leading axis that the number of devices does not divide.
     """
-    sharding = spread(mesh)
+    sharding = batch_sharding(mesh)
 
     def place(leaf: Array | np.ndarray) -> Array:
         if leaf.shape[0] % mesh.size:
@@ -129,11 +130,11 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of a batch that `shard_batch` takes from this process, int64, ascending."""
-    indices = spread(mesh).addressable_devices_indices_map((batch_size,)).values()
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices if index is not None]))
 
 
-def split_large(tree: PyTree, mesh: Mesh, smallest: int = SMALLEST_SPLIT) -> PyTree:
+def parameter_sharding(tree: PyTree, mesh: Mesh, smallest: int = SMALLEST_SPLIT) -> PyTree:
     """Shardings for the arrays of ``tree`` (abstract ones will do) that are no batch: parameters and their like.
 
     A leaf of at least ``smallest`` entries is split over "fsdp" along its longest axis that divides; others are copied.
@@ -166,6 +167,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding that spreads the leading axis over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))

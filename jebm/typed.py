@@ -1,21 +1,35 @@
 """JSON to frozen dataclasses and back, by their type hints; single fields by dotted keys."""
 
+import ast
 import dataclasses
+import inspect
 import json
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jebm.errors import ConfigError, nearest, shorter, shown
 
-__all__ = ["build", "leaves", "one_line", "parsed", "replaced"]
+__all__ = ["Key", "build", "described", "keys", "leaves", "one_line", "parse", "parsed", "replaced", "written"]
 
-LARGEST, LARGEST_SEED = 10**9, 10**19  # of whole numbers: what is above is a slip of the keyboard
+LARGEST, LARGEST_SEED = 10**9, 10**19  # of whole numbers: a larger one is a slip of the keyboard
 
 
 def replaced(node: Any, given: Mapping[str, str], values: Mapping[str, Any], prefix: str) -> Any:
-    """``node``, whose keys begin with ``prefix``, with its ``values``: its groups first, then itself, once each."""
+    """``node`` with ``values`` in place of its own, groups first; each dataclass is made, and checked, once.
+
+    Args:
+        node: a dataclass whose keys begin with ``prefix``.
+        given: the values of all keys as text, for messages.
+        values: the values of all keys.
+        prefix: empty, or dotted up to the last dot.
+
+    Raises:
+        ConfigError: values that the dataclass refuses.
+    """
     mine = {key: value for key, value in values.items() if key.startswith(prefix)}
     if not mine:
         return node
@@ -34,7 +48,11 @@ def replaced(node: Any, given: Mapping[str, str], values: Mapping[str, Any], pre
 
 
 def parsed(node: Any, path: list[str], text: str, key: str) -> Any:
-    """The value of ``key`` below ``node``, where it is ``path``, typed as the field."""
+    """The value of ``key``, typed as the field at ``path`` below ``node``.
+
+    Raises:
+        ConfigError: an unknown key, a group of keys, or text of another type.
+    """
     hints = typing.get_type_hints(type(node))
     names = [field.name for field in dataclasses.fields(node)]
     head, *rest = path
@@ -52,10 +70,11 @@ def parsed(node: Any, path: list[str], text: str, key: str) -> Any:
         return parsed(child, rest, text, key)
     if rest:
         raise ConfigError(f"unknown key {shown(key)}: {'.'.join(key.split('.')[: -len(rest)])!r} has no parts")
-    return _parse(text, hints[head], key)
+    return parse(text, hints[head], key)
 
 
 def leaves(node: Any) -> list[str]:
+    """The dotted keys of a dataclass's fields, those of its groups included."""
     out = []
     for field in dataclasses.fields(node):
         child = getattr(node, field.name)
@@ -63,7 +82,65 @@ def leaves(node: Any) -> list[str]:
     return out
 
 
-def _parse(text: str, kind: Any, key: str) -> Any:
+class Key(NamedTuple):
+    """A field of a configuration.
+
+    Attributes:
+        name: its dotted key.
+        kind: its type.
+        value: its value.
+        rule: its range, as `jebm.errors.check` has it; empty without one.
+        meaning: the first sentence of its docstring.
+    """
+
+    name: str
+    kind: Any
+    value: Any
+    rule: str
+    meaning: str
+
+
+def keys(node: Any, prefix: str = "") -> list[Key]:
+    """The fields of a dataclass, those of its groups included."""
+    hints, rules, meanings = typing.get_type_hints(type(node)), _rules(type(node)), _meanings(type(node))
+    out = []
+    for field in dataclasses.fields(node):
+        name, value = field.name, getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            out += keys(value, f"{prefix}{name}.")
+        else:
+            out.append(Key(prefix + name, hints[name], value, rules.get(name, ""), meanings.get(name, "")))
+    return out
+
+
+def _rules(kind: type) -> dict[str, str]:
+    """The rules that ``__post_init__`` gives to `jebm.errors.check`, read from its source."""
+    if "__post_init__" not in vars(kind):
+        return {}
+    tree = ast.parse(textwrap.dedent(inspect.getsource(vars(kind)["__post_init__"])))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check"]
+    given = [keyword for call in calls for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
+    return {keyword.arg: str(keyword.value.value) for keyword in given if keyword.arg}  # type: ignore[attr-defined]
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """The first sentence of each field in the section ``Attributes`` of a docstring."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: re.split(r"(?<=\.) (?=[A-Z])", " ".join(meaning.split()))[0] for name, meaning in found}
+
+
+def written(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    return value if isinstance(value, str) else json.dumps(value).replace("null", "none")
+
+
+def parse(text: str, kind: Any, key: str) -> Any:
+    """The value of ``key``, of type ``kind``.
+
+    Raises:
+        ConfigError: text of another type.
+    """
     if kind is str:
         return text
     raw: Any
@@ -80,7 +157,7 @@ def _parse(text: str, kind: Any, key: str) -> Any:
 def _coerce(raw: Any, kind: Any, key: str) -> Any:
     """``raw`` (from JSON) as a value of type ``kind``, or a ConfigError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    wrong = ConfigError(f"{key}={shown(raw)}: expected {_describe(kind)}")
+    wrong = ConfigError(f"{key}={shown(raw)}: expected {described(kind)}")
     if origin in (typing.Union, types.UnionType):
         if raw is None and type(None) in arguments:
             return None
@@ -94,7 +171,7 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
     if origin is Literal:
         if (type(raw), raw) not in [(type(a), a) for a in arguments]:  # True == 1 == 1.0
             hint = nearest(str(raw), map(str, arguments)) if isinstance(raw, str) else ""
-            raise ConfigError(f"{key}={shown(raw)}: expected {_describe(kind)}{hint}")
+            raise ConfigError(f"{key}={shown(raw)}: expected {described(kind)}{hint}")
         return raw
     if origin is tuple:
         if not isinstance(raw, list | tuple):
@@ -105,13 +182,13 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
         try:
             return tuple(_coerce(value, k, key) for value, k in zip(raw, kinds, strict=True))
         except ConfigError:
-            raise wrong from None  # the whole list is what the user knows
+            raise wrong from None  # report the whole list, not the entry that failed
     if kind is bool and isinstance(raw, bool):
         return raw
     if kind is int and not isinstance(raw, bool) and isinstance(raw, int | float) and raw == raw // 1:
         largest = LARGEST_SEED if key.endswith("seed") else LARGEST
         if abs(raw) > largest:
-            raise ConfigError(f"{key}={shown(raw)}: expected {_describe(kind)} of at most {largest:.0e}")
+            raise ConfigError(f"{key}={shown(raw)}: expected {described(kind)} of at most {largest:.0e}")
         return int(raw)
     if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         try:
@@ -123,12 +200,13 @@ def _coerce(raw: Any, kind: Any, key: str) -> Any:
     raise wrong
 
 
-def _describe(kind: Any) -> str:
+def described(kind: Any) -> str:
+    """A type in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(a) for a in arguments)
+        return " or ".join(described(a) for a in arguments)
     if origin is tuple:
         return "a list such as " + ("[[64, 2], [128, 2]]" if typing.get_origin(arguments[0]) else "[1, 2]")
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
@@ -136,6 +214,11 @@ def _describe(kind: Any) -> str:
 
 
 def build(kind: Any, tree: Any, key: str) -> Any:
+    """The dataclass ``kind`` from JSON; its dotted keys begin with ``key``.
+
+    Raises:
+        ConfigError: an unknown or missing key, a value of another type or out of range.
+    """
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{key}={shown(tree)}: expected a group of keys")
     hints = typing.get_type_hints(kind)
@@ -157,5 +240,6 @@ def build(kind: Any, tree: Any, key: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
+    """The message of an error, of which no more than fits into a few lines."""
     text = " ".join(str(error).split())
     return text if len(text) <= 1000 else f"{text[:1000]} ..."

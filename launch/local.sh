@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes on one machine start the same training:
 #   launch/local.sh PROCESSES CONFIG --workdir DIR [--set key.path=value ...]
-# When one of them dies the others are ended and the status is 1; the same command then goes on. A mistake in the command
+# When one of them dies the others are ended and the status is 1; the same command then resumes. A mistake in the command
 # is status 2. SIGTERM is passed on.
 set -euo pipefail
 
@@ -29,6 +29,6 @@ while [[ -n $(jobs -p) ]]; do
     kill -KILL "${workers[@]}" 2>/dev/null || true
     wait || true
     if ((status == 2)); then exit 2; fi # a mistake in the command, which that process has named
-    echo "$0: a process ended with status $status; the same command goes on from the newest checkpoint" >&2
+    echo "$0: a process ended with status $status; the same command resumes from the newest checkpoint" >&2
     exit 1
 done

@@ -3,7 +3,7 @@
 #   launch/tpu.sh NAME ZONE CONFIG --workdir /mnt/shared/runs/name [--set key.path=value ...]
 # The repository in this directory is copied to each worker and installed there once (Python 3.11 or newer is needed).
 # DIR is a path that all workers have mounted (Filestore, NFS). CONFIG is a path inside the repository. The same command
-# again, after a preemption, goes on. Ctrl-C ends the connection, not the training: stop that with
+# again, after a preemption, resumes. Ctrl-C ends the connection, not the training: stop that with
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='pkill -TERM -f "jebm train"'
 set -euo pipefail
 

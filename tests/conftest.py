@@ -113,10 +113,10 @@ def toy_experiment(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished_run(tiny_experiment, tmp_path_factory) -> pathlib.Path:
     """The directory of that experiment, trained without a break. To be copied, not changed."""
-    from jebm import cli
+    from jebm.commands.main import main
 
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    assert cli.main(["train", str(tiny_experiment), "--workdir", str(directory)]) == 0
+    assert main(["train", str(tiny_experiment), "--workdir", str(directory)]) == 0
     return directory
 
 

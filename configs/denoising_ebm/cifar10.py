@@ -29,7 +29,7 @@ def get_config() -> Config:
             semantic_sigma_max=1.0,
             refinement=RefinementConfig(solver="heun", num_levels=10),
             dtype="bfloat16",
-            average_decay=0.9995,
+            ema_decay=0.9995,
             learning_rate=2e-4,
         ),
         data=DataConfig(source="tfds:cifar10", batch_size=128, flip=True, dequantize=True),

@@ -11,7 +11,6 @@ the released code of arXiv 2311.04071.
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import ECVAEConfig
-from jebm.methods.ec.calibration import CalibrationConfig
 
 
 def get_config() -> Config:
@@ -28,7 +27,7 @@ def get_config() -> Config:
             energy_scales=1,
             vae_learning_rate=1e-3,
             energy_learning_rate=5e-4,
-            calibration=CalibrationConfig(reuse_negatives=True),
+            reuse_negatives=True,
         ),
         data=DataConfig(source="digits", batch_size=64),
         training=TrainingConfig(

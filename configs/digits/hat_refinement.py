@@ -21,9 +21,7 @@ def get_config() -> Config:
             energy_width=32,
             temperature=1e-4,
             chain=ChainConfig(num_steps=20, latent_noise_scale=2e-2),
-            test_chain=ChainConfig(
-                num_steps=28, latent_noise_scale=2e-2, residual_precision=8.0, max_displacement=None
-            ),
+            test_chain=ChainConfig(num_steps=28, latent_noise_scale=2e-2, residual_precision=8.0, max_drift=None),
             energy_learning_rate=((3e-4, 0),),
         ),
         data=DataConfig(source="digits", batch_size=32),

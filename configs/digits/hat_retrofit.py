@@ -24,7 +24,7 @@ def get_config() -> Config:
             temperature=1e-4,
             chain=ChainConfig(num_steps=20, latent_noise_scale=2e-2, residual_precision=50.0),
             test_chain=ChainConfig(
-                num_steps=28, latent_noise_scale=2e-2, residual_precision=50.0, max_displacement=None,
+                num_steps=28, latent_noise_scale=2e-2, residual_precision=50.0, max_drift=None,
                 residual_start_scale=0.01,
             ),
             energy_learning_rate=((3e-4, 0),),

@@ -18,7 +18,7 @@ def get_config() -> Config:
             energy_width=32,
             generator_width=32,
             chain=ChainConfig(num_steps=30),
-            test_chain=ChainConfig(num_steps=75, max_displacement=None, residual_start_scale=0.01),
+            test_chain=ChainConfig(num_steps=75, max_drift=None, residual_start_scale=0.01),
             energy_learning_rate=((1e-3, 0),),
             generator_learning_rate=((1e-3, 0),),
             bank_size=1_000,

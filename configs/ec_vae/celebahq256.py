@@ -27,7 +27,7 @@ def get_config() -> Config:
             encoder_width=64,
             energy_layers=((32, 1), (64, 1), (128, 1), (128, 1), (256, 1), (256, 1), (256, 1)),
             energy_scales=1,
-            average_decay=0.9999,
+            ema_decay=0.9999,
         ),
         data=DataConfig(source="tfds:celeb_a_hq/256", batch_size=16, flip=True),
         training=TrainingConfig(

@@ -22,7 +22,7 @@ from jebm.methods.ec.energy_networks import LAYERS_64
 def get_config() -> Config:
     """The experiment."""
     return Config(
-        method=ECVAEConfig(image_size=64, energy_layers=LAYERS_64, energy_scales=1, average_decay=0.9999),
+        method=ECVAEConfig(image_size=64, energy_layers=LAYERS_64, energy_scales=1, ema_decay=0.9999),
         data=DataConfig(source="tfds:lsun/church_outdoor", batch_size=64, flip=True),
         training=TrainingConfig(num_steps=200_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),

@@ -19,7 +19,7 @@ from jebm.methods import ECVAEConfig
 def get_config() -> Config:
     """The experiment."""
     return Config(
-        method=ECVAEConfig(average_decay=0.9999),
+        method=ECVAEConfig(ema_decay=0.9999),
         data=DataConfig(source="tfds:cifar10", batch_size=128, flip=True),
         training=TrainingConfig(num_steps=100_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),

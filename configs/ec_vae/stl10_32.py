@@ -21,7 +21,7 @@ from jebm.methods.ec.calibration import CalibrationConfig
 def get_config() -> Config:
     """The experiment."""
     return Config(
-        method=ECVAEConfig(average_decay=0.9999, calibration=CalibrationConfig(tolerance=0.05, hinge=0.07)),
+        method=ECVAEConfig(ema_decay=0.9999, calibration=CalibrationConfig(tolerance=0.05, hinge=0.07)),
         data=DataConfig(source="tfds:stl10", batch_size=128, flip=True),
         training=TrainingConfig(num_steps=100_000, log_every=100, sample_every=5000, checkpoint_every=5000),
         evaluation=EvaluationConfig(num_samples=50_000),

@@ -29,9 +29,9 @@ def get_config() -> Config:
             generator_width=1024,
             output_scale=1.0,
             temperature=1e-6,
-            chain=ChainConfig(num_steps=100, noise_scale=1e-4, latent_noise_scale=5e-3, max_displacement=2.5),
+            chain=ChainConfig(num_steps=100, noise_scale=1e-4, latent_noise_scale=5e-3, max_drift=2.5),
             test_chain=ChainConfig(
-                num_steps=125, noise_scale=1e-4, latent_noise_scale=5e-3, residual_precision=0.0, max_displacement=None
+                num_steps=125, noise_scale=1e-4, latent_noise_scale=5e-3, residual_precision=0.0, max_drift=None
             ),
             energy_learning_rate=((1e-5, 0),),
         ),

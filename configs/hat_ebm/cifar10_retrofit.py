@@ -27,14 +27,14 @@ def get_config() -> Config:
             generator_width=256,
             temperature=1e-3,
             chain=ChainConfig(
-                num_steps=100, noise_scale=5e-4, latent_noise_scale=1e-3, residual_precision=50.0, max_displacement=2.5
+                num_steps=100, noise_scale=5e-4, latent_noise_scale=1e-3, residual_precision=50.0, max_drift=2.5
             ),
             test_chain=ChainConfig(
                 num_steps=125,
                 noise_scale=5e-4,
                 latent_noise_scale=1e-3,
                 residual_precision=50.0,
-                max_displacement=None,
+                max_drift=None,
                 residual_start_scale=0.01,
             ),
             energy_learning_rate=((1e-4, 0),),

@@ -23,7 +23,7 @@ def get_config() -> Config:
             generator_width=32,
             chain=ChainConfig(num_steps=20),
             # as long as training's: at 2.5 times that the chain overshoots on CIFAR-10 (results/hat_ebm.md)
-            test_chain=ChainConfig(num_steps=20, max_displacement=None, residual_start_scale=0.01),
+            test_chain=ChainConfig(num_steps=20, max_drift=None, residual_start_scale=0.01),
             energy_learning_rate=((1e-3, 0),),
             generator_learning_rate=((1e-3, 0),),
             bank_size=640,

@@ -1,11 +1,11 @@
-"""Weights from elsewhere: flat dictionaries of arrays into the trees of this library's networks.
+"""Imported weights: flat dictionaries of arrays into the trees of this library's networks.
 
 `from_flat` reads names like ``"feat_8/conv_1/kernel"`` with arrays laid out as here. `from_torch` reads a
 PyTorch ``state_dict`` as plain arrays (``{name: tensor.numpy()}``), and needs no torch. Both fill a
 *template*, a dict of collections, which may be abstract:
 
     template = jax.eval_shape(decoder.init, key, z)                     # {"params": ..., "batch_stats": ...}
-    template["spectral"] = spectral_norm.init(key, template["params"])  # where singular vectors are wanted
+    template["spectral"] = spectral_norm.init(key, template["params"])  # for singular vectors
 
 Every leaf of the template must be given, with its shape, and nothing else: what is missing, left over or of
 another shape is named in one ValueError.

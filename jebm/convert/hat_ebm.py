@@ -1,6 +1,6 @@
 """Runs from the weights that the authors of Hat EBM released (arXiv 2210.16486, TensorFlow object checkpoints).
 
-Their names: ``ebm_N.ckpt`` the hat, ``gen_N.ckpt`` the generator or decoder; and, where a whole training run was
+Their names: ``ebm_N.ckpt`` the hat, ``gen_N.ckpt`` the generator or decoder; and, if a whole training run was
 saved, ``ebm_optim_N.npz`` and ``gen_optim_N.npz`` (counter, moving averages, Adam's moments), ``persistent_N.npy`` and
 ``persistent_z_N.npy`` (the bank).
 """
@@ -26,7 +26,9 @@ from jebm.convert import tensorflow as tensorflow_checkpoints
 from jebm.errors import ConfigError
 from jebm.mcmc import bank
 from jebm.methods import ChainConfig, HatEBMConfig
+from jebm.methods.hat.ebm import HatEBMState
 from jebm.methods.hat.networks import GENERATOR_STAGES, HAT_STAGES, HatGenerator
+from jebm.methods.shared import Trained
 from jebm.runs.directory import RunDirectory
 
 __all__ = ["hat_ebm"]
@@ -62,17 +64,17 @@ def hat_ebm(checkpoint: pathlib.Path, out: pathlib.Path, config: Config | None =
         pairs = _bank(hat_prefix)
     try:
         config = _infer(hat, generator, pairs) if config is None else _checked(config, pairs, alone=hat_prefix is None)
-    except (KeyError, IndexError, TypeError) as error:  # a tensor that tells the network's size is not as it should be
+    except (KeyError, IndexError, TypeError) as error:  # a tensor that gives the network's size is missing or misshapen
         raise ConfigError(f"{checkpoint}: not the tensors of the authors' networks ({error!r})") from None
     directory = RunDirectory(out)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is in use: give --out a directory that is not there yet")
 
-    method, settings = methods.build(config), config.method
-    shape = (config.data.batch_size, settings.image_size, settings.image_size, settings.channels)
+    method = methods.build(config)
+    shape = (config.data.batch_size, *method.image_shape)
     start = lambda: initial_state(method, config.training.seed, jnp.zeros(shape))  # noqa: E731
-    like = jax.eval_shape(start).method
-    variables = _fill(generator_prefix, generator, like.generator)
+    like: HatEBMState = jax.eval_shape(start).method
+    variables = _fill(generator_prefix, generator, _variables(like))
     if hat_prefix is None:
         whole = start()
         whole = whole._replace(method=whole.method._replace(generator=variables))
@@ -89,29 +91,40 @@ def hat_ebm(checkpoint: pathlib.Path, out: pathlib.Path, config: Config | None =
     return directory
 
 
+def _variables(state: HatEBMState) -> dict[str, Any]:
+    """The variables of the generator's network."""
+    generator = state.generator
+    if isinstance(generator, Trained):
+        return {"params": generator.params, "batch_stats": state.batch_stats}
+    return dict(generator)
+
+
 def _trained(
-    hat_prefix: pathlib.Path, hat: Arrays, generator_prefix: pathlib.Path, variables: Any, config: Config, like: Any,
-    pairs: bank.Bank | None,
-) -> tuple[Any, int]:  # fmt: skip
-    """The method's state, and the hat's updates as far as they are known."""
-    energy = _fill(hat_prefix, hat, {"params": like.energy})["params"]
-    count, moments = _optimizer(hat_prefix, energy)
-    state = like._replace(
-        energy=energy, energy_average=moments["average"],
-        energy_optimizer=_adam(like.energy_optimizer, count, moments), generator=variables,
-    )  # fmt: skip
-    if config.method.application == "synthesis":
-        generator_count, moments = _optimizer(generator_prefix, variables["params"])
+    hat_prefix: pathlib.Path, hat: Arrays, generator_prefix: pathlib.Path, variables: Any, config: Config,
+    like: HatEBMState, pairs: bank.Bank | None,
+) -> tuple[HatEBMState, int]:  # fmt: skip
+    """The method's state, and the number of the hat's updates, 0 if it is unknown."""
+    energy, count = _with_optimizer(
+        hat_prefix, _fill(hat_prefix, hat, {"params": like.energy.params})["params"], like.energy
+    )
+    state = like._replace(energy=energy, generator=variables)
+    if like.bank is not None:
+        trained, _ = _with_optimizer(generator_prefix, variables["params"], like.generator)
         state = state._replace(
-            generator_average=moments["average"],
-            generator_optimizer=_adam(like.generator_optimizer, generator_count, moments),
+            generator=trained, batch_stats=variables["batch_stats"],
             bank=_fresh_bank(config, variables, like.bank) if pairs is None else pairs,
-        )
+        )  # fmt: skip
     return jax.tree.map(jnp.asarray, state), count
 
 
+def _with_optimizer(prefix: pathlib.Path, params: Any, like: Trained) -> tuple[Trained, int]:
+    """A network with its moving average and optimiser's state, and the number of updates."""
+    count, moments = _optimizer(prefix, params)
+    return Trained(params, _adam(like.optimizer, count, moments), moments["ema"]), count
+
+
 def _find(path: pathlib.Path, alone: bool) -> tuple[pathlib.Path | None, pathlib.Path]:
-    """Prefixes of the hat's and of the generator's checkpoint; where ``alone``, the hat's may be missing."""
+    """Prefixes of the hat's and of the generator's checkpoint; with ``alone``, the hat's may be missing."""
     if path.is_dir():
         found = {}
         for index in path.glob("*.ckpt.index"):
@@ -187,7 +200,7 @@ def _infer(hat: Arrays, generator: Arrays, pairs: bank.Bank | None) -> Config:
         "energy_width": hat["head/kernel"].shape[0],
     }
     if retrofit:
-        test_chain = ChainConfig(125, 5e-4, 1e-3, 50.0, max_displacement=None, residual_start_scale=0.01)
+        test_chain = ChainConfig(125, 5e-4, 1e-3, 50.0, max_drift=None, residual_start_scale=0.01)
         method = HatEBMConfig(
             application="retrofit", generator="network", generator_width=generator["stem/conv_1/bias"].size,
             temperature=1e-3, data_noise=1e-2, chain=ChainConfig(100, 5e-4, 1e-3, 50.0), test_chain=test_chain,
@@ -199,7 +212,7 @@ def _infer(hat: Arrays, generator: Arrays, pairs: bank.Bank | None) -> Config:
     method = HatEBMConfig(
         latent_size=generator["dense/kernel"].shape[0], generator_width=width,
         temperature=1e-3 if size == 32 else 1e-8,  # what the authors score their networks with
-        test_chain=ChainConfig(num_steps, max_displacement=None, residual_start_scale=0.01), **shared,
+        test_chain=ChainConfig(num_steps, max_drift=None, residual_start_scale=0.01), **shared,
     )  # fmt: skip
     names = {32: "cifar10", 64: "celeba64", 128: "imagenet128"}
     config = Config(method, DataConfig(f"npz:data/{names[size]}.npz"))
@@ -263,7 +276,7 @@ def _numpy_file(path: pathlib.Path) -> Any:
 
 
 def _fresh_bank(config: Config, variables: Any, like: bank.Bank) -> bank.Bank:
-    """Pairs of the generator as it is now; it is not what training left, and sampling does not read it."""
+    """Pairs of the generator as it is now, not those of its training; sampling does not read them."""
     z = jax.random.normal(jax.random.key(config.training.seed), like.entries["z"].shape)
     settings = config.method
     module = HatGenerator(settings.image_size, settings.generator_width, settings.channels, settings.output_scale)
@@ -278,18 +291,18 @@ _PARTS = ("conv_1", "conv_2", "bn_1", "bn_2", "shortcut", "kernel", "scale", "bi
 
 
 def _optimizer(prefix: pathlib.Path, params: Any) -> tuple[int, dict[str, Any]]:
-    """Updates made, the moving average and Adam's moments; where they were not saved, as at a fresh start."""
+    """Updates made, the moving average and Adam's moments; those of a fresh start if they were not saved."""
     path = _beside(prefix, "", ".npz")
     if not path.is_file():
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return 0, {"average": params, "mu": zeros, "nu": zeros}
+        return 0, {"ema": params, "mu": zeros, "nu": zeros}
     rank = lambda name: [[*_ORDER, *_PARTS].index(part) for part in name.split("/")]  # noqa: E731
     names = sorted(("/".join(path) for path in flatten_dict(params)), key=rank)
     arrays = _numpy_file(path)
     if len(arrays) != 1 + 3 * len(names):
         raise ConfigError(f"{path} holds {len(arrays)} arrays, the optimiser of this network {1 + 3 * len(names)}")
     groups = {}
-    for i, group in enumerate(("average", "mu", "nu")):
+    for i, group in enumerate(("ema", "mu", "nu")):
         flat = dict(zip(names, arrays[1 + i * len(names) :], strict=False))
         groups[group] = _fill(path, flat, {"params": params})["params"]
     return int(arrays[0]), groups

@@ -2,8 +2,8 @@
 
 from jebm.data.geometry import Geometry, resize
 from jebm.data.image_set import ImageSet
-from jebm.data.load import check_name, load
 from jebm.data.loader import Loader, batch_indices, permutation, steps_per_epoch
+from jebm.data.named import check_name, load
 from jebm.data.preprocessing import preprocess, resize_source, to_float, to_uint8
 from jebm.data.source import Source
 from jebm.errors import DataError

@@ -8,7 +8,7 @@ import numpy as np
 
 from jebm.data.geometry import Geometry
 from jebm.data.image_set import IMAGE_MODES, ImageSet
-from jebm.data.source import Source, of_image_sets, split_in_ten
+from jebm.data.source import Source, holdout_split, of_image_sets
 from jebm.errors import DataError
 
 __all__ = ["FileReader", "folder"]
@@ -58,7 +58,7 @@ def folder(argument: str, size: int | None = None, crop: str = "auto") -> Source
     if set(tops) == {"train", "test"}:
         train, test = np.flatnonzero(tops == "train"), np.flatnonzero(tops == "test")
     else:
-        train, test = split_in_ten(np.arange(len(reader)), str(root))
+        train, test = holdout_split(np.arange(len(reader)), str(root))
     train_images, test_images = (ImageSet(reader, geometry, shape, rows) for rows in (train, test))
     return of_image_sets(root.resolve().name, train_images, test_images, geometry)
 

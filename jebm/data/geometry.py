@@ -60,7 +60,7 @@ class Geometry:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What is done, in words."""
+        """The steps, in words."""
         kind, numbers = self._parsed()
         if kind == "none" and self.size is None:
             return ()

@@ -59,7 +59,7 @@ class ImageSet:
 
     @property
     def nbytes(self) -> int:
-        """What the pixels would take in memory."""
+        """Bytes of all pixels in memory."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:

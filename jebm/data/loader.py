@@ -1,6 +1,6 @@
 """Batches in an order that is a function of (seed, step) alone.
 
-Nothing is remembered between batches: a run that stops and goes on needs only its step number.
+Nothing is kept between batches: a resumed run needs only its step number.
 """
 
 import dataclasses

@@ -47,9 +47,9 @@ def prefetched(batches: Any, workers: int) -> Iterator[np.ndarray]:
             deaths += 1
             if deaths > DEATHS:
                 raise DataError(
-                    f"{deaths} data workers died (out of memory?): take fewer data.workers; the same command goes on"
+                    f"{deaths} data workers died (out of memory?): take fewer data.workers; the same command resumes"
                 ) from error
-            warnings.warn(f"a data worker died; reading goes on from batch {position} with new ones", stacklevel=2)
+            warnings.warn(f"a data worker died; reading resumes from batch {position} with new workers", stacklevel=2)
 
 
 def _read(batches: Any, workers: int) -> Iterator[np.ndarray]:

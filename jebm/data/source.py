@@ -10,7 +10,7 @@ from jebm.data.image_set import ImageSet, decoded
 from jebm.data.loader import permutation
 from jebm.errors import DataError
 
-__all__ = ["Source", "fingerprint", "split_in_ten"]
+__all__ = ["Source", "fingerprint", "holdout_split"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def of_arrays(
     return Source(name, train, test, train_labels, test_labels, num_classes, digest)
 
 
-def split_in_ten(rows: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+def holdout_split(rows: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Nine tenths and one tenth of ``rows`` in a fixed random order; at least one for each.
 
     Raises:

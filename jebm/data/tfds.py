@@ -14,7 +14,7 @@ from jebm import paths
 from jebm.data.geometry import Geometry
 from jebm.data.image_set import ImageSet, decode_file
 from jebm.data.prepare.catalogue import CATALOGUE, Entry
-from jebm.data.source import Source, of_image_sets, split_in_ten
+from jebm.data.source import Source, holdout_split, of_image_sets
 from jebm.errors import DataError
 
 __all__ = ["TfdsReader", "data_directory", "prepared", "tfds"]
@@ -92,7 +92,7 @@ class TfdsReader:
 
 
 class _errors:
-    """What TFDS raises on broken files, in one line."""
+    """Errors of TFDS on broken files, in one line."""
 
     def __init__(self, directory: Path, what: str) -> None:
         self.directory, self.what = directory, what
@@ -135,7 +135,7 @@ def tfds(argument: str, size: int | None = None, crop: str = "auto") -> Source:
     test_reader = TfdsReader(directory, test_split, image_key) if test_split else train_reader
     rows = np.arange(len(train_reader)), np.arange(len(test_reader))
     if not test_split:
-        rows = split_in_ten(rows[0], str(directory))
+        rows = holdout_split(rows[0], str(directory))
     channels = shape[2] or 3
     if geometry.size is not None:
         image_shape = (geometry.size, geometry.size, channels)

@@ -1,24 +1,23 @@
-"""How near generated images are to real ones: Fréchet and kernel distances, precision and recall."""
+"""Sample quality: Fréchet and kernel distances, precision and recall."""
 
 import functools
 import time
-from collections.abc import Mapping
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm.data import Source, permutation, to_uint8
-from jebm.evaluation.records import Record, cost
+from jebm.data import permutation, to_uint8
+from jebm.evaluation.records import Record, cost, file_stem
+from jebm.evaluation.subject import Samples, Subject
+from jebm.files import write_arrays
 from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
-from jebm.metrics.features import Features
 from jebm.metrics.frechet import extrapolated, frechet_distance
 from jebm.metrics.kernel import classifier_score, kernel_distance, precision_recall
 
-__all__ = ["evaluate_generation", "generate_images"]
+__all__ = ["draw_samples", "evaluate_generation", "generate_images"]
 
 NEIGHBOURS = 3
 
@@ -47,22 +46,19 @@ def generate_images(method: Method, state: State, key: Array, n: int, *, batch_s
     return images
 
 
-def evaluate_generation(
-    method: Method,
-    state: State,
-    source: Source,
-    key: Array,
-    n: int,
-    *,
-    features: Features,
-    protocol: Mapping[str, Any],
-    reference: Literal["test", "train"] = "test",
-    batch_size: int = 256,
-    evaluations_per_image: int | None = None,
-    images: np.ndarray | None = None,
-    most_compared: int = MOST_KEPT,
-) -> list[Record]:
-    """Distances of ``n`` generated images to real ones, and what other real images get.
+def draw_samples(key: Array, subject: Subject) -> Subject:
+    """The subject with its ``num_samples`` images, generated and, in its directory, written as ``samples-*.npz``."""
+    start = time.perf_counter()
+    images = generate_images(subject.method, subject.state, key, subject.num_samples, batch_size=subject.batch_size)
+    samples = Samples(images, time.perf_counter() - start)
+    if subject.directory is not None:
+        name = f"{file_stem('samples', subject.protocol)}-n{subject.num_samples}.npz"
+        write_arrays(subject.directory / name, {"x": images})
+    return subject._replace(samples=samples)
+
+
+def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MOST_KEPT) -> list[Record]:
+    """Distances of generated images to real ones, and what other real images get.
 
     In Inception's space the records are ``fid``, ``fid_real``, ``fid_infinity`` and ``kid``; in any other they are
     ``frechet_distance``, ``frechet_distance_real``, ``frechet_distance_infinity`` and ``kernel_distance``. Then
@@ -72,35 +68,27 @@ def evaluate_generation(
     ``*_infinity`` is left out where a quarter of n is less than the number of features: its line would not be one.
 
     Args:
-        method: the bundle.
-        state: its state.
-        source: real images.
         key: a typed key.
-        n: how many images to generate, at least 20.
-        features: the feature space.
-        protocol: what all records of this evaluation share, see `records.run_protocol`.
-        reference: the split that generated images are compared with; published FIDs often take ``"train"``.
-        batch_size: images generated at once.
-        evaluations_per_image: network evaluations that one generated image costs, as far as the caller knows.
-        images: uint8 [n, H, W, C], generated before; by default `generate_images` makes them.
-        most_compared: images of each set, drawn at random, that the kernel distance, precision and recall look at.
+        subject: see `Subject`; at least 20 images.
+        most_compared: images of each set, drawn at random, that kernel distance, precision and recall compare.
 
     Raises:
         ValueError: fewer than 20 images on a side, generated images that are not finite or of another size.
     """
+    features, source, reference = subject.feature_space(), subject.source, subject.reference
+    subject = draw_samples(key, subject) if subject.samples is None else subject
+    assert subject.samples is not None
+    images, n = subject.samples.images, len(subject.samples.images)
     inception = features.declaration["feature_space"] == "Inception"
     frechet, kernel = ("fid", "kid") if inception else ("frechet_distance", "kernel_distance")
     start = time.perf_counter()
-    if images is None:
-        images = generate_images(method, state, key, n, batch_size=batch_size)
-    generation_time = time.perf_counter() - start
     real_images, others = (source.test, source.train) if reference == "test" else (source.train, source.test)
     real = feature_set(real_images, features, most_kept=most_compared, cache=inception)
     target = real.statistics
     fake = feature_set(images, features, most_kept=most_compared)
     distance = frechet_distance(fake.statistics, target)
     common = {
-        **protocol,
+        **subject.protocol,
         "split": reference,
         "n_reference": target.n,
         "reference_statistics_sha256": real.sha256,
@@ -109,9 +97,11 @@ def evaluate_generation(
     }
     generated = {
         **common,
-        **cost("generate", n, time.perf_counter() - start, evaluations_per_image),
-        "generation_time_seconds": generation_time,
-        "batch_size": batch_size,
+        **cost(
+            "generate", n, subject.samples.seconds + time.perf_counter() - start, subject.method.evaluations_per_image
+        ),
+        "generation_time_seconds": subject.samples.seconds,
+        "batch_size": subject.batch_size,
     }
     record = functools.partial(Record, n=n)
     records = [record(frechet, distance, protocol=generated)]

@@ -2,28 +2,20 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-from jebm.data import Source, permutation, to_float
+from jebm.data import permutation, to_float
 from jebm.evaluation.records import Record, cost
-from jebm.methods.base import Method, State
+from jebm.evaluation.subject import Subject
+from jebm.methods.base import State
 
 __all__ = ["evaluate_scores"]
 
 
-def evaluate_scores(
-    method: Method,
-    state: State,
-    source: Source,
-    key: Array,
-    *,
-    protocol: Mapping[str, Any],
-    batch_size: int = 256,
-) -> list[Record]:
+def evaluate_scores(key: Array, subject: Subject) -> list[Record]:
     """The family's own ``method.scores``, averaged over test batches: a record ``score_<name>`` each.
 
     A score is of a whole batch, so batches are of equal size, at most ``batch_size``, in a random order drawn once,
@@ -33,19 +25,20 @@ def evaluate_scores(
         ValueError: a score that is NaN or infinite.
     """
     start = time.perf_counter()
-    num_batches = -(-len(source.test) // batch_size)
-    size = len(source.test) // num_batches
+    test = subject.source.test
+    num_batches = -(-len(test) // subject.batch_size)
+    size = len(test) // num_batches
     # by a permutation: in the order of a file a batch may be of one class
-    rows = permutation(0, 0, len(source.test))[: num_batches * size].reshape(num_batches, size)
+    rows = permutation(0, 0, len(test))[: num_batches * size].reshape(num_batches, size)
 
     @jax.jit
     def scores(key: Array, i: int, state: State, images: Array) -> Mapping[str, Array]:
-        return method.scores(jax.random.fold_in(key, i), state, to_float(images))
+        return subject.method.scores(jax.random.fold_in(key, i), state, to_float(images))
 
-    values = [jax.device_get(scores(key, i, state, source.test[chosen])) for i, chosen in enumerate(rows)]
+    values = [jax.device_get(scores(key, i, subject.state, test[chosen])) for i, chosen in enumerate(rows)]
     n = num_batches * size
     shared = {
-        **protocol,
+        **subject.protocol,
         "split": "test",
         "batch_size": size,
         **cost("scores", n, time.perf_counter() - start),

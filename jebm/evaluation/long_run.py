@@ -1,12 +1,11 @@
-"""What chains do long after training's: energy, gradient norm and drift at 1, 10, 100 and 1000 times its steps.
+"""Long-run chains: energy, gradient norm and drift at 1, 10, 100 and 1000 times the steps of training.
 
 A model of the data keeps images images; a model that was only ever walked for K steps often does not (Nijkamp et al.,
 arXiv 1903.12370).
 """
 
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,16 @@ import numpy as np
 from jax import Array
 
 from jebm import mcmc
-from jebm.data import Source, permutation, to_uint8
-from jebm.energy import bind
-from jebm.evaluation.records import Record, cost
-from jebm.methods.base import Method, State, TrainingChain
+from jebm.data import permutation, to_uint8
+from jebm.errors import ConfigError
+from jebm.evaluation.records import Record, cost, file_stem
+from jebm.evaluation.subject import Subject
+from jebm.files import write_arrays
+from jebm.mcmc import LangevinKernel
+from jebm.methods.shared import chain_kernel
 from jebm.metrics.features import Features
 
-__all__ = ["MULTIPLES", "LongRun", "energy_of", "evaluate_long_run", "long_chains"]
+__all__ = ["MULTIPLES", "LongRun", "evaluate_long_run", "long_chains"]
 
 MULTIPLES = (1, 10, 100, 1000)
 NUM_CHAINS = 32
@@ -42,24 +44,16 @@ class LongRun(NamedTuple):
 
 
 def long_chains(
-    method: Method,
-    state: State,
-    key: Array,
-    chain: TrainingChain,
-    positions: Array,
-    multiples: tuple[int, ...] = MULTIPLES,
+    key: Array, kernel: LangevinKernel, positions: Array, num_steps: int, multiples: tuple[int, ...] = MULTIPLES
 ) -> LongRun:
-    """Langevin chains on ``method.energy`` from images [n, H, W, C], in pieces of ``chain.num_steps``.
+    """Langevin chains from images [n, H, W, C], in pieces of ``num_steps``.
 
     Piece i has the key ``fold_in(key, i)``: the program compiles once, and a longer run begins with the shorter one.
     """
-    kernel = mcmc.langevin(
-        bind(energy_of(method), state), chain.step_size, chain.temperature, max_displacement=chain.max_displacement
-    )
     energies, norms, kept = [], [], []
     trace = ("energy", "gradient_norm")
     # compiled here, so that chains that leave the finite numbers are named by the records, not at each piece
-    walk = jax.jit(lambda key, kernel, x: mcmc.sample_chains(key, kernel, x, chain.num_steps, trace=trace))
+    walk = jax.jit(lambda key, kernel, x: mcmc.sample_chains(key, kernel, x, num_steps, trace=trace))
     for i in range(multiples[-1]):
         last, info = walk(jax.random.fold_in(key, i), kernel, positions)
         positions = last.position
@@ -70,32 +64,27 @@ def long_chains(
     return LongRun(np.asarray(jnp.stack(energies)), np.asarray(jnp.stack(norms)), np.stack(kept))
 
 
-def evaluate_long_run(
-    method: Method,
-    state: State,
-    source: Source,
-    key: Array,
-    *,
-    chain: TrainingChain,
-    features: Features,
-    protocol: Mapping[str, Any],
-    multiples: tuple[int, ...] = MULTIPLES,
-) -> tuple[list[Record], LongRun]:
-    """Records ``long_run_energy_<m>x``, ``long_run_gradient_norm_<m>x``, ``long_run_feature_drift_<m>x``; the chains.
+def evaluate_long_run(key: Array, subject: Subject, *, multiples: tuple[int, ...] = MULTIPLES) -> list[Record]:
+    """Records ``long_run_energy_<m>x``, ``long_run_gradient_norm_<m>x``, ``long_run_feature_drift_<m>x``.
 
     The chains start at generated images. The drift is the root mean square distance between an image's features and
     those of its start, in units of that between two test images, of up to 500 random pairs: 0 is the same image, 1 an
-    unrelated one. Images are clipped to [-1, 1] for the features, not for the chains.
+    unrelated one. Images are clipped to [-1, 1] for the features, not for the chains. In the subject's directory the
+    chains are written as ``long_run-*.npz``, see `LongRun`.
 
     Raises:
+        ConfigError: a family whose chains of training are not on images.
         ValueError: chains whose energy, gradient or image is no longer finite.
     """
+    method, chain, features = subject.method, subject.method.chain, subject.feature_space()
+    if chain is None:
+        raise ConfigError("long_run: this family has no chain on images in training; leave the metric out")
     start = time.perf_counter()
     first_key, chain_key = jax.random.split(key)
-    first = jax.jit(lambda key, state: method.generate(key, state, NUM_CHAINS))(first_key, state)
-    run = long_chains(method, state, chain_key, chain, first, multiples)
+    first = jax.jit(lambda key, state: method.generate(key, state, NUM_CHAINS))(first_key, subject.state)
+    run = long_chains(chain_key, chain_kernel(method, subject.state), first, chain.num_steps, multiples)
     at_start = features.function(np.asarray(to_uint8(first)))
-    unit = _distance_between(source.test, features)
+    unit = _distance_between(subject.source.test, features)
     n = len(first)
     seconds = time.perf_counter() - start
     records = []
@@ -104,8 +93,8 @@ def evaluate_long_run(
             raise ValueError(f"after {m * chain.num_steps:,} steps the chains hold NaN or an infinity")
         moved = features.function(np.asarray(to_uint8(images))).astype(np.float64) - at_start
         about = {
-            **protocol,
-            "chain": chain._asdict(),
+            **subject.protocol,
+            "chain": {**chain._asdict(), "temperature": method.temperature},
             "chain_steps": m * chain.num_steps,
             "started_at": "generated images",
             "features": features.declaration,
@@ -118,7 +107,9 @@ def evaluate_long_run(
             "feature_drift": drift,
         }
         records += [Record(f"long_run_{name}_{m}x", value, n, about) for name, value in values.items()]
-    return records, run
+    if subject.directory is not None:
+        write_arrays(subject.directory / f"{file_stem('long_run', subject.protocol)}.npz", run._asdict())
+    return records
 
 
 def _distance_between(images: np.ndarray, features: Features) -> float:
@@ -126,12 +117,3 @@ def _distance_between(images: np.ndarray, features: Features) -> float:
     n = min(len(images) // 2, MOST_PAIRS)
     pairs = features.function(images[permutation(0, 0, len(images))[: 2 * n]]).astype(np.float64)
     return float(np.sqrt(np.square(pairs[:n] - pairs[n:]).sum(1).mean()))
-
-
-def energy_of(method: Method) -> Any:
-    """``(state, x) -> energy`` of one image, to be bound to a state."""
-
-    def energy(state: State, x: Array) -> Array:
-        return method.energy(state, x[None])[0]
-
-    return energy

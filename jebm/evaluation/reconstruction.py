@@ -1,31 +1,22 @@
 """Reconstruction of held-out images."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-from jebm.data import Source, to_float, to_uint8
+from jebm.data import to_float, to_uint8
 from jebm.evaluation.records import Record, cost
-from jebm.methods.base import Method, State
+from jebm.evaluation.subject import Subject
+from jebm.methods.base import State
 from jebm.metrics.batches import map_batches
 from jebm.metrics.image_quality import ssim
 
 __all__ = ["evaluate_reconstruction"]
 
 
-def evaluate_reconstruction(
-    method: Method,
-    state: State,
-    source: Source,
-    key: Array,
-    *,
-    protocol: Mapping[str, Any],
-    batch_size: int = 256,
-) -> list[Record]:
+def evaluate_reconstruction(key: Array, subject: Subject) -> list[Record]:
     """Records of ``reconstruct(x)`` against x over the test images; none where there is no encoder.
 
     ``reconstruction_error``, the mean of ``(x - reconstruct(x))²`` over images and pixels, images in [-1, 1], the
@@ -35,18 +26,18 @@ def evaluate_reconstruction(
     Raises:
         ValueError: an error that is NaN or infinite.
     """
-    if method.reconstruct is None:
+    reconstruct, source = subject.method.reconstruct, subject.source
+    if reconstruct is None:
         return []
-    reconstruct = method.reconstruct
     start = time.perf_counter()
 
     @jax.jit
     def reconstructed(key: Array, i: int, state: State, images: Array) -> Array:
         return reconstruct(jax.random.fold_in(key, i), state, to_float(images))
 
-    x = map_batches(lambda i, batch: reconstructed(key, i, state, batch), source.test, batch_size)
+    x = map_batches(lambda i, batch: reconstructed(key, i, subject.state, batch), source.test, subject.batch_size)
     n = len(source.test)
-    shared = {**protocol, "split": "test", **cost("reconstruct", n, time.perf_counter() - start, 1)}
+    shared = {**subject.protocol, "split": "test", **cost("reconstruct", n, time.perf_counter() - start, 1)}
     errors = np.square(x - np.asarray(to_float(source.test))).mean((1, 2, 3))
     scale = "mean squared error per number, images in [-1, 1]"
     records = [Record("reconstruction_error", float(errors.mean(dtype=np.float64)), n, {**shared, "scale": scale})]

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jebm import files
 from jebm.data import Source
 
 __all__ = ["Record", "cost", "file_stem", "read_all", "read_record", "run_protocol", "write_record"]
@@ -83,7 +83,7 @@ def run_protocol(
 
 
 def cost(function: str | None, images: int, seconds: float, evaluations_per_image: int | None = None) -> dict[str, Any]:
-    """What a measurement took: which function of the method, on how many images, network evaluations, wall time."""
+    """Cost of a measurement: function of the method, images, network evaluations, wall time."""
     return {
         "method_function": function,
         "images_through_method": images,
@@ -115,20 +115,10 @@ def write_record(directory: str | os.PathLike, record: Record) -> Path:
         text = json.dumps(content, indent=2, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the protocol of {record.metric} cannot be recorded: {error}") from error
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     split = "-train" * (record.protocol.get("split") == "train")
-    path = directory / f"{file_stem(record.metric, record.protocol)}{split}-n{record.n}.json"
-    with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    path.chmod(0o644)  # temporary files are private
+    path = Path(directory) / f"{file_stem(record.metric, record.protocol)}{split}-n{record.n}.json"
+    with files.whole(path) as temporary:
+        temporary.write_text(text + "\n")
     return path
 
 

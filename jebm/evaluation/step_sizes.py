@@ -1,18 +1,14 @@
 """Step sizes that a trained energy asks for: by acceptance for MALA and HMC, by drift against noise for short runs."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax import Array
 
 from jebm import mcmc
-from jebm.energy import bind
-from jebm.evaluation.long_run import energy_of
 from jebm.evaluation.records import Record, cost
+from jebm.evaluation.subject import Subject
 from jebm.mcmc.tuning import TARGETS
-from jebm.methods.base import Method, State, TrainingChain
 
 __all__ = ["evaluate_step_sizes"]
 
@@ -21,46 +17,38 @@ NUM_STEPS = 200
 NUM_INTEGRATION_STEPS = 5  # of HMC
 
 
-def evaluate_step_sizes(
-    method: Method,
-    state: State,
-    key: Array,
-    *,
-    protocol: Mapping[str, Any],
-    chain: TrainingChain | None = None,
-    temperature: float = 1.0,
-    num_steps: int = NUM_STEPS,
-) -> list[Record]:
-    """Records ``step_size_short_run``, ``step_size_mala`` and ``step_size_hmc`` for ``exp(-energy/T)``.
+def evaluate_step_sizes(key: Array, subject: Subject, *, num_steps: int = NUM_STEPS) -> list[Record]:
+    """Records ``step_size_short_run``, ``step_size_mala`` and ``step_size_hmc`` for ``exp(-energy)``.
 
     All begin at generated images. The first is the η of `mcmc.short_run_step_size`, at which a Langevin step drifts
     there as far as its noise goes. The others are found by `mcmc.tune_step_size`, beginning from what the first one
-    implies, and are in blackjax's units: MALA's ε is ηT, HMC's is its leapfrog step. The protocol has the step size
-    that training is configured with (``chain``), the target and the acceptance reached.
+    implies, and are in blackjax's units: MALA's ε is ηT, HMC's is its leapfrog step. η is in the family's own units
+    (`jebm.methods.base.Chain`), as is the step size that training is configured with, which the protocol has beside the
+    target and the acceptance reached.
 
     Raises:
         ValueError: energies whose gradients are no finite numbers.
     """
+    method, temperature = subject.method, subject.method.temperature
     first_key, mala_key, hmc_key = jax.random.split(key, 3)
-    first = jax.jit(lambda key, state: method.generate(key, state, NUM_CHAINS))(first_key, state)
-    energy = bind(energy_of(method), state)
+    first = jax.jit(lambda key, state: method.generate(key, state, NUM_CHAINS))(first_key, subject.state)
+    energy = method.energy(subject.state)
     start = time.perf_counter()
-    short_run = float(jax.jit(mcmc.short_run_step_size)(energy, first, temperature))
+    step = float(jax.jit(mcmc.short_run_step_size)(energy, first))
     shared = {
-        **protocol,
-        "density": "exp(-energy/T)",
+        **subject.protocol,
+        "density": "exp(-energy)",
         "temperature": temperature,
-        "configured_step_size": chain.step_size if chain else None,
+        "configured_step_size": method.chain.step_size if method.chain else None,
         "started_at": "generated images",
     }
     rule = "eta at which drift and noise of a Langevin step are as long, at the start"
     about = {**shared, "rule": rule, **cost("energy", NUM_CHAINS, time.perf_counter() - start, 1)}
-    records = [Record("step_size_short_run", short_run, NUM_CHAINS, about)]
-    step = short_run * temperature
+    records = [Record("step_size_short_run", step / temperature, NUM_CHAINS, about)]
     leapfrog = (2 * step) ** 0.5  # one step of that length proposes what MALA's does
     kernels = {
-        "mala": (mala_key, mcmc.mala(energy, step, temperature), 1),
-        "hmc": (hmc_key, mcmc.hmc(energy, leapfrog, NUM_INTEGRATION_STEPS, temperature), NUM_INTEGRATION_STEPS),
+        "mala": (mala_key, mcmc.mala(energy, step), 1),
+        "hmc": (hmc_key, mcmc.hmc(energy, leapfrog, NUM_INTEGRATION_STEPS), NUM_INTEGRATION_STEPS),
     }
     tune = jax.jit(mcmc.tune_step_size, static_argnames="num_steps")
     for name, (own_key, kernel, evaluations) in kernels.items():

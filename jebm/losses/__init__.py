@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from jebm.energy import as_partial
 from jebm.losses.robust import RobustParameters, robust, robust_unit
 from jebm.losses.ssim import ssim, ssim_unit
 from jebm.losses.transforms import image_pair
@@ -83,7 +84,7 @@ def shifted(loss: Loss, offset: Array) -> Partial:
     elsewhere each time, so that no image can be fitted to it. ``offset`` is int32 [2] (rows, columns) in
     0..8, a pytree leaf.
     """
-    return Partial(_shifted, loss if isinstance(loss, Partial) else Partial(loss), offset)
+    return Partial(_shifted, as_partial(loss), offset)
 
 
 def _shifted(loss: Loss, offset: Array, image: Array, target: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What the image losses share: the way to [0, 1], linear maps along rows and columns, blocks."""
+"""Shared parts of the image losses: the map to [0, 1], linear maps along rows and columns, blocks."""
 
 import functools
 

@@ -56,7 +56,7 @@ CHROMA_SHIFT = np.array([0.0, 0.5, 0.5], np.float32)
 
 
 class WatsonParameters(NamedTuple):
-    """What a Watson distance may learn, in float32; the leading axis C is 3 (Y, Cb, Cr) or 1 for grey.
+    """Parameters of a Watson distance, float32; the leading axis C is 3 (Y, Cb, Cr) or 1 for grey.
 
     Attributes:
         log_thresholds: ``log t`` [C, 8, 8], or [C, 8, 5] for the Fourier form.

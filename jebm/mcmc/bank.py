@@ -1,6 +1,6 @@
 """Sample banks: entries kept on the devices between training steps.
 
-A bank is a pytree in the method's state: it lies in the checkpoint, and a resumed run goes on with the same bits. Its
+A bank is a pytree in the method's state: it is part of the checkpoint, and a resumed run has the same bits. Its
 functions are pure. It serves generator targets (Hat EBM, arXiv 2210.16486: rows are drawn, used once, and
 overwritten) and persistent chains:
 
@@ -22,7 +22,7 @@ from jax import Array
 
 from jebm.energy import PyTree, is_concrete, require_int
 
-__all__ = ["Bank", "draw", "init", "placement", "read", "rejuvenate", "replace", "rounded_size"]
+__all__ = ["Bank", "draw", "init", "placement", "read", "rejuvenate", "replace", "divisible_size"]
 
 
 class Bank(NamedTuple):
@@ -55,7 +55,7 @@ def init(entries: PyTree) -> Bank:
     return Bank(jax.tree.map(jnp.asarray, entries), jnp.zeros(size, jnp.int32))
 
 
-def rounded_size(size: int, batch_size: int) -> int:
+def divisible_size(size: int, batch_size: int) -> int:
     """``size`` rounded down to a multiple of ``batch_size``, at least one batch: 10,000 and 128 give 9,984."""
     return max(size // batch_size, 1) * batch_size
 
@@ -146,7 +146,7 @@ def rejuvenate(
 
 
 def placement(state: PyTree, spread: Any, copied: Any) -> PyTree:
-    """Where the leaves of a state belong: ``spread`` (a sharding of the leading axis) for a bank's, else ``copied``.
+    """Placement of a state's leaves: ``spread`` (a sharding of the leading axis) for a bank's, else ``copied``.
 
     A bank whose rows do not divide over the devices of ``spread`` is copied, too.
     """

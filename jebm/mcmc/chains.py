@@ -25,7 +25,7 @@ class Kernel(Protocol):
         """The state at ``position``; it has an attribute ``position``."""
 
     def step(self, key: Array, state: Any) -> tuple[Any, Any]:
-        """The next state, and a NamedTuple of what one may look at."""
+        """The next state, and a NamedTuple of diagnostics."""
 
 
 def chain_keys(key: Array, num_chains: int) -> Array:
@@ -44,11 +44,10 @@ def sample(
 ) -> tuple[Any, dict[str, Array]]:
     """Runs one chain from ``position``.
 
-    Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step stands
-    outside the loop: where nobody reads the last energy and gradient (a training chain), the compiler drops
-    them, and a chain of K steps costs K gradients.
+    Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step is unrolled, so
+    that XLA removes its energy and gradient when they are unused (a training chain): K steps cost K gradients.
 
-    A chain that leaves the finite numbers is said in a warning; inside a compiled program nothing is said.
+    A chain that leaves the finite numbers raises a warning, outside compiled programs.
 
     Args:
         key: a typed PRNG key, for this chain alone.
@@ -90,7 +89,7 @@ def sample_chains(
     the number of chains nor on the devices they are spread over; what is computed from them is compiled for each
     number of chains and devices, so that positions may differ in their last bits.
 
-    Chains that leave the finite numbers are counted in one warning; inside a compiled program nothing is said.
+    Chains that leave the finite numbers are counted in one warning, outside compiled programs.
 
     Args:
         key: a typed PRNG key.
@@ -144,7 +143,7 @@ def warn_of_lost_chains(finite: Array, stacklevel: int = 2) -> None:
     if lost:
         warnings.warn(
             f"{lost:,} of {total:,} chains left the finite numbers (NaN or infinity): take a smaller step size, or "
-            "bound the drift (max_displacement of langevin)",
+            "bound the drift (max_drift of langevin)",
             stacklevel=stacklevel + 1,
         )
 

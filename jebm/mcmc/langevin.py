@@ -32,12 +32,12 @@ __all__ = [
 
 
 class LangevinState(NamedTuple):
-    """What the next step needs.
+    """State of a chain: what the next step needs.
 
     Attributes:
         position: the example ``x``, a pytree of float32 (or float64) arrays.
         energy: ``E(x)``, a scalar of at least float32.
-        gradient: ``∇E(x)``, cached: of all of ``x``, or of the first block when there are blocks.
+        gradient: ``∇E(x)``, cached.
         step: int32, the number of steps made; schedules and annealed energies read it.
     """
 
@@ -48,7 +48,7 @@ class LangevinState(NamedTuple):
 
 
 class LangevinInfo(NamedTuple):
-    """What one may look at after a step.
+    """Diagnostics of one step.
 
     Attributes:
         energy: ``E(x')`` at the new position (of an annealed energy, the one that the next step descends).
@@ -69,29 +69,24 @@ class LangevinKernel:
     energy: Energy | Annealed
     step_size: PyTree
     temperature: ScalarOrSchedule
-    max_displacement: PyTree
+    max_drift: PyTree
     box: tuple[PyTree, PyTree] | None
     noise: PyTree
-    blocks: tuple[str, ...] | None = dataclasses.field(metadata={"static": True})
 
     def init(self, position: PyTree) -> LangevinState:
         """The state at ``position``: one evaluation of energy and gradient.
 
         Raises:
-            ValueError: a position of integers or of half precision, without the kernel's blocks, or unlike the
-                per-leaf parameters.
+            ValueError: a position of integers or of half precision, or unlike the per-leaf parameters.
         """
         position = jax.tree.map(floating, position)
-        if self.blocks is not None and not (isinstance(position, dict) and set(self.blocks) <= set(position)):
-            found = sorted(position) if isinstance(position, dict) else type(position).__name__
-            raise ValueError(f"blocks {list(self.blocks)} must be keys of a dict position, got {found}")
         if self.noise is not None and jax.tree.map(lambda a: a.shape[1:], self.noise) != _shapes(position):
             raise ValueError(
                 "noise must be as the position with a leading step axis; "
                 f"got shapes {_shapes(self.noise)} for a position of shapes {_shapes(position)}"
             )
         step = jnp.zeros((), jnp.int32)
-        energy, gradient = self._evaluate(position, step, self._first_block())
+        energy, gradient = self._evaluate(position, step)
         return LangevinState(position, energy, gradient, step)
 
     def step(self, key: Array, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
@@ -107,46 +102,31 @@ class LangevinKernel:
 
     def advance(self, noise: PyTree, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
         """One step with the standard normal ``noise`` given: for recorded or common random numbers."""
-        if self.blocks is None:
-            position = self._move(state.position, state.gradient, noise, state.step, None)
-            squared_norm = optax.tree.norm(state.gradient, squared=True)
-        else:
-            position, gradient = dict(state.position), state.gradient
-            squared_norm = jnp.zeros(())
-            for i, block in enumerate(self.blocks):
-                if i > 0:  # the first block's gradient is cached, the others see the blocks already moved
-                    _, gradient = self._evaluate(position, state.step, block)
-                position[block] = self._move(position[block], gradient, noise[block], state.step, block)
-                squared_norm += optax.tree.norm(gradient, squared=True)
+        position = self._move(state.position, state.gradient, noise, state.step)
         step = state.step + 1
-        energy, gradient = self._evaluate(position, step, self._first_block())
+        energy, gradient = self._evaluate(position, step)
         displacement = optax.tree.norm(optax.tree.sub(position, state.position))
-        info = LangevinInfo(energy, jnp.sqrt(squared_norm), displacement)
+        info = LangevinInfo(energy, optax.tree.norm(state.gradient), displacement)
         return LangevinState(position, energy, gradient, step), info
 
-    def _first_block(self) -> str | None:
-        return None if self.blocks is None else self.blocks[0]
-
-    def _evaluate(self, position: PyTree, step: Array, block: str | None) -> tuple[Array, PyTree]:
+    def _evaluate(self, position: PyTree, step: Array) -> tuple[Array, PyTree]:
         energy = at_step(self.energy, step)
-        if block is None:
-            return jax.value_and_grad(lambda x: value(energy, x))(position)
-        return jax.value_and_grad(lambda b: value(energy, {**position, block: b}))(position[block])
+        return jax.value_and_grad(lambda x: value(energy, x))(position)
 
-    def _move(self, x: PyTree, gradient: PyTree, noise: PyTree, step: Array, block: str | None) -> PyTree:
-        step_size = jax.tree.map(_wide, _per_leaf(_entry(self.step_size, block), x, step))
+    def _move(self, x: PyTree, gradient: PyTree, noise: PyTree, step: Array) -> PyTree:
+        step_size = jax.tree.map(_wide, _per_leaf(self.step_size, x, step))
         temperature = _wide(_at(self.temperature, step))
         drift = jax.tree.map(lambda eta, g: eta * g, step_size, gradient)
-        if self.max_displacement is not None:
-            bounds = _per_leaf(_entry(self.max_displacement, block), x, step)
+        if self.max_drift is not None:
+            bounds = _per_leaf(self.max_drift, x, step)
             drift = jax.tree.map(_clip_norm, drift, bounds)
         moved = jax.tree.map(
             lambda a, d, eta, xi: (a - d + jnp.sqrt(2.0 * eta * temperature) * xi).astype(a.dtype),
             x, drift, step_size, noise,
         )  # fmt: skip
         if self.box is not None:
-            low, high = (_per_leaf(_entry(side, block), x, step) for side in self.box)
-            moved = jax.tree.map(_reflect, moved, low, high)
+            low, high = (_per_leaf(side, x, step) for side in self.box)
+            moved = jax.tree.map(reflect, moved, low, high)
         return moved
 
 
@@ -155,8 +135,7 @@ def langevin(
     step_size: PyTree = 0.01,
     temperature: ScalarOrSchedule = 1.0,
     *,
-    blocks: tuple[str, ...] | None = None,
-    max_displacement: PyTree = None,
+    max_drift: PyTree = None,
     box: tuple[PyTree, PyTree] | None = None,
     noise: PyTree = None,
 ) -> LangevinKernel:
@@ -167,10 +146,7 @@ def langevin(
         step_size: η ≥ 0: a scalar, or a pytree with one entry per leaf of the position; an entry may be a
             schedule, a function of the int32 step number. A leaf with step size 0 stays where it is.
         temperature: T ≥ 0, a scalar or a schedule. 0 is gradient descent.
-        blocks: top-level keys of a dict position, moved in this order within a step, each with the gradient
-            at the blocks already moved (``("z", "y")``: z first, then y with the new z). Costs one gradient
-            per block.
-        max_displacement: bound M > 0 on the Euclidean norm of a leaf's drift ``η ∇E`` (longer drifts are
+        max_drift: bound M > 0 on the Euclidean norm of a leaf's drift ``η ∇E`` (longer drifts are
             rescaled to M; noise is not touched), scalar or one entry per leaf, ``jnp.inf`` for none. *Changes
             the law sampled.*
         box: ``(low, high)``, scalars or one entry per leaf: positions are reflected into it; ``-inf`` and
@@ -186,7 +162,7 @@ def langevin(
 
     Raises:
         ValueError: a negative step size, temperature or bound, a box whose low side is not below the high
-            side or that is infinite on one side only, or no block.
+            side or that is infinite on one side only.
 
     References:
         Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete
@@ -194,19 +170,16 @@ def langevin(
     """
     require(step_size, lambda a: a >= 0, "step_size", "must be at least 0")
     require(temperature, lambda a: a >= 0, "temperature", "must be at least 0")
-    require(max_displacement, lambda a: a > 0, "max_displacement", "must be above 0 (inf for no bound)")
+    require(max_drift, lambda a: a > 0, "max_drift", "must be above 0 (inf for no bound)")
     if box is not None:
         _check_box(*box)
-    if blocks is not None and not blocks:
-        raise ValueError("blocks must name at least one key of the position, or be None")
     return LangevinKernel(
         energy=energy if isinstance(energy, Annealed) else as_partial(energy),
         step_size=_schedules_to_partials(step_size),
         temperature=_schedules_to_partials(temperature),
-        max_displacement=_schedules_to_partials(max_displacement),
+        max_drift=_schedules_to_partials(max_drift),
         box=box,
         noise=jax.tree.map(floating, noise),
-        blocks=None if blocks is None else tuple(blocks),
     )
 
 
@@ -273,14 +246,6 @@ def _at(entry: ScalarOrSchedule, step: Array) -> Array:
     return entry(step) if callable(entry) else entry  # type: ignore[return-value]
 
 
-def _entry(tree: PyTree, block: str | None) -> PyTree:
-    if block is None or not isinstance(tree, dict):
-        return tree
-    if block not in tree:
-        raise ValueError(f"step_size, max_displacement, box: no entry for block {block!r} in {sorted(tree)}")
-    return tree[block]
-
-
 def _per_leaf(tree: PyTree, x: PyTree, step: Array) -> PyTree:
     values = jax.tree.map(lambda entry: _at(entry, step), tree, is_leaf=callable)
     try:
@@ -290,7 +255,7 @@ def _per_leaf(tree: PyTree, x: PyTree, step: Array) -> PyTree:
         fits = False
     if not fits:
         raise ValueError(
-            "step_size, max_displacement and box take a scalar or one entry per leaf of the position; "
+            "step_size, max_drift and box take a scalar or one entry per leaf of the position; "
             f"got shapes {_shapes(values)} for a position of shapes {_shapes(x)}"
         )
     return values
@@ -310,7 +275,8 @@ def _clip_norm(drift: Array, bound: Array) -> Array:
     return drift * jnp.minimum(1.0, bound / norm)
 
 
-def _reflect(x: Array, low: Array, high: Array) -> Array:
+def reflect(x: Array, low: Array, high: Array) -> Array:
+    """``x`` reflected at ``low`` and ``high`` until it is between them."""
     offset = jnp.mod(jnp.abs(x - low), 2.0 * (high - low))
     folded = low + jnp.minimum(offset, 2.0 * (high - low) - offset)
     # inside nothing changes, not even by rounding, and infinite sides bound nothing

@@ -19,7 +19,7 @@ TARGETS = {"mala": 0.574, "hmc": 0.8, "nuts": 0.8}  # mean acceptance
 
 
 class Tuned(NamedTuple):
-    """What `tune_step_size` found.
+    """Result of `tune_step_size`.
 
     Attributes:
         step_size: float32 scalar.

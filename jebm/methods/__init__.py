@@ -1,81 +1,97 @@
-"""Model families: each is one file, and builds a `Method` from its configuration."""
+"""Model families: each is one folder and one row of `FAMILIES`, and builds a `Method` from its configuration."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from jebm.energy import Generator
+from jebm.methods.base import Chain as Chain
 from jebm.methods.base import Method as Method
-from jebm.methods.base import requiring_images as _requiring_images
-from jebm.methods.denoising import ebm as _denoising_ebm
 from jebm.methods.denoising.ebm import DenoisingEBMConfig as DenoisingEBMConfig
-from jebm.methods.ec import flow as _ec_flow
-from jebm.methods.ec import gan as _ec_gan
-from jebm.methods.ec import vae as _ec_vae
+from jebm.methods.denoising.ebm import build as _denoising_ebm
 from jebm.methods.ec.flow import ECFlowConfig as ECFlowConfig
+from jebm.methods.ec.flow import build as _ec_flow
 from jebm.methods.ec.gan import ECGANConfig as ECGANConfig
+from jebm.methods.ec.gan import build as _ec_gan
 from jebm.methods.ec.vae import ECVAEConfig as ECVAEConfig
-from jebm.methods.hat import autoencoder as _hat_autoencoder
-from jebm.methods.hat import ebm as _hat_ebm
+from jebm.methods.ec.vae import build as _ec_vae
 from jebm.methods.hat.autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
+from jebm.methods.hat.autoencoder import build as _hat_autoencoder
 from jebm.methods.hat.chains import ChainConfig as ChainConfig
 from jebm.methods.hat.ebm import HatEBMConfig as HatEBMConfig
+from jebm.methods.hat.ebm import build as _hat_ebm
+from jebm.methods.shared import Trained as Trained
+from jebm.methods.shared import requiring_images
+from jebm.methods.shared import with_weights as with_weights
 
-
-def _of_own_images(build: Callable[..., Method]) -> Callable[..., Method]:
-    @functools.wraps(build)
-    def checked(config: Any, *arguments: Any, **options: Any) -> Method:
-        method_config = getattr(config, "method", config)
-        method = build(config, *arguments, **options)
-        return _requiring_images(method, method_config.image_size, method_config.channels)
-
-    return checked
-
-
-denoising_ebm = _of_own_images(_denoising_ebm.build)
-ec_flow = _of_own_images(_ec_flow.build)
-ec_gan = _of_own_images(_ec_gan.build)
-ec_vae = _of_own_images(_ec_vae.build)
-hat_autoencoder = _of_own_images(_hat_autoencoder.build)
-hat_ebm = _of_own_images(_hat_ebm.build)
-
-
-class Family(NamedTuple):
-    """A registered family.
-
-    Attributes:
-        config_class: its configuration class.
-        build: from a configuration to a `Method`.
-        generator: ``(config, state) -> generator`` of one latent of law N(0, I), or None where that configuration has
-            none: for a hat over it, and for restoration.
-        averages: which fields of its state hold moving averages, each with the field of the weights it averages, where
-            the family generates with the averages; empty where its configuration has a field ``weights`` to choose.
-    """
-
-    config_class: type
-    build: Any
-    generator: Any = lambda config, state: None  # noqa: E731
-    averages: tuple[tuple[str, str], ...] = ()
-
-
-FAMILIES: dict[str, Family] = {
-    "denoising_ebm": Family(DenoisingEBMConfig, denoising_ebm, _denoising_ebm.generator_of, (("average", "params"),)),
-    "ec_flow": Family(ECFlowConfig, ec_flow, _ec_flow.generator_of, (("average", "flow"),)),
-    "ec_gan": Family(ECGANConfig, ec_gan, _ec_gan.generator_of, (("average", "generator"),)),
-    "ec_vae": Family(ECVAEConfig, ec_vae, _ec_vae.standing_decoder, (("vae_average", "vae"),)),
-    "hat_autoencoder": Family(HatAutoencoderConfig, hat_autoencoder, _hat_autoencoder.decoder),
-    "hat_ebm": Family(HatEBMConfig, hat_ebm, _hat_ebm.generator_of),
+FAMILIES: dict[str, tuple[type, Callable[..., Method]]] = {
+    "denoising_ebm": (DenoisingEBMConfig, _denoising_ebm),
+    "ec_flow": (ECFlowConfig, _ec_flow),
+    "ec_gan": (ECGANConfig, _ec_gan),
+    "ec_vae": (ECVAEConfig, _ec_vae),
+    "hat_autoencoder": (HatAutoencoderConfig, _hat_autoencoder),
+    "hat_ebm": (HatEBMConfig, _hat_ebm),
 }
+"""The configuration class of each family, and ``build``: from a configuration to a `Method`."""
 
 
 def family_of(config: Any) -> str:
     """The family whose configuration this is."""
-    for name, family in FAMILIES.items():
-        if type(config) is family.config_class:
+    for name, (config_class, _) in FAMILIES.items():
+        if type(config) is config_class:
             return name
     raise ValueError(f"{type(config).__name__} is no configuration of a method; there are {sorted(FAMILIES)}")
 
 
-def build(config: Any) -> Method:
-    """The method of a `jebm.config.Config`, or of a method's own configuration."""
+def build(config: Any, generator: Generator | None = None) -> Method:
+    """The method of a `jebm.config.Config`, or of a method's own configuration.
+
+    Args:
+        config: the configuration.
+        generator: for a Hat EBM over a frozen generator: any pure function from one latent to one image.
+
+    Raises:
+        ValueError: no configuration of a family, or a generator for a family that takes none.
+    """
     config = getattr(config, "method", config)
-    return FAMILIES[family_of(config)].build(config)
+    _, family = FAMILIES[family_of(config)]
+    if generator is None:
+        return requiring_images(family(config))
+    if not isinstance(config, HatEBMConfig):
+        raise ValueError(f"{type(config).__name__} takes no generator")
+    return requiring_images(family(config, generator))
+
+
+def given_generator(config: Any) -> str | None:
+    """The run directory whose generator the method of a configuration is built over; None where it has its own."""
+    config = getattr(config, "method", config)
+    return config.generator_run if isinstance(config, HatEBMConfig) else None
+
+
+def denoising_ebm(config: DenoisingEBMConfig) -> Method:
+    """Denoising-EBM (arXiv 2303.03887): semantic energy on latents, texture energy on images."""
+    return build(config)
+
+
+def ec_flow(config: ECFlowConfig) -> Method:
+    """The energy-calibrated normalising flow (arXiv 2311.04071)."""
+    return build(config)
+
+
+def ec_gan(config: ECGANConfig) -> Method:
+    """A small GAN under energy calibration."""
+    return build(config)
+
+
+def ec_vae(config: ECVAEConfig) -> Method:
+    """The energy-calibrated VAE (arXiv 2311.04071)."""
+    return build(config)
+
+
+def hat_autoencoder(config: HatAutoencoderConfig) -> Method:
+    """The deterministic autoencoder whose decoder a retrofit takes (arXiv 2210.16486)."""
+    return build(config)
+
+
+def hat_ebm(config: HatEBMConfig, generator: Generator | None = None) -> Method:
+    """Hat EBM (arXiv 2210.16486); refinement and retrofit over a given ``generator`` of one latent."""
+    return build(config, generator)

@@ -1,4 +1,4 @@
-"""What every family with a chain on images tells of it, at the cost of a few rows' gradient."""
+"""Chain diagnostics that every family logs: gradient norms, displacement, saturation."""
 
 from collections.abc import Callable
 from typing import Any

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["contrast"]
+__all__ = ["contrastive_loss"]
 
 
-def contrast(on_data: Array, on_negatives: Array, temperature: float, regularization: float = 0.0) -> Array:
+def contrastive_loss(on_data: Array, on_negatives: Array, temperature: float, regularization: float = 0.0) -> Array:
     """``(mean f⁺ - mean f⁻ + α (mean f⁺² + mean f⁻²))/T``, a scalar.
 
     Without α its gradient is that of minus the log-likelihood, f⁻ being of samples of ``exp(-f/T)``. α > 0 keeps f near

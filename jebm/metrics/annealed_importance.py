@@ -19,7 +19,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import Energy, bind, value
+from jebm.energy import Energy, as_partial, bind, value
+from jebm.errors import DataError
 from jebm.mcmc import chain_keys, mala
 
 __all__ = [
@@ -30,7 +31,7 @@ TARGET_ACCEPTANCE = 0.574  # of MALA, optimal in many dimensions
 
 
 class Base(NamedTuple):
-    """Where the path starts.
+    """Base distribution of the path.
 
     Attributes:
         shape: of one example.
@@ -57,7 +58,7 @@ class Base(NamedTuple):
         return jnp.where(self.holds(x), x.size * jnp.log(2 * self.scale), jnp.inf)
 
     def holds(self, x: Array) -> Array:
-        """Whether x lies where the law has its mass."""
+        """Whether x is in the support."""
         return jnp.asarray(True) if self.kind == "gaussian" else jnp.all(jnp.abs(x) <= self.scale)
 
 
@@ -104,7 +105,7 @@ def bracket(forward: np.ndarray, reverse: np.ndarray) -> Bracket:
     for name, weights in (("forward", forward), ("reverse", reverse)):
         if len(weights) < 2 or not np.isfinite(weights).all():
             bad = len(weights) - int(np.isfinite(weights).sum())
-            raise ValueError(f"{name}: {bad} of {len(weights)} log weights are NaN or infinite; two or more are needed")
+            raise DataError(f"{name}: {bad} of {len(weights)} log weights are NaN or infinite; two or more are needed")
     error = lambda w: float(np.std(w, ddof=1) / np.sqrt(len(w)))  # noqa: E731
     relative = np.exp(forward - forward.max())
     estimate = forward.max() + np.log(relative.mean())
@@ -142,7 +143,7 @@ def reverse_weights(
 def equilibrate(key: Array, energy: Energy, base: Base, step_size: Array, positions: Array, num_steps: int) -> Array:
     """Positions [n, ...] after ``num_steps`` MALA steps on the energy itself, within the base's support."""
     keys = chain_keys(key, len(positions))
-    return _equilibrated(keys, _as_pytree(energy), base, step_size, positions, num_steps)
+    return _equilibrated(keys, as_partial(energy), base, step_size, positions, num_steps)
 
 
 def tune_steps(
@@ -153,7 +154,7 @@ def tune_steps(
     At each level the step is multiplied by ``exp(acceptance - 0.574)`` after each of ``rounds`` steps of all chains,
     starting from the level before.
     """
-    return _tuned(key, _as_pytree(energy), base, num_levels, num_chains, rounds)
+    return _tuned(key, as_partial(energy), base, num_levels, num_chains, rounds)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -187,7 +188,7 @@ def _weights(
     key: Array, energy: Energy, base: Base, step_sizes: Array, x: Array, steps: int, *, reverse: bool
 ) -> LogWeights:
     keys = chain_keys(key, len(x))
-    gaps, positions, acceptance = _run(keys, _as_pytree(energy), base, step_sizes, x, steps, reverse)
+    gaps, positions, acceptance = _run(keys, as_partial(energy), base, step_sizes, x, steps, reverse)
     # the float32 gaps of many levels are summed in float64
     return LogWeights(
         np.asarray(gaps, np.float64).sum(1) / len(step_sizes), positions, float(np.asarray(acceptance).mean())
@@ -234,7 +235,3 @@ def _tempered(base: Base, energy: Partial, beta: Array, x: Array) -> Array:
     # the base's constant moves no chain; outside the box both gradients must stay finite
     quadratic = 0.5 * jnp.sum(jnp.square(x)) / base.scale**2 if base.kind == "gaussian" else 0.0
     return jnp.where(base.holds(x), (1 - beta) * quadratic + beta * value(energy, x), jnp.inf)
-
-
-def _as_pytree(energy: Energy) -> Partial:
-    return energy if isinstance(energy, Partial) else Partial(energy)

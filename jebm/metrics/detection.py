@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jebm.errors import DataError
 from jebm.files import write_arrays
 
 __all__ = ["aupr", "auroc", "auroc_interval", "bootstrap_interval", "fpr95", "write_scores"]
@@ -127,5 +128,5 @@ def _scores(name: str, scores: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name} have shape {scores.shape}; wanted is one number per image, at least one image")
     bad = int(len(scores) - np.isfinite(scores).sum())
     if bad:
-        raise ValueError(f"{name}: {bad:,} of {len(scores):,} are NaN or infinite; such scores have no rank")
+        raise DataError(f"{name}: {bad:,} of {len(scores):,} are NaN or infinite; such scores have no rank")
     return scores

@@ -9,6 +9,7 @@ import numpy as np
 
 from jebm.data import permutation
 from jebm.data.source import fingerprint
+from jebm.errors import DataError
 from jebm.files import cache_directory, write_arrays
 from jebm.metrics.features import Features
 from jebm.metrics.frechet import Statistics, merge, statistics
@@ -47,20 +48,20 @@ class FeatureSet(NamedTuple):
 def feature_set(
     images: np.ndarray, features: Features, *, most_kept: int = MOST_KEPT, cache: bool = False
 ) -> FeatureSet:
-    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and ``most_kept`` features, whatever N is.
+    """The features of uint8 images [N, H, W, C], in chunks: memory is [d, d] and ``most_kept`` features for any N.
 
     Args:
         images: at least 8.
         features: the space.
         most_kept: how many features to keep.
         cache: look into the cache first and write into it. The file's name is a digest of the images and of the
-            space's declaration; one that cannot be read is made anew.
+            space's declaration; an unreadable cache file is recomputed.
 
     Raises:
         ValueError: fewer than 8 images, or features that are NaN or infinite.
     """
     if len(images) < 2 * NUM_PARTS:
-        raise ValueError(f"{len(images)} images; statistics need at least {2 * NUM_PARTS}")
+        raise DataError(f"{len(images)} images; statistics need at least {2 * NUM_PARTS}")
     name = json.dumps([fingerprint(images), features.declaration, f"{most_kept} by permutation"], sort_keys=True)
     path = cache_directory() / "statistics" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
     if cache and path.is_file():

@@ -18,6 +18,7 @@ import optax
 from jax import Array
 
 from jebm.data import Loader, Source, to_float
+from jebm.errors import DataError
 from jebm.metrics.batches import map_batches
 
 __all__ = ["FeatureNetwork", "Features", "classifier_features", "random_features", "source_features"]
@@ -75,7 +76,7 @@ def classifier_features(
         ValueError: a source without labels.
     """
     if source.train_labels is None or source.test_labels is None or source.num_classes is None:
-        raise ValueError(f"source '{source.name}' has no labels to train a classifier on; use random_features")
+        raise DataError(f"source '{source.name}' has no labels to train a classifier on; use random_features")
     network = FeatureNetwork(source.num_classes, num_features)
     params = _init(network, source, seed)
     state = _optimizer(num_steps).init(params)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jebm.errors import DataError
+
 __all__ = ["Statistics", "extrapolated", "frechet_distance", "merge", "statistics"]
 
 
@@ -17,7 +19,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(features: np.ndarray) -> Statistics:
-    """The moments of features [n, d], whatever their floating dtype summed in float64.
+    """The moments of features [n, d], summed in float64.
 
     Raises:
         ValueError: not a matrix, fewer than two rows, or an entry that is NaN or infinite.
@@ -130,4 +132,4 @@ def _tolerance(covariance: np.ndarray) -> float:
 def _finite(name: str, array: np.ndarray) -> None:
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
-        raise ValueError(f"{name}: {bad:,} of {array.size:,} numbers are NaN or infinite; there is no distance")
+        raise DataError(f"{name}: {bad:,} of {array.size:,} numbers are NaN or infinite; there is no distance")

@@ -1,6 +1,8 @@
-"""How near an image is to the one that it should be: peak signal-to-noise ratio and structural similarity."""
+"""PSNR and SSIM against a reference image."""
 
 import numpy as np
+
+from jebm.errors import DataError
 
 __all__ = ["psnr", "ssim"]
 
@@ -42,7 +44,7 @@ def ssim(images: np.ndarray, targets: np.ndarray, *, data_range: float = 2.0) ->
     """
     x, y = _pair(images, targets)
     if min(x.shape[1:3]) < 2 * RADIUS + 1:
-        raise ValueError(f"images of {x.shape[1]} x {x.shape[2]} are smaller than the window of 11 x 11")
+        raise DataError(f"images of {x.shape[1]} x {x.shape[2]} are smaller than the window of 11 x 11")
     x, y = x / data_range, y / data_range
     mean_x, mean_y = _blur(x), _blur(y)
     variances = _blur(x * x) - mean_x**2 + _blur(y * y) - mean_y**2

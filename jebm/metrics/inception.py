@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax import Array
 
+from jebm.errors import ConfigError, DataError
 from jebm.metrics.batches import map_batches
 from jebm.metrics.features import Features
 from jebm.metrics.inception_network import NUM_FEATURES, Inception
@@ -32,14 +33,15 @@ def inception_features(path: Path | None = None) -> Features:
         path: weights, in any of the kinds of `read_weights`; by default those in the cache.
 
     Raises:
-        ValueError: no weights in the cache (the message says how to get them), or other weights.
+        ConfigError: no weights in the cache (the message says how to get them).
+        DataError: other weights.
     """
     path = installed() if path is None else path
     if path is None:
-        raise ValueError(HOW_TO)
+        raise ConfigError(HOW_TO)
     weights = read_weights(path)
     if weights_hash(weights) != WEIGHTS_SHA256:
-        raise ValueError(f"{path}: not the weights of the FID network; {HOW_TO}")
+        raise DataError(f"{path}: not the weights of the FID network; {HOW_TO}")
     params = unflatten_dict({tuple(name.split("/")): jnp.asarray(array) for name, array in weights.items()})
     declaration = {
         "feature_space": "Inception",

@@ -81,7 +81,7 @@ class Tower(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A block whose branches stand side by side: ``conv``, the towers, and a convolution of the average pool."""
+    """A block of parallel branches: ``conv``, the towers, and a convolution of the average pool."""
 
     conv: int
     towers: tuple[tuple[tuple[int, Kernel], ...], ...]

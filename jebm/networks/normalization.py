@@ -1,6 +1,6 @@
 """Batch normalisation with PyTorch's bookkeeping."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from jax import Array
 from jax.lax import broadcast_to_rank
 from jax.typing import DTypeLike
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "batch_statistics", "standing_statistics"]
 
 
 class BatchNorm(nn.Module):
@@ -18,7 +18,7 @@ class BatchNorm(nn.Module):
     In train mode ``mean`` and ``var`` are those of the batch, ``var`` biased, and the running statistics, the
     collection ``batch_stats``, move by ``new = decay * old + (1 - decay) * batch``, with the *unbiased* batch
     variance, as in PyTorch; `flax.linen.BatchNorm` takes the biased one. Else the running statistics
-    normalise. Statistics are float32 whatever the compute dtype.
+    normalise. Statistics are float32 for every compute dtype.
 
     Under `jit` over a sharded batch the statistics are those of the global batch.
 
@@ -65,3 +65,23 @@ class BatchNorm(nn.Module):
         unbiased = var * (count / (count - 1))
         running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
         running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
+
+
+def batch_statistics(before: Any, after: Any) -> Any:
+    """The statistics of one batch, from the running ones ``before`` and ``after`` a training pass over it."""
+    return jax.tree.map(lambda old, new: (new - BatchNorm.decay * old) / (1.0 - BatchNorm.decay), before, after)
+
+
+def standing_statistics(module: nn.Module, params: Any, running: Any, inputs: Array) -> Any:
+    """``batch_stats`` re-estimated on one batch, as "standing statistics" (Brock et al., arXiv 1809.11096).
+
+    Args:
+        module: called as ``module(inputs, train=True)``; its normalisation layers are `BatchNorm` of the default decay.
+        params: its parameters.
+        running: its running statistics, for their shapes alone; they may be abstract.
+        inputs: a batch for the module.
+    """
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), running)
+    variables = {"params": params, "batch_stats": empty}
+    _, updated = cast(Any, module.apply(variables, inputs, train=True, mutable=["batch_stats"]))
+    return batch_statistics(empty, updated["batch_stats"])

@@ -22,7 +22,7 @@ MOVES = 16.0  # mean |last - first| of 255 levels; at 6, a film of digits still 
 
 
 class NoFilm(ValueError):
-    """Chains that would show nothing; the message says why."""
+    """Chains whose film would show nothing, with the reason."""
 
 
 def walk(run: Run) -> pathlib.Path | None:
@@ -39,24 +39,20 @@ def walk(run: Run) -> pathlib.Path | None:
     import jax
 
     from jebm import images, mcmc
-    from jebm.energy import bind
-    from jebm.evaluation.long_run import energy_of
     from jebm.evaluation.records import file_stem
-    from jebm.evaluation.run import with_weights
+    from jebm.evaluation.run import run_weights
     from jebm.files import write_arrays
+    from jebm.methods.shared import chain_kernel
 
-    chain = run.method.training_chain
+    chain = run.method.chain
     if chain is None:
         return None
-    protocol = {"weights": with_weights(run, None)[1], "step": run.step}
+    protocol = {"weights": run_weights(run)[1], "step": run.step}
     path = run.directory.evaluation / f"{file_stem('chain', protocol)}.npz"
     path.unlink(missing_ok=True)
     start_key, chain_key = jax.random.split(jax.random.key(run.config.evaluation.seed))
     position = jax.jit(lambda key, state: run.method.generate(key, state, NUM_CHAINS))(start_key, run.state)
-    kernel = mcmc.langevin(
-        bind(energy_of(run.method), run.state), chain.step_size, chain.temperature,
-        max_displacement=chain.max_displacement,
-    )  # fmt: skip
+    kernel = chain_kernel(run.method, run.state)
     piece = -(-chain.num_steps // NUM_FRAMES)  # steps between the first frames
     # one program, called again and again; a longer film begins with the shorter one
     walk_on = jax.jit(
@@ -84,5 +80,5 @@ def walk(run: Run) -> pathlib.Path | None:
 
 
 def movement(frames: np.ndarray) -> float:
-    """How far a film's pixels go: mean ``|last - first|`` of uint8 [frames, ...], in levels of 255."""
+    """Movement of a film's pixels: mean ``|last - first|`` of uint8 [frames, ...], in levels of 255."""
     return float(np.abs(frames[-1].astype(float) - frames[0]).mean())

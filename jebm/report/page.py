@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from jebm import files
 from jebm.config import Config
-from jebm.errors import ConfigError
+from jebm.errors import JebmError
 from jebm.evaluation import Record, read_record
 from jebm.report import plots as pictures
 from jebm.report.film import MOVES, movement
@@ -35,8 +36,8 @@ pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; }
 NUM_NEIGHBOURS = 12  # generated images shown with their nearest training images
 
 
-class DamagedFile(ValueError):
-    """A file of the run directory that is not as it was written; the message is one line that names it."""
+class DamagedFile(JebmError):
+    """A file of the run directory that is not as it was written; the message names it."""
 
 
 class _Html(str):
@@ -55,7 +56,7 @@ def _section(title: str, *content: _Html) -> _Html:
 
 
 def _table(rows: Iterable[Iterable[Any]], head: Iterable[str] = ()) -> _Html:
-    """What is a `_Number` is set flush right."""
+    """A table; cells that are a `_Number` are flush right."""
     lines = [_tag("tr", *(_tag("th", cell) for cell in head))] if head else []
     for row in rows:
         cells = [_tag("td", cell, **({"class_": "number"} if isinstance(cell, _Number) else {})) for cell in row]
@@ -91,7 +92,7 @@ def write(directory: RunDirectory) -> None:
             _tag("p", f"{method} on {config.data.source}, seed {config.training.seed}."),
             _summary(config, lines),
             _samples(directory.samples),
-            _neighbours(config, directory.evaluation),
+            _neighbours(config, directory),
             _scores(records),
             _energies(directory.evaluation),
             _chain(directory.evaluation),
@@ -102,15 +103,14 @@ def write(directory: RunDirectory) -> None:
         ),
         lang="en",
     )
-    temporary = directory.report.with_suffix(".tmp")
-    temporary.write_text(f"<!doctype html>{page}\n", encoding="utf-8", errors="xmlcharrefreplace")
-    temporary.replace(directory.report)
+    with files.whole(directory.report) as temporary:
+        temporary.write_text(f"<!doctype html>{page}\n", encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def _summary(config: Config, lines: list[dict[str, Any]]) -> _Html:
     rows = {
         "method": type(config.method).__name__,
-        "images": f"{config.data.source}, {config.method.image_size} px, {config.method.channels} channels",
+        "images": config.data.source,
         "batch": f"{config.data.batch_size:,}",
         "training steps": f"{lines[-1]['step'] if lines else 0:,} of {config.training.num_steps:,}",
         "evaluation": f"{config.evaluation.num_samples:,} generated images, seed {config.evaluation.seed}",
@@ -135,17 +135,17 @@ def _samples(folder: pathlib.Path, most: int = 6) -> _Html:
     return _section("Samples", *figures)
 
 
-def _neighbours(config: Config, folder: pathlib.Path) -> _Html:
-    found = _newest(folder, "samples")
+def _neighbours(config: Config, directory: RunDirectory) -> _Html:
+    found = _newest(directory.evaluation, "samples")
     if found is None:
         return _Html()
     path, where, arrays = found
     generated = _pixels(path, arrays, 4)[:NUM_NEIGHBOURS]
-    from jebm.runs.run import load_source
+    from jebm.runs.run import load_source, method_of
 
     try:
-        training = load_source(config).train
-    except ConfigError:  # the images are not where they were when it was trained
+        training = load_source(config, method_of(directory).image_shape).train
+    except JebmError:  # the images, or a frozen generator, are not where they were when it was trained
         return _Html()
     if generated.shape[1:] != training.shape[1:]:
         raise DamagedFile(f"{path}: images of {generated.shape[1:]}, those of training are {training.shape[1:]}")
@@ -266,7 +266,7 @@ def _recoveries(lines: list[dict[str, Any]], path: pathlib.Path) -> _Html:
         if missing := [name for name in names if name not in event]:
             raise DamagedFile(f"{path}: the recovery of step {event['step']} has no {', '.join(missing)}")
     rows = [[_Number(event[name]) for name in names[:3]] + [event["reason"]] for event in events]
-    return _section("Recoveries", _table(rows, ("attempt", "seen at step", "gone on from step", "reason")))
+    return _section("Recoveries", _table(rows, ("attempt", "seen at step", "resumed from step", "reason")))
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -297,7 +297,7 @@ def _record(path: pathlib.Path) -> Record:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that can be drawn."""
+    """Whether a value can be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import images, losses
+from jebm import files, images, losses
 from jebm.data import DataError
+from jebm.metrics.image_quality import psnr
 from jebm.restoration.images import read_images
 from jebm.restoration.operators import Operator
-from jebm.restoration.prior import image_shape, prior_of
+from jebm.restoration.run_prior import prior
 from jebm.restoration.sampler import RestorationConfig, Restored, restore
 from jebm.restoration.tasks import Task
 from jebm.runs.run import Run
 
-__all__ = ["measure", "psnr", "restore_files"]
+__all__ = ["measure", "restore_files"]
 
 
 BATCH_SIZE = 64  # images restored at once, times the restarts
@@ -35,9 +36,9 @@ def measure(restored: Restored, operator: Operator, y: Array, original: Array | 
     scores = {"consistency_error": np.asarray(errors)}
     if original is not None:
         plain = jnp.clip(jax.vmap(operator.pseudo_inverse)(y), -1.0, 1.0)
-        scores["psnr"] = np.asarray(psnr(restored.images, original))
+        scores["psnr"] = psnr(np.asarray(restored.images), np.asarray(original))
         scores["ssim"] = np.asarray(1.0 - jax.vmap(losses.ssim)(restored.images, original))
-        scores["psnr_pseudo_inverse"] = np.asarray(psnr(plain, original))
+        scores["psnr_pseudo_inverse"] = psnr(np.asarray(plain), np.asarray(original))
         scores["ssim_pseudo_inverse"] = np.asarray(1.0 - jax.vmap(losses.ssim)(plain, original))
     return scores
 
@@ -65,7 +66,7 @@ def restore_files(
         original: the undamaged pictures, to be compared with.
         degrade: degrade the input first, with noise of ``config.noise_std``; it is the original then.
         seed: of the sampler and of that noise.
-        progress: is told of 0 when the work begins, then of each batch that is done: how many images, of how many.
+        progress: called with 0 when the work begins, then after each batch: its images, and how many there are.
 
     Returns:
         What the JSON file holds.
@@ -84,7 +85,7 @@ def restore_files(
         raise DataError(f"{out}: is the input, which would be overwritten; give another place")
     if degrade and original:
         raise DataError(f"{original}: an input that is degraded first is its own original; leave --original out")
-    shape = image_shape(run)
+    shape = run.method.image_shape
     operator = task.operator(shape)
     measured = jax.eval_shape(operator.apply, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
     if degrade:
@@ -103,9 +104,9 @@ def restore_files(
         y = jax.vmap(operator.apply)(y)
         y += config.noise_std * jax.random.normal(noise_key, y.shape)
     elif task.name == "inpaint":
-        y = jax.vmap(operator.apply)(y)  # whatever stands in the missing pixels
-    tell = lambda n: progress(n, len(y))  # noqa: E731
-    restored = restore(chain_key, prior_of(run), operator, y, config, batch_size=BATCH_SIZE, progress=tell)
+        y = jax.vmap(operator.apply)(y)  # ignore the values of missing pixels
+    count = lambda n: progress(n, len(y))  # noqa: E731
+    restored = restore(chain_key, prior(run), operator, y, config, batch_size=BATCH_SIZE, progress=count)
     scores = measure(restored, operator, y, None if truth is None else jnp.asarray(truth))
     about = {
         "task": dataclasses.asdict(task), "settings": dataclasses.asdict(config), "seed": seed, "step": run.step,
@@ -120,20 +121,10 @@ def _write(out: pathlib.Path, names: list[str], x: np.ndarray, about: dict[str, 
     if out.suffix.lower() == ".png":
         images.save_png(out, x[0], smallest_side=1)
     elif out.suffix.lower() == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".tmp.npz")
-        np.savez(temporary, x=x)
-        temporary.replace(out)
+        files.write_arrays(out, {"x": x})
     else:
         for name, image in zip(names, x, strict=True):
             images.save_png((out / name).with_suffix(".png"), image, smallest_side=1)
     scores = out.with_suffix(".json") if out.suffix else out / "restoration.json"
-    temporary = scores.with_name(scores.name + ".tmp")
-    temporary.write_text(json.dumps(about, indent=2) + "\n")
-    temporary.replace(scores)
-
-
-def psnr(x: Array, original: Array) -> Array:
-    """``10 log10(4 / mean (x - original)²)`` of each image [B, H, W, C] in [-1, 1], in dB."""
-    error = jnp.mean(jnp.square(x - original), (-3, -2, -1))
-    return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))
+    with files.whole(scores) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n")

@@ -10,16 +10,17 @@ The list of tasks and their constants are those of the null-space restoration li
 
 import abc
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jebm.errors import ConfigError
+
 __all__ = [
-    "Chain", "Colorization", "Inpainting", "Matrix", "Operator", "Separable", "WalshHadamard", "average_pooling",
-    "bicubic", "blur", "box_mask", "compose", "gaussian_kernel", "random_mask", "uniform_kernel",
+    "Colorization", "Inpainting", "Matrix", "Operator", "Separable", "WalshHadamard", "average_pooling",
+    "bicubic", "blur", "box_mask", "gaussian_kernel", "random_mask", "uniform_kernel",
 ]  # fmt: skip
 
 Shape = tuple[int, int, int]
@@ -151,7 +152,7 @@ def _mirrored(position: np.ndarray, size: int) -> np.ndarray:
 
 def _check_factor(size: int, factor: int) -> None:
     if factor < 2 or size % factor:
-        raise ValueError(f"factor {factor}: it must be at least 2 and divide the image size {size}")
+        raise ConfigError(f"factor {factor}: it must be at least 2 and divide the image size {size}")
 
 
 def uniform_kernel(taps: int = 9) -> np.ndarray:
@@ -253,7 +254,7 @@ def box_mask(size: int, side: int | None = None) -> np.ndarray:
     """
     side = size // 2 if side is None else side
     if not 1 <= side < size:
-        raise ValueError(f"box of {side} pixels: it must have 1 to {size - 1} in an image of {size}")
+        raise ConfigError(f"box of {side} pixels: it must have 1 to {size - 1} in an image of {size}")
     known, start = np.ones((size, size), bool), (size - side) // 2
     known[start : start + side, start : start + side] = False
     return known
@@ -272,7 +273,7 @@ def random_mask(size: int, fraction: float = 0.5, seed: int = 0) -> np.ndarray:
 
 def _chosen(count: int, fraction: float, seed: int) -> np.ndarray:
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction {fraction}: it must lie between 0 and 1")
+        raise ConfigError(f"fraction {fraction}: it must lie between 0 and 1")
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(1, round(fraction * count))])
 
 
@@ -317,7 +318,7 @@ class WalshHadamard(Operator):
             ValueError: a size that is no power of two, or a fraction outside (0, 1).
         """
         if size < 2 or size & (size - 1):
-            raise ValueError(f"compressed sensing takes images whose size is a power of two, got {size}")
+            raise ConfigError(f"compressed sensing takes images whose size is a power of two, got {size}")
         return cls(jnp.asarray(_chosen(size * size, fraction, seed), jnp.int32), size)
 
     def apply(self, x: Array) -> Array:
@@ -392,80 +393,3 @@ class Matrix(Operator):
 
 def _product(matrix: Array, x: Array) -> Array:
     return jnp.dot(matrix, x.reshape(-1), precision="highest")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Chain(Operator):
-    """``A = A_n ... A_1`` of operators for which ``A⁺ = A_1⁺ ... A_n⁺``; `compose` checks that."""
-
-    parts: tuple[Operator, ...]
-
-    def apply(self, x: Array) -> Array:
-        """The first part first."""
-        for part in self.parts:
-            x = part.apply(x)
-        return x
-
-    def adjoint(self, y: Array) -> Array:
-        """The last part first."""
-        for part in reversed(self.parts):
-            y = part.adjoint(y)
-        return y
-
-    def pseudo_inverse(self, y: Array) -> Array:
-        """The last part first."""
-        for part in reversed(self.parts):
-            y = part.pseudo_inverse(y)
-        return y
-
-
-LARGEST_MATRIX = 3072  # entries of an image whose composition is still inverted as one dense matrix
-
-
-def compose(operators: Sequence[Operator], shape: Shape) -> Operator:
-    """The degradation that applies ``operators`` one after the other, the first first.
-
-    ``(B A)⁺ = A⁺ B⁺`` holds for some pairs only (grey after pooling, but no mask after a blur). Where it holds, the
-    parts do the work; elsewhere the product becomes one dense matrix, inverted by its singular values, of which
-    those below 1e-3 of the largest count as 0.
-
-    Args:
-        operators: one or more.
-        shape: (H, W, C) of the image.
-
-    Raises:
-        ValueError: no operator, or a product to be inverted densely that is larger than 3,072 entries.
-    """
-    if not operators:
-        raise ValueError("compose needs at least one operator")
-    chain = Chain(tuple(operators))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-    y = chain.apply(x)
-    if _is_inverse(chain, x, y):
-        return chain
-    size = int(np.prod(shape))
-    if size > LARGEST_MATRIX:
-        raise ValueError(
-            f"this composition has no pseudo-inverse made of its parts', and an image of {size} entries is too large "
-            f"for a dense one (at most {LARGEST_MATRIX}): use smaller images or another order"
-        )
-    basis = jnp.eye(size).reshape(size, *shape)
-    matrix = jax.lax.map(chain.apply, basis, batch_size=256).reshape(size, -1).T
-    return Matrix.of(np.asarray(matrix), shape, y.shape)
-
-
-def _is_inverse(chain: Chain, x: Array, y: Array) -> bool:
-    """Moore and Penrose's conditions on random vectors: ``A A⁺ A = A``, ``A⁺ A A⁺ = A⁺``, both products symmetric."""
-    rng = np.random.default_rng(1)
-    x2 = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
-    y2 = jnp.asarray(rng.standard_normal(y.shape), jnp.float32)
-    inner = lambda a, b: jnp.vdot(a, b, precision="highest") / x.size  # noqa: E731
-    inverse = chain.pseudo_inverse(y2)
-    near = lambda a, b: bool(jnp.allclose(a, b, rtol=1e-3, atol=1e-4))  # noqa: E731
-    return (
-        near(chain.apply(chain.pseudo_inverse(y)), y)
-        and near(chain.pseudo_inverse(chain.apply(inverse)), inverse)
-        and near(inner(chain.range_part(x), x2), inner(x, chain.range_part(x2)))
-        and near(inner(chain.apply(inverse), y), inner(y2, chain.apply(chain.pseudo_inverse(y))))
-    )

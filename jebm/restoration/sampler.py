@@ -25,7 +25,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm import mcmc
-from jebm.energy import Energy, Generator, bind, squared_distance, standard_normal, value
+from jebm.energy import Energy, Generator, as_partial, bind, squared_distance, standard_normal, value
 from jebm.errors import ConfigError, check
 from jebm.restoration.operators import Operator
 
@@ -90,7 +90,7 @@ class RestorationConfig:
 
 
 class Prior(NamedTuple):
-    """What is known of images before any measurement; a pytree.
+    """A prior of images; a pytree.
 
     Attributes:
         generator: G, one latent in, one image [H, W, C] out; None where the model has none: all that is done then is
@@ -107,7 +107,7 @@ class Prior(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What `restore` gives.
+    """Result of `restore`.
 
     Attributes:
         images: [B, H, W, C] in [-1, 1]: the estimate, clipped, and kept near y as it is clipped.
@@ -173,7 +173,7 @@ def restore(
         measurements: y [B, ...].
         config: see `RestorationConfig`.
         batch_size: measurements at once, which bounds the memory (times the restarts); None: all. It changes no draw.
-        progress: is told of 0 when the first batch begins (it compiles), then of each batch once its images are there,
+        progress: called with 0 when the first batch begins (it compiles), then with the size of each finished batch,
             with its number of measurements.
 
     Returns:
@@ -185,8 +185,8 @@ def restore(
     """
     config = RestorationConfig() if config is None else config
     if prior.generator is None and config.refinement_steps == 0:
-        raise ValueError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
-    prior = jax.tree.map(_as_partial, prior, is_leaf=callable)
+        raise ConfigError("this prior has no generator, so refinement_steps=0 restores nothing: give 100 steps, say")
+    prior = jax.tree.map(lambda part: as_partial(part) if callable(part) else part, prior, is_leaf=callable)
     _check_measurements(prior, operator, measurements)
     keys, num = mcmc.chain_keys(key, len(measurements)), len(measurements)
     size = num if batch_size is None else max(1, min(batch_size, num))
@@ -195,13 +195,9 @@ def restore(
     for first in range(0, num, size):
         rows = jnp.minimum(jnp.arange(first, first + size), num - 1)  # the last batch is filled up: one program
         part = _restore(keys[rows], prior, operator, measurements[rows], config)
-        parts.append(jax.block_until_ready(part))  # dispatch returns at once: what is told is done
+        parts.append(jax.block_until_ready(part))  # dispatch returns at once: progress counts finished batches
         progress(min(size, num - first))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num], *parts)
-
-
-def _as_partial(part: Any) -> Any:
-    return Partial(part) if callable(part) and not isinstance(part, Partial) else part
 
 
 def _check_measurements(prior: Prior, operator: Operator, measurements: Array) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal, get_args
 
+from jebm.errors import ConfigError
 from jebm.restoration import operators
 from jebm.restoration.images import read_mask
 from jebm.restoration.operators import Operator
@@ -51,7 +52,7 @@ class Task:
             return build(size, self.factor)
         if self.name == "colorize":
             if channels == 1:
-                raise ValueError("colorize: this model makes grey images")
+                raise ConfigError("colorize: this model makes grey images")
             return operators.Colorization(channels)
         if self.name == "deblur":
             return operators.blur(size, *KERNELS[self.kernel])

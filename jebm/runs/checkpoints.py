@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jebm import sharding
+from jebm.errors import JebmError
 from jebm.runs.state import TrainState, fingerprint
 
 __all__ = ["CheckpointNotRead", "CheckpointNotWritten", "Checkpoints", "NoCheckpoint"]
@@ -29,15 +30,15 @@ FILES = "files.json"  # in each checkpoint: {path of a file: [bytes, SHA-256]}
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time to it when the record is made: its items are compared
 
 
-class NoCheckpoint(ValueError):
+class NoCheckpoint(JebmError):
     """There is no whole checkpoint to read."""
 
 
-class CheckpointNotRead(RuntimeError):
+class CheckpointNotRead(JebmError):
     """A checkpoint could not be read although nothing shows that it is damaged; nothing was changed."""
 
 
-class CheckpointNotWritten(RuntimeError):
+class CheckpointNotWritten(JebmError):
     """A checkpoint could not be written; those before it are as they were."""
 
 
@@ -99,7 +100,7 @@ class Checkpoints:
             else:
                 others = any(path.name.isdigit() for path in self._directory.iterdir())
                 before = "those before it are whole" if others else "there is none before it"
-                ending = f"{before}. Make room, and the same command goes on"
+                ending = f"{before}. Make room, and the same command resumes"
             raise CheckpointNotWritten(
                 f"a checkpoint could not be written in {self._directory} ({reason}); {ending}"
             ) from error
@@ -164,8 +165,8 @@ class Checkpoints:
         if damage is None:
             raise CheckpointNotRead(
                 f"the checkpoint of step {step} in {self._directory} cannot be read ({reason}), and nothing shows that "
-                "it is damaged: mend the cause (rights, the file system, memory, versions), and the same command goes "
-                "on; or move it away to go on from an earlier one. Nothing was changed"
+                "it is damaged: mend the cause (rights, the file system, memory, versions), and the same command "
+                "resumes; or move it away to resume from an earlier one. Nothing was changed"
             ) from error
         return damage
 
@@ -191,7 +192,7 @@ class Checkpoints:
 
 
 class _Damaged(Exception):
-    """A checkpoint is not what was saved; the argument says how."""
+    """A checkpoint that differs from what was saved, and how."""
 
 
 def _shapes(state: Any) -> dict[str, str]:
@@ -207,7 +208,7 @@ def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
 
 
 def _damage(folder: pathlib.Path, within: str = "") -> str | None:
-    """What in a checkpoint is not as it was saved, in words; None where nothing shows it. Raises OSError."""
+    """Difference of a checkpoint from what was saved, in words; None where nothing shows it. Raises OSError."""
     os.stat(folder)  # where all of it has gone, so may have the file system
     for item in ("state", "meta"):
         try:

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
+from jebm import files
 from jebm.config import Config, from_dict, to_dict
 from jebm.errors import ConfigError
 
@@ -12,7 +15,7 @@ __all__ = ["RunDirectory"]
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """Where a run's files lie."""
+    """The paths of a run's files, and its configuration."""
 
     path: pathlib.Path
 
@@ -20,6 +23,11 @@ class RunDirectory:
     def config(self) -> pathlib.Path:
         """``config.json``, fully resolved."""
         return self.path / "config.json"
+
+    @property
+    def generator(self) -> pathlib.Path:
+        """``generator.json``: what the frozen generator is of, in a run that has one from another run."""
+        return self.path / "generator.json"
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -48,10 +56,28 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         """Writes ``config.json``, whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.config.with_suffix(".tmp")
-        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        temporary.replace(self.config)
+        _write(self.config, to_dict(config))
+
+    def write_generator(self, configs: Sequence[Config], fingerprint: str) -> None:
+        """Writes ``generator.json``, whole or not at all; see `jebm.runs.run.FrozenGenerator`."""
+        _write(self.generator, {"fingerprint": fingerprint, "configs": [to_dict(config) for config in configs]})
+
+    def read_generator(self) -> tuple[tuple[Config, ...], str] | None:
+        """What `write_generator` wrote; None if it wrote nothing.
+
+        Raises:
+            ConfigError: a file that cannot be read.
+        """
+        if not self.generator.is_file():
+            return None
+        try:
+            tree = json.loads(self.generator.read_text())
+            configs = tuple(from_dict(config) for config in tree["configs"])
+            if not configs:
+                raise ValueError("it holds no configuration")
+            return configs, str(tree["fingerprint"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{self.generator} cannot be read: {error}") from None
 
     def read_config(self) -> Config:
         """The configuration of the run.
@@ -67,3 +93,8 @@ class RunDirectory:
             raise
         except (ValueError, RecursionError) as error:  # no JSON, or brackets too deep
             raise ConfigError(f"{self.config} cannot be read: {error}") from None
+
+
+def _write(path: pathlib.Path, tree: Any) -> None:
+    with files.whole(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2) + "\n")

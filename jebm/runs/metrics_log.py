@@ -3,10 +3,11 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 import warnings
 from typing import Any
+
+from jebm import files
 
 __all__ = ["MetricsFile", "read_metrics"]
 
@@ -33,9 +34,8 @@ class MetricsFile:
             with self._path.with_name(f"{self._path.stem}_damaged.jsonl").open("ab") as aside:
                 aside.writelines(text + b"\n" for text in damaged.values())
         kept = [line for line in lines if line["step"] <= step and line.get("attempt", 0) <= recoveries]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        with files.whole(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written was said when it was
+            with contextlib.suppress(OSError):  # the failed write has raised already
                 self._file.close()
 
 

@@ -1,21 +1,28 @@
-"""The run directory, and `jebm.load`: a trained model, ready to sample, score or restore."""
+"""A run read back: `jebm.load` gives a trained model, ready to sample, score or restore."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jebm import data, images, methods, paths
-from jebm.config import Config
-from jebm.energy import Generator
+from jebm.config import Config, to_dict
+from jebm.energy import Energy, Generator
 from jebm.errors import ConfigError
 from jebm.methods.base import Method
 from jebm.runs.directory import RunDirectory
+from jebm.runs.state import fingerprint, initial_state
 
-__all__ = ["Run", "abstract_state", "build", "generator_of", "load", "load_source"]
+__all__ = [
+    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "load", "load_source",
+    "method_of",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +30,12 @@ class Run:
     """A trained model.
 
     Attributes:
-        directory: where it lies.
+        directory: the run directory.
         config: its configuration.
-        method: its bundle of functions; ``generate`` warns of images that are not finite or far outside [-1, 1].
+        method: its functions; ``generate`` warns of images that are not finite or far outside [-1, 1].
         state: the method's state, for ``method.generate(key, state, n)`` and the others.
-        step: the training iterations behind it.
-        meta: what the checkpoint says of itself.
+        step: training iterations made.
+        meta: the checkpoint's metadata.
     """
 
     directory: RunDirectory
@@ -38,24 +45,100 @@ class Run:
     step: int
     meta: dict[str, Any]
 
+    @property
+    def energy(self) -> Energy:
+        """The energy of one image: the model's density is ``exp(-energy)``."""
+        return self.method.energy(self.state)
 
-def build(config: Config) -> Method:
-    """The method of a configuration, over the generator of another run where it names one (``method.generator``).
 
-    The other run gives the architecture each time; its weights, as they are when training starts, go into the new
-    run's own state and checkpoints.
+class FrozenGenerator(NamedTuple):
+    """The generator of another run, under the method of this one.
+
+    Training copies its weights into its own state and checkpoints, and what gives them their structure into
+    ``generator.json``: the run directory is then whole without the other one.
+
+    Attributes:
+        configs: the configuration of the other run; if that one is over a frozen generator itself, then that of the
+            run below, and so on.
+        fingerprint: 16 hexadecimal digits over weights and architecture.
+        generator: one latent in, one image out; its leaves are the weights, or only their shapes and dtypes.
+    """
+
+    configs: tuple[Config, ...]
+    fingerprint: str
+    generator: Generator
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are there, and not only their shapes."""
+        return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.generator))
+
+
+def build(config: Config, generator: Generator | None = None) -> Method:
+    """The method of a configuration, over ``generator`` or that of the run which the configuration names.
 
     Raises:
         ConfigError, NoCheckpoint: no such run, or one without a generator.
     """
-    path = getattr(config.method, "generator", "")
-    if path in ("", "network"):
-        return methods.build(config)
+    if generator is None and (frozen := frozen_generator(config)):
+        generator = frozen.generator
+    return methods.build(config, generator)
+
+
+def frozen_generator(config: Config, directory: RunDirectory | None = None) -> FrozenGenerator | None:
+    """The generator of the run that a configuration names; None for a method with a generator of its own.
+
+    Args:
+        config: the configuration.
+        directory: the run of this configuration. If it keeps a generator (`RunDirectory.write_generator`), that one's
+            structure is used: without weights, if the other run is gone or has another architecture now.
+
+    Raises:
+        ConfigError, NoCheckpoint: no such run, or one without a generator, and none kept in ``directory``.
+    """
+    path = methods.given_generator(config)
+    if path is None:
+        return None
+    kept = None if directory is None else _kept_generator(directory)
     try:
-        generator = generator_of(load(path))
-    except ConfigError as error:
-        raise ConfigError(f"method.generator={path}: {error}") from None
-    return methods.hat_ebm(config.method, generator)
+        run = load(path)
+        generator = generator_of(run)
+    except ValueError as error:  # a ConfigError or NoCheckpoint
+        if kept is not None:
+            return kept
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"method.generator={path}: {error}") from None
+        raise
+    below = run.directory.read_generator() if methods.given_generator(run.config) else None
+    configs = (run.config, *(below[0] if below else ()))
+    found = FrozenGenerator(configs, _fingerprint(run.config, generator), generator)
+    if kept is None or [c.method for c in kept.configs] == [c.method for c in configs]:
+        return found
+    return kept._replace(fingerprint=found.fingerprint)
+
+
+def _kept_generator(directory: RunDirectory) -> FrozenGenerator | None:
+    kept = directory.read_generator()
+    return None if kept is None else FrozenGenerator(*kept, _abstract_generator(kept[0]))
+
+
+def _abstract_generator(configs: tuple[Config, ...]) -> Generator:
+    """The generator of a run without its weights: leaves are shapes and dtypes."""
+    config, *below = configs
+    try:
+        method = methods.build(config, _abstract_generator(tuple(below)) if below else None)
+        if method.generator is None:
+            raise ValueError("a model without a generator of its own")
+        generator: Generator = jax.eval_shape(method.generator, abstract_state(method, config).method)
+    except ValueError as error:
+        raise ConfigError(f"generator.json does not describe a generator: {error}") from None
+    return generator
+
+
+def _fingerprint(config: Config, generator: Generator) -> str:
+    weights = np.asarray(fingerprint(jax.tree.leaves(generator))).tolist()
+    text = json.dumps([weights, to_dict(config)["method"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def generator_of(run: Run) -> Generator:
@@ -64,29 +147,36 @@ def generator_of(run: Run) -> Generator:
     Raises:
         ConfigError: a model without a generator: a Denoising-EBM whose chains walk pixels.
     """
-    family = methods.FAMILIES[methods.family_of(run.config.method)]
-    generator = family.generator(run.config.method, run.state)
-    if generator is None:
+    if run.method.generator is None:
         raise ConfigError(f"{run.directory.path} holds a model without a generator of its own")
-    return generator
+    return run.method.generator(run.state)
 
 
-def abstract_state(config: Config) -> Any:
-    """The shapes and dtypes of a run's whole state; no memory is used.
+def abstract_state(method: Method, config: Config) -> Any:
+    """The shapes and dtypes of a run's whole state (`jebm.runs.state.TrainState`); no memory is used.
 
     Raises:
         ConfigError: an array beyond all memory, which XLA would end the process over.
     """
-    from jebm.runs.state import initial_state
-
-    method = build(config)
-    size, channels = config.method.image_size, config.method.channels
-    batch = jax.ShapeDtypeStruct((config.data.batch_size, size, size, channels), jnp.float32)
+    batch = jax.ShapeDtypeStruct((config.data.batch_size, *method.image_shape), jnp.float32)
     state = jax.eval_shape(lambda b: initial_state(method, config.training.seed, b), batch)
     largest = max(jax.tree.leaves(state), key=lambda leaf: leaf.size)
     if largest.size >= 2**40:
         raise ConfigError(f"an array of shape {largest.shape} is too large for any machine: lower the method's widths")
     return state
+
+
+def method_of(directory: RunDirectory) -> Method:
+    """The method of a run; over a frozen generator, with that one's structure and without its weights.
+
+    Raises:
+        ConfigError, NoCheckpoint: no run directory; a generator that is neither kept in it nor there.
+    """
+    config = directory.read_config()
+    if methods.given_generator(config) is None:
+        return methods.build(config)
+    frozen = _kept_generator(directory) or frozen_generator(config)
+    return methods.build(config, frozen.generator if frozen else None)
 
 
 def load(path: str | pathlib.Path, step: int | None = None) -> Run:
@@ -105,18 +195,22 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
-    checkpoints = Checkpoints(directory.checkpoints)
+    method = method_of(directory)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract_state(config))
+    abstract = abstract_state(method, config)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)
+    checkpoints = Checkpoints(directory.checkpoints)
     try:
         state, meta = checkpoints.restore(like, step)
     finally:
         checkpoints.close()
-    return Run(directory, config, _watched(build(config)), state.method, int(state.step), meta)
+    if method.generator is not None and methods.given_generator(config):  # its weights are those of the checkpoint
+        method = methods.build(config, method.generator(state.method))
+    return Run(directory, config, _warning(method), state.method, int(state.step), meta)
 
 
-def _watched(method: Method) -> Method:
-    """The method, which warns where ``generate`` is called outside a compiled program and its chains have strayed."""
+def _warning(method: Method) -> Method:
+    """The method with a ``generate`` that warns of stray images when it is called outside a compiled program."""
 
     def generate(key: Array, state: Any, n: int) -> Array:
         drawn = method.generate(key, state, n)
@@ -126,21 +220,22 @@ def _watched(method: Method) -> Method:
     return method._replace(generate=generate)
 
 
-def load_source(config: Config) -> data.Source:
-    """The images of a configuration, brought to the method's size.
+def load_source(config: Config, image_shape: tuple[int, int, int]) -> data.Source:
+    """The images of a configuration, resized for its method (`jebm.methods.base.Method.image_shape`).
 
     Raises:
-        ConfigError: a source that is not there or cannot be read, images that cannot be brought to the method's size,
+        ConfigError: a source that is missing or cannot be read, images that cannot be brought to the method's size,
             or of another number of channels.
     """
+    height, _, channels = image_shape
     try:
-        source = data.load(config.data.source, config.method.image_size, config.data.crop)
-        source = data.resize_source(source, config.method.image_size)
+        source = data.load(config.data.source, height, config.data.crop)
+        source = data.resize_source(source, height)
     except data.DataError as error:
         raise ConfigError(f"data.source={config.data.source}: {error}") from error
-    if source.image_shape[-1] != config.method.channels:
+    if source.image_shape[-1] != channels:
         raise ConfigError(
             f"data.source={config.data.source} has {source.image_shape[-1]} channels, method.channels is "
-            f"{config.method.channels}: set method.channels={source.image_shape[-1]}"
+            f"{channels}: set method.channels={source.image_shape[-1]}"
         )
     return source

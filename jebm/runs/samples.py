@@ -1,13 +1,13 @@
-"""Many samples of a trained model: drawn batch by batch over all devices, written shard by shard, gone on after a kill.
+"""Draws any number of samples of a trained model in batches over all devices, and resumes after an interruption.
 
-Memory holds one batch at a time, on the devices and on the host, however many samples are asked for. Each batch is a
-file in ``<out>.parts`` until all of them are there; the same call after a kill draws only those that are missing. A
-batch's draws are a function of (seed, its number), so a kill changes no sample, and another number of devices
-changes one by the rounding of its arithmetic at most. Only such parts are ever deleted: a folder of that name which
-holds anything else is refused.
+Memory holds one batch at a time, on the devices and on the host, for any number of samples. Each batch is a file in
+``<out>.parts`` until all are complete; the same call after a kill draws only the missing ones. The draws of a batch
+are a function of (seed, its number), so a kill changes no sample, and the number of devices changes samples only by
+rounding. Nothing but such parts is deleted: a folder of that name with other files is refused.
 """
 
 import json
+import math
 import pathlib
 import re
 import zipfile
@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jebm import images, sharding
+from jebm import files, images, sharding
 from jebm.config import config_hash
+from jebm.errors import ConfigError, DataError
 from jebm.runs.run import Run
 
 __all__ = ["KINDS", "draw_to"]
@@ -41,21 +42,23 @@ def draw_to(
         seed: of the draws.
         batch_size: samples per call over all devices, which bounds the memory; devices that do not divide it draw a
             few more, which are dropped.
-        progress: is told of each batch that is there, with its number of samples.
+        progress: called with the number of samples of each finished batch.
 
     Raises:
-        ValueError: samples that are not finite; an ``out`` or ``<out>.parts`` in which other files lie.
+        DataError: samples that are not finite.
+        ConfigError: a batch too large; an ``out`` or ``<out>.parts`` with other files.
     """
     batch_size = min(batch_size, num)
     parts = out.with_name(out.name + ".parts")
     request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
     mesh = sharding.make_mesh()
     rows = -(-batch_size // mesh.size) * mesh.size
-    settings = run.config.method
-    if rows * settings.image_size**2 * settings.channels >= 2**31:
-        raise ValueError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
+    if rows * math.prod(run.method.image_shape) >= 2**31:
+        raise ConfigError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
     _prepare(out, parts, request)
-    draw = jax.jit(lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.spread(mesh))
+    draw = jax.jit(
+        lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.batch_sharding(mesh)
+    )
     state = jax.device_put(run.state, sharding.replicated(mesh))
     numbers = range(-(-num // batch_size))
     with jax.set_mesh(mesh):
@@ -66,14 +69,12 @@ def draw_to(
                 floating = np.asarray(draw(key, state))[:count]
                 try:
                     drawn = images.to_uint8(floating)
-                except ValueError:  # not finite: no batch of this model is worth keeping
+                except DataError:  # not finite: no batch of this model is worth keeping
                     _discard(parts)
                     raise
                 images.warn_of_strays(floating)
-                temporary = path.with_suffix(".tmp")
-                with temporary.open("wb") as file:
+                with files.whole(path) as temporary, temporary.open("wb") as file:
                     np.save(file, drawn)
-                temporary.replace(path)
             progress(count)
     batches = (np.load(_part(parts, number)) for number in numbers)
     if out.suffix.lower() == ".npz":
@@ -88,50 +89,47 @@ def _part(parts: pathlib.Path, number: int) -> pathlib.Path:
 
 
 NOTE = "request.json"  # the mark of a folder that this module made
-OURS = re.compile(r"request\.(json|tmp)|\d{6,}\.(npy|tmp)")
+OURS = re.compile(r"(request\.json|\d{6,}\.npy)(\.\w+\.tmp)?")
 
 
 def _prepare(out: pathlib.Path, parts: pathlib.Path, request: dict[str, Any]) -> None:
-    """Keeps the parts of the same request, and throws away those of another; what others made is refused."""
+    """Keeps the parts of the same request and discards those of another; refuses files of others."""
     folder = not out.suffix
     if out.is_dir() and not folder:
-        raise ValueError(f"{out} is a folder; give another name")
+        raise ConfigError(f"{out} is a folder; give another name")
     if out.exists() and not out.is_dir() and folder:
-        raise ValueError(f"{out} is a file, where a folder is to be written; give another name")
+        raise ConfigError(f"{out} is a file, not a folder; give another name")
     found = _request(parts)
     if found == request:
         return
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} holds files already; give another name, or empty it")
+        raise ConfigError(f"{out} holds files already; give another name, or empty it")
     if found is not None:
         _discard(parts)
-    parts.mkdir(parents=True, exist_ok=True)
-    note = parts / NOTE
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps(request))
-    temporary.replace(note)
+    with files.whole(parts / NOTE) as temporary:
+        temporary.write_text(json.dumps(request))
 
 
 def _request(parts: pathlib.Path) -> dict[str, Any] | None:
-    """What the parts in a folder are of; None where there is no such folder, or an empty one.
+    """The request that the parts in a folder belong to; None where there is no such folder, or an empty one.
 
     Raises:
-        ValueError: a folder that holds anything else than parts, or is none.
+        ConfigError: a folder that holds anything but parts, or a file.
     """
     foreign = f"{parts} is not a folder of 'jebm sample', which needs that name for its parts: move it, or give another"
     if not parts.exists():
         return None
     names = [path.name for path in parts.iterdir()] if parts.is_dir() else [""]
-    if names == [] or names == ["request.tmp"]:
+    if all(name.startswith(NOTE + ".") and OURS.fullmatch(name) for name in names):  # a kill before the note was whole
         return None
     if NOTE not in names or not all(OURS.fullmatch(name) for name in names):
-        raise ValueError(f"{foreign} --out")
+        raise ConfigError(f"{foreign} --out")
     try:
         request = json.loads((parts / NOTE).read_text())
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict) or not request.keys() & {"config", "step", "seed"}:
-        raise ValueError(f"{foreign} --out")
+        raise ConfigError(f"{foreign} --out")
     return request
 
 
@@ -149,8 +147,8 @@ def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> N
 
 
 def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:
-    temporary, first = out.with_name(out.name + ".tmp"), next(batches)
-    with zipfile.ZipFile(temporary, "w") as archive:
+    first = next(batches)
+    with files.whole(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("x.npy", "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape[1:])}
             np.lib.format.write_array_header_1_0(file, header)
@@ -159,7 +157,6 @@ def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], eva
                 file.write(batch.tobytes())
         with archive.open("network_evaluations_per_image.npy", "w") as file:
             np.lib.format.write_array(file, np.asarray(evaluations))
-    temporary.replace(out)
 
 
 def _write_folder(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""The whole of a run as one pytree, and its fingerprint."""
+"""The state of a run as one pytree, and its fingerprint."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ __all__ = ["TrainState", "fingerprint", "initial_state"]
 
 
 class TrainState(NamedTuple):
-    """Everything a run needs to go on.
+    """Everything that a run needs to resume.
 
     The data position is the step: batches are a function of (seed, step). Step n draws from ``fold_in(key, n)``.
 
@@ -37,8 +37,8 @@ def initial_state(method: Method, seed: int, batch: Array) -> TrainState:
 def fingerprint(state: Any) -> Array:
     """uint32 [number of leaves]: a checksum of every leaf's bits, in which each entry has a weight of its own.
 
-    Computed where the arrays lie, so it costs no transfer and works on sharded ones. A checkpoint carries it, and a
-    restored state must give it again.
+    Computed on the devices of the arrays, so it costs no transfer and works on sharded ones. A checkpoint carries it,
+    and a restored state must give it again.
     """
     return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(state)])
 

@@ -1,10 +1,9 @@
-"""What a run is of: data, frozen generator, configuration and versions, compared at resume and between processes.
+"""The identity of a run: data, frozen generator, configuration, versions; compared at resume and between processes.
 
 The comparisons are pure functions; only `check_processes` talks to the other processes.
 """
 
 import collections
-import hashlib
 import json
 import socket
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,10 @@ import numpy as np
 from jebm.config import Config, to_dict
 from jebm.data import Source
 from jebm.errors import ConfigError
-from jebm.runs import run as runs
-from jebm.runs.state import fingerprint
+from jebm.runs.directory import RunDirectory
+from jebm.runs.run import FrozenGenerator
 
-__all__ = ["Facts", "changed", "check_processes", "disagreement", "facts", "generator_fingerprint"]
+__all__ = ["Facts", "changed", "check_processes", "check_same_configuration", "disagreement", "facts"]
 
 Facts = Mapping[str, Any]
 
@@ -29,16 +28,55 @@ COMPARED = {
 }  # fmt: skip
 
 
-def facts(config: Config, source: Source) -> Facts:
+# settings of training that may differ from those of the run that is resumed: they change no draw and no gradient (how
+# often it is logged does decide when a divergence is seen)
+FREE = ("fsdp", "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "num_samples",
+        "evaluate_at_end")  # fmt: skip
+
+
+def check_same_configuration(config: Config, directory: RunDirectory) -> None:
+    """Compares with the configuration of the run in ``directory``, if there is one.
+
+    Raises:
+        ConfigError: they differ in a setting that changes the result.
+    """
+    if not directory.config.exists():
+        return
+    old, new = (_flat(_compared(c)) for c in (directory.read_config(), config))
+    differing = [key for key, value in new.items() if old.get(key) != value]
+    if differing:
+        raise ConfigError(
+            f"{directory.path} holds a run with another configuration ({', '.join(differing[:4])} differ): "
+            "take another --workdir, or remove that one"
+        )
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    tree = to_dict(config)
+    tree.pop("evaluation")
+    tree["data"].pop("workers")
+    for name in FREE:
+        tree["training"].pop(name)
+    return tree
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def facts(config: Config, source: Source, generator: FrozenGenerator | None) -> Facts:
     """``data_fingerprint``, ``generator_fingerprint`` (None without another run's), ``versions``, ``configuration``."""
     return {
-        "data_fingerprint": source.fingerprint, "generator_fingerprint": generator_fingerprint(config),
+        "data_fingerprint": source.fingerprint, "generator_fingerprint": generator.fingerprint if generator else None,
         "versions": _versions(), "configuration": to_dict(config),
     }  # fmt: skip
 
 
 def changed(meta: Mapping[str, Any], now: Facts) -> str | None:
-    """What is no longer as a checkpoint's ``meta`` says, in words; what it does not say is not compared."""
+    """The first difference from a checkpoint's ``meta``, in words, or None; facts missing from it are not compared."""
     names = {"data_fingerprint": "data", "generator_fingerprint": "frozen generator (method.generator)"}
     settings = now["configuration"]
     for key, name in names.items():
@@ -50,7 +88,7 @@ def changed(meta: Mapping[str, Any], now: Facts) -> str | None:
 
 
 def disagreement(hosts: Sequence[Facts]) -> str | None:
-    """How the processes of one run differ, in words; None where they agree.
+    """The difference between the processes of one run, in words; None if they agree.
 
     Args:
         hosts: the `facts` of each process in their order, with the ``host``'s name, and its ``problem`` or None.
@@ -80,7 +118,7 @@ def check_processes(own: Facts, problem: str | None) -> None:
 
     Args:
         own: `facts`.
-        problem: why this process cannot go on, or None.
+        problem: why this process cannot train, or None.
 
     Raises:
         ConfigError: a process has a problem, or they differ (`disagreement`).
@@ -109,17 +147,6 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
                 nested = isinstance(one.get(name), Mapping)
                 return (f"{name}.{first}" if nested else f"{name}={first}"), second
     return str(one), str(other)
-
-
-def generator_fingerprint(config: Config) -> str | None:
-    """16 hexadecimal digits over the weights of the run that ``method.generator`` names, and over its architecture."""
-    path = getattr(config.method, "generator", "")
-    if path in ("", "network"):
-        return None
-    run = runs.load(path)
-    leaves = jax.tree.leaves(runs.generator_of(run))
-    text = json.dumps([np.asarray(fingerprint(leaves)).tolist(), to_dict(run.config)["method"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

@@ -15,10 +15,10 @@ __all__ = ["locked"]
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds a lock on the file ``path``, made if need be, which says who holds it.
+    """Holds a lock on the file ``path``, created if missing, which names the holder.
 
-    The system lets go of it when the process ends, however it ends; the file stays. Where the file system knows no
-    locks there is a warning, and no lock.
+    The system releases it when the process ends, also when it is killed; the file stays. On a file system without locks
+    there is a warning, and no lock.
 
     Raises:
         ConfigError: another process holds it.

@@ -1,6 +1,4 @@
-"""What the trainer itself measures inside the compiled step, whatever the family; families add their own metrics."""
-
-from collections.abc import Sequence
+"""Metrics that the trainer adds to every family's own, inside the compiled step."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +8,12 @@ from jax import Array
 from jebm.energy import PyTree
 from jebm.mcmc.bank import Bank
 from jebm.methods.base import Method, Metrics
+from jebm.methods.shared import Trained
 
 __all__ = ["measure"]
 
 
-def measure(
-    method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: Array, frozen: Sequence[str] = ()
-) -> Metrics:
+def measure(method: Method, old: PyTree, new: PyTree, metrics: Metrics, probe: Array) -> Metrics:
     """The metrics of a step, with the monitors beside them.
 
     Args:
@@ -25,28 +22,28 @@ def measure(
         new: its state after the step.
         metrics: the family's own.
         probe: a few images [n, H, W, C] in [-1, 1] that stay the same through the run.
-        frozen: names of networks that do not train; they have no ``update_ratio``.
 
     Returns:
         ``metrics``, and ``energy_gap`` (data minus negatives, where both energies are there),
-        ``update_ratio/<network>`` (|θ' - θ| / |θ|), ``probe_energy`` (mean of E over the probe: its course is the
-        energy's drift on images that do not change), and the mean and largest age of each bank, all float32 scalars.
+        ``update_ratio/<network>`` (|θ' - θ| / |θ|) of each network that learns, ``probe_energy`` (mean of T E over the
+        probe: its course is the energy's drift on images that do not change), and the mean and largest age of each
+        bank, all float32 scalars.
     """
-    measured = _ratios(method, old, new, frozen) | _ages(new)
-    measured["probe_energy"] = jnp.mean(method.energy(new, probe)).astype(jnp.float32)
-    negative = metrics.get("energy_negative", metrics.get("energy_sample"))
-    if negative is not None and "energy_data" in metrics:
-        measured["energy_gap"] = metrics["energy_data"] - negative
+    measured = _ratios(method, old, new) | _ages(new)
+    energies = jax.vmap(method.energy(new))(probe)
+    measured["probe_energy"] = jnp.mean(method.temperature * energies).astype(jnp.float32)
+    if "energy_negative" in metrics and "energy_data" in metrics:
+        measured["energy_gap"] = metrics["energy_data"] - metrics["energy_negative"]
     return measured | metrics
 
 
-def _ratios(method: Method, old: PyTree, new: PyTree, frozen: Sequence[str]) -> Metrics:
-    before, after = method.parameters(old), method.parameters(new)
+def _ratios(method: Method, old: PyTree, new: PyTree) -> Metrics:
+    before, after = method.networks(old), method.networks(new)
     ratios: Metrics = {}
-    for name, tree in before.items():
-        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(after[name]), strict=True)
-        floating = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating)]
-        if floating and name not in frozen:
+    for name, network in before.items():
+        if isinstance(network, Trained):
+            pairs = zip(jax.tree.leaves(network.params), jax.tree.leaves(after[name].params), strict=True)
+            floating = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating)]
             change = optax.tree.norm([b - a for a, b in floating])
             norm = optax.tree.norm([a for a, _ in floating])
             ratios[f"update_ratio/{name}"] = (change / (norm + 1e-30)).astype(jnp.float32)

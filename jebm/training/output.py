@@ -1,21 +1,22 @@
-"""Output that a training outlives: a closed terminal, ``| head``, a full disk under a redirected stream."""
+"""Output that a training survives: a closed terminal, ``| head``, a full disk under a redirected stream."""
 
 import contextlib
 import errno
 import os
+import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Surviving", "surviving_streams"]
+__all__ = ["Surviving", "naming", "progress", "surviving_log", "surviving_streams"]
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # the reader, or the terminal
 
 
 class Surviving:
-    """A text stream whose writes do not raise OSError: what cannot be written is lost.
+    """A text stream whose writes do not raise OSError: output that cannot be written is lost.
 
-    Where the reader has gone, the stream goes to the null device from then on, so that nothing fails at exit either.
+    Once its reader has gone the stream writes to the null device, so that flushing at exit does not fail either.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -61,3 +62,37 @@ def surviving_streams() -> Iterator[None]:
         finally:
             sys.stdout.flush()
             sys.stdout, sys.stderr = old
+
+
+def surviving_log(log: Callable[[str], None]) -> Callable[[str], None]:
+    """``log`` without OSError: a line that nobody reads ends no training."""
+
+    def surviving(line: str) -> None:
+        with contextlib.suppress(OSError):
+            log(line)
+
+    return surviving
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Adds ``path`` to an OSError that names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextlib.contextmanager
+def progress(num_steps: int, start: int, shown: bool) -> Iterator[Any]:
+    """A progress bar of training on `sys.stderr`, from step ``start``."""
+    from tqdm import tqdm
+
+    stream = Surviving(sys.stderr)
+    with tqdm(
+        file=stream, total=num_steps, initial=start, desc="train", unit="step", dynamic_ncols=True,
+        mininterval=0.2 if stream.isatty() else 15.0, disable=not shown,
+    ) as bar:  # fmt: skip
+        yield bar

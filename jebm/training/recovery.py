@@ -19,14 +19,14 @@ that are finite and steady but wrong from their first line; each has its bound a
 * ``frozen``, ``flat``: so in each of `LASTING` or `ENOUGH` lines; backing off would not mend it, so none is tried.
 * ``runaway gap``: over `GROWTH_LINES` lines the gap grows ever further above 0, as with the loss's sign turned round.
 
-What a recovery then does is in `jebm.training.loop`: the whole state goes back to a healthy checkpoint, takes a fresh
-key, and goes on with `backed_off` settings. A value that is not finite is never replaced by a number.
+`jebm.training.loop` then recovers: the whole state goes back to a healthy checkpoint, takes a fresh
+key, and resumes with `backed_off` settings. A value that is not finite is never replaced by a number.
 """
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jebm.config import RecoveryConfig
@@ -34,7 +34,7 @@ from jebm.errors import ConfigError
 
 __all__ = [
     "ENERGIES", "ENOUGH", "WINDOW", "Event", "Scale", "Senseless", "backed_off", "check_back_off", "diagnose",
-    "scale_of", "senseless", "watched",
+    "senseless", "watched",
 ]  # fmt: skip
 
 WINDOW = 50
@@ -64,7 +64,7 @@ Line = Mapping[str, float]
 
 
 class Event(NamedTuple):
-    """One recovery, as it stands in the metrics' log and in the checkpoints.
+    """One recovery, as the metrics' log and the checkpoints hold it.
 
     Attributes:
         attempt: 1 for the first.
@@ -80,19 +80,19 @@ class Event(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What the absolute rules measure a run with.
+    """The units in which the absolute rules measure a run.
 
     Attributes:
         dimension: values of one image.
-        temperature: of the energies that are logged; None where the method has no such setting.
+        temperature: of the energies that are logged (`jebm.methods.base.Method.temperature`).
     """
 
     dimension: int
-    temperature: float | None = None
+    temperature: float
 
 
 class Senseless(NamedTuple):
-    """What an absolute rule says.
+    """Finding of an absolute rule.
 
     Attributes:
         reason: the rule and its figures, in words.
@@ -105,12 +105,6 @@ class Senseless(NamedTuple):
     lasting: bool = False
 
 
-def scale_of(method_config: Any, dimension: int) -> Scale:
-    """The scale of a method: its one setting named ``temperature`` or ``latent_temperature``, in nested groups too."""
-    found = {v for name, v in _numbers(method_config) if name in ("temperature", "latent_temperature")}
-    return Scale(dimension, found.pop() if len(found) == 1 else None)
-
-
 def watched(line: Line) -> dict[str, float]:
     """The entries of a line that the rules compare with earlier lines."""
     others = ("energy_gap", *ENERGIES)
@@ -118,7 +112,7 @@ def watched(line: Line) -> dict[str, float]:
 
 
 def diagnose(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str | None:
-    """What is wrong with ``line`` after the healthy lines ``history`` (`watched` entries, newest last), or None."""
+    """The fault of ``line`` after the healthy lines ``history`` (`watched` entries, newest last), or None."""
     bad = sorted(name for name, value in line.items() if not math.isfinite(value))
     if bad:
         return f"{', '.join(bad)} is not finite"
@@ -129,11 +123,11 @@ def diagnose(rules: RecoveryConfig, history: Sequence[Line], line: Line) -> str 
     return _gap(rules, [h["energy_gap"] for h in history if "energy_gap" in h], line) or _scale(rules, history, line)
 
 
-ENERGIES = ("energy_data", "energy_negative", "energy_sample")
+ENERGIES = ("energy_data", "energy_negative")
 
 
 def senseless(scale: Scale, history: Sequence[Line], line: Line) -> Senseless | None:
-    """What is absurd in itself about ``line`` after ``history`` (`watched` entries, newest last), or None.
+    """The absolute fault of ``line`` after ``history`` (`watched` entries, newest last), or None.
 
     Values that are not finite are `diagnose`'s.
     """
@@ -170,7 +164,7 @@ def _frozen(history: Sequence[Line], line: Line) -> Senseless | None:
 
 def _flat(scale: Scale, history: Sequence[Line], line: Line) -> Senseless | None:
     recent = [[past[n] for n in ENERGIES if n in past] for past in [*history, line][-ENOUGH:]]
-    if scale.temperature is None or len(recent) < ENOUGH or not all(recent):
+    if len(recent) < ENOUGH or not all(recent):
         return None
     largest = max(abs(value) for values in recent for value in values) / scale.temperature
     if largest >= LEAST_ENERGY:
@@ -233,48 +227,45 @@ def _has_scale(name: str) -> bool:
 
 
 def check_back_off(method_config: Any, recovery: RecoveryConfig) -> None:
-    """Raises `ConfigError` where a recovery is to change what the method has not."""
-    names = [name for name, _ in _numbers(method_config)]
-    for name, neutral, ending in (("step_size_factor", 1.0, "step_size"), ("energy_regularization", 0.0, None)):
+    """Raises ConfigError if the recovery settings scale a field that the method's configuration lacks."""
+    for name, kind, neutral in (
+        ("step_size_factor", "step_size", 1.0), ("energy_regularization", "energy_regularization", 0.0)
+    ):  # fmt: skip
         value = getattr(recovery, name)
-        if value != neutral and not any(n.endswith(ending or name) for n in names):
+        if value != neutral and not _fields(method_config, kind):
             raise ConfigError(f"training.recovery.{name}={value}: {type(method_config).__name__} has no such setting")
 
 
 def backed_off(method_config: Any, recovery: RecoveryConfig, attempt: int) -> Any:
-    """The method's configuration for the ``attempt``-th try; 0 gives it back as it is.
+    """The method's configuration for the ``attempt``-th try; attempt 0 leaves it as it is.
 
-    Every number named ``...learning_rate`` (or rows of rate and first step) or ``...step_size``, in nested groups too,
-    is multiplied by its factor to the power ``attempt``; ``attempt`` times the added term goes onto
-    ``energy_regularization``.
+    Which fields change is the family's ``BACK_OFF``: its learning rates (numbers, or rows of rate and first step) and
+    the step sizes of its chains in training are multiplied by their factor to the power ``attempt``; ``attempt`` times
+    the added term goes onto its regularisation of energies.
     """
     if attempt == 0:
         return method_config
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(method_config):
-        value = getattr(method_config, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = backed_off(value, recovery, attempt)
-        elif field.name.endswith("learning_rate"):
-            factor = recovery.learning_rate_factor**attempt
-            rows = isinstance(value, tuple)
-            changes[field.name] = tuple((v * factor, first) for v, first in value) if rows else value * factor
-        elif not isinstance(value, float):
-            continue
-        elif field.name.endswith("step_size"):
-            changes[field.name] = value * recovery.step_size_factor**attempt
-        elif field.name == "energy_regularization":
-            changes[field.name] = value + attempt * recovery.energy_regularization
-    return dataclasses.replace(method_config, **changes)
+    factors = {
+        "learning_rate": recovery.learning_rate_factor**attempt, "step_size": recovery.step_size_factor**attempt
+    }  # fmt: skip
+    for kind, factor in factors.items():
+        for path in _fields(method_config, kind):
+            method_config = _changed(method_config, path, lambda value: _times(value, factor))  # noqa: B023
+    for path in _fields(method_config, "energy_regularization"):
+        added = attempt * recovery.energy_regularization
+        method_config = _changed(method_config, path, lambda value: value + added)  # noqa: B023
+    return method_config
 
 
-def _numbers(config: Any) -> list[tuple[str, float]]:
-    """Names and values of all floating fields, those of nested groups too."""
-    out: list[tuple[str, float]] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            out += _numbers(value)
-        elif isinstance(value, float):
-            out.append((field.name, value))
-    return out
+def _fields(method_config: Any, kind: str) -> tuple[str, ...]:
+    return tuple(type(method_config).BACK_OFF.get(kind, ()))
+
+
+def _changed(config: Any, path: str, change: Callable[[Any], Any]) -> Any:
+    name, _, rest = path.partition(".")
+    value = getattr(config, name)
+    return dataclasses.replace(config, **{name: _changed(value, rest, change) if rest else change(value)})
+
+
+def _times(value: Any, factor: float) -> Any:
+    return tuple((v * factor, first) for v, first in value) if isinstance(value, tuple) else value * factor

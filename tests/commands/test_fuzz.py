@@ -19,13 +19,14 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from jebm import cli
+from jebm.commands import common
+from jebm.commands.main import main
 from jebm.config import Config, DataConfig, load_file
 from jebm.errors import ConfigError
 from jebm.evaluation import Record, write_record
 from jebm.images import save_png
 from jebm.methods import DenoisingEBMConfig
-from jebm.restoration import tasks
+from jebm.restoration import files
 from jebm.runs.directory import RunDirectory
 from jebm.runs.run import abstract_state, load_source
 from jebm.typed import leaves
@@ -46,7 +47,7 @@ NASTY = [
     "\0", "<script>", "x" * 5000, "\ud800", "$\\foo$",
 ]  # fmt: skip
 
-# said, and gone on with
+# a warning, not an error
 pytestmark = pytest.mark.filterwarnings("ignore:.*damaged and left out")
 
 
@@ -244,10 +245,11 @@ def attempt(tmp_path, monkeypatch):
         raise ConfigError("as far as this test goes")
 
     monkeypatch.setattr("jebm.training.train", train)
-    monkeypatch.setattr(tasks, "prior_of", enough)
-    digits = SimpleNamespace(config=SimpleNamespace(method=SimpleNamespace(image_size=8, channels=1)))
-    load = cli._load
-    monkeypatch.setattr(cli, "_load", lambda path, *step: digits if str(path) == "run" else load(path, *step))
+    monkeypatch.setattr(files, "prior_of", enough)
+    settings = SimpleNamespace(image_size=8, channels=1)
+    digits = SimpleNamespace(config=SimpleNamespace(method=settings), method=SimpleNamespace(image_shape=(8, 8, 1)))
+    load = common.load
+    monkeypatch.setattr(common, "load", lambda path, *step: digits if str(path) == "run" else load(path, *step))
 
     def try_one(number, deep=False):
         draw, folder = random.Random(number), tmp_path / str(number)
@@ -258,7 +260,7 @@ def attempt(tmp_path, monkeypatch):
         watched.inside, watched.outside, watched.deep = str(tmp_path), [], deep
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                status = cli.main(words)
+                status = main(words)
         except SystemExit as stop:
             status = stop.code
         except BaseException:

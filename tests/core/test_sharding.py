@@ -39,12 +39,12 @@ def test_large_parameters_are_split_along_their_longest_axis_that_divides():
     mesh = sharding.make_mesh(fsdp=2)
     sizes = {"large": (4, 6, 5), "odd": (2, 3, 61), "indivisible": (11, 11), "small": (7, 17), "exact": (120,)}
     tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in sizes.items()}
-    specs = {name: where.spec for name, where in sharding.split_large(tree, mesh, smallest=120).items()}
+    specs = {name: where.spec for name, where in sharding.parameter_sharding(tree, mesh, smallest=120).items()}
     assert specs == {
         "large": PartitionSpec(None, "fsdp"), "odd": PartitionSpec("fsdp"), "indivisible": PartitionSpec(),
         "small": PartitionSpec(), "exact": PartitionSpec("fsdp"),
     }  # fmt: skip
-    alone = sharding.split_large(tree, sharding.make_mesh(), smallest=120)
+    alone = sharding.parameter_sharding(tree, sharding.make_mesh(), smallest=120)
     assert all(where.is_fully_replicated for where in alone.values())
 
 

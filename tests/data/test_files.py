@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jebm import cli, data
+from jebm import data
+from jebm.commands.main import main
 from jebm.config import DataConfig
 from jebm.data import image_set
 from jebm.data.loader import crop_words
@@ -120,7 +121,7 @@ def test_a_configuration_names_a_source_that_there_is():
 
 def test_broken_files_are_named(folder, square, tmp_path, capsys):
     def refused(root, words, *options):
-        assert cli.main(["data", "info", f"folder:{root}", *options]) == 2
+        assert main(["data", "info", f"folder:{root}", *options]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1
@@ -143,9 +144,9 @@ def test_broken_files_are_named(folder, square, tmp_path, capsys):
     Image.fromarray(pixels(8, 8).astype(np.uint16) * 200).save(square / "deep.png")
     refused(square, "deep.png: pixels of mode I")
     (square / "deep.png").unlink()
-    assert cli.main(["data", "info", f"folder:{square}"]) == 0
+    assert main(["data", "info", f"folder:{square}"]) == 0
     assert "18 to train, 2 held out; 8 x 8 x 3, uint8" in capsys.readouterr().out
-    assert cli.main(["data", "prepare", f"folder:{square}"]) == 2
+    assert main(["data", "prepare", f"folder:{square}"]) == 2
     assert "needs no preparation" in capsys.readouterr().err
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jebm import data, evaluation
+from jebm import data, evaluation, mcmc
 from jebm.data import Source, to_float
-from jebm.methods.base import Method, TrainingChain
+from jebm.energy import as_partial
+from jebm.methods.base import Chain, Method
 from jebm.metrics.batches import map_batches
 
 SHAPE = (2, 3, 1)
@@ -33,17 +34,23 @@ def method(**functions) -> Method:
         init=lambda key, batch: STATE,
         update=lambda key, state, batch: (state, {}),
         generate=lambda key, state, n: gaussian_images(key, n, state["shift"]),
-        energy=lambda state, images: images.max((1, 2, 3)),
+        energy=lambda state: jnp.max,
         reconstruct=lambda key, state, images: images + state["shift"],
         scores=lambda key, state, batch: {"mean": batch.mean(), "size": jnp.float32(len(batch))},
-        parameters=lambda state: {"all": state},
+        networks=lambda state: {"all": state},
+        image_shape=SHAPE,
     )
-    return plain._replace(**functions)
+    changed = plain._replace(**functions)
+    return changed._replace(energy=lambda state: as_partial(changed.energy(state)))
 
 
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    monkeypatch.setattr("jebm.evaluation.detection.NUM_RESAMPLES", 30)
+def subject(model: Method, images: Source, state=STATE, **settings) -> evaluation.Subject:
+    """What is measured; intervals of few resamples."""
+    return evaluation.Subject(model, state, images, **{"num_resamples": 30, **settings})
+
+
+def samples(images: np.ndarray) -> evaluation.Samples:
+    return evaluation.Samples(images, 0.0)
 
 
 PIXELS = evaluation.Features(lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"})
@@ -56,7 +63,7 @@ def test_generation_at_the_bias_of_real_images(key):
     # d = 6, n against m: d σ² (1/n + 1/m) from the mean, and d (d + 1) / 8 σ² (2/n + 2/m) from the covariance
     n, m, d = 1500, 1001, 6
     generated, real, limit, kernel, precision, recall = evaluation.evaluate_generation(
-        method(), STATE, source(), key, n, features=PIXELS, protocol=PROTOCOL, batch_size=400
+        key, subject(method(), source(), num_samples=n, features=PIXELS, protocol=PROTOCOL, batch_size=400)
     )
     assert [r.metric for r in (limit, kernel, precision, recall)] == [
         "frechet_distance_infinity", "kernel_distance", "precision", "recall"
@@ -77,14 +84,14 @@ def test_generation_at_the_bias_of_real_images(key):
     assert generated.protocol["features"] == {"feature_space": "pixels"}
     assert generated.protocol["step"] == real.protocol["step"] == 7
     assert generated.protocol["images_through_method"] == 1500
-    assert generated.protocol["network_evaluations_per_image"] is None
+    assert generated.protocol["network_evaluations_per_image"] == 1
     assert 0 < generated.protocol["generation_time_seconds"] <= generated.protocol["wall_time_seconds"]
 
 
 def test_generation_sees_a_shift(key):
     state = {"shift": jnp.array(0.2)}
     generated, _, limit, kernel, *_ = evaluation.evaluate_generation(
-        method(), state, source(), key, 1500, features=PIXELS, protocol={}, evaluations_per_image=3
+        key, subject(method(evaluations_per_image=3), source(), state, num_samples=1500, features=PIXELS)
     )
     assert limit.value == pytest.approx(6 * 0.2**2, abs=0.05)
     assert kernel.value > 10 * kernel.protocol["standard_error"]
@@ -112,10 +119,8 @@ def test_what_is_compared_does_not_depend_on_the_order_of_the_files(key):
     for name, real in {"ordered": ordered, "shuffled": shuffled}.items():
         sources = {"test": of_modes(ordered[::40], real), "train": of_modes(real, ordered[::40])}
         for reference, source in sources.items():
-            records = evaluation.evaluate_generation(
-                method(), STATE, source, key, 1200, features=PIXELS, protocol={}, images=generated, most_compared=250,
-                reference=reference,
-            )  # fmt: skip
+            given = subject(method(), source, features=PIXELS, samples=samples(generated), reference=reference)
+            records = evaluation.evaluate_generation(key, given, most_compared=250)
             found = {record.metric: record for record in records}
             values[name, reference] = [found[m].value for m in ("precision", "recall")]
             distance = found["kernel_distance"]
@@ -126,8 +131,9 @@ def test_what_is_compared_does_not_depend_on_the_order_of_the_files(key):
             assert min(values[name, reference]) > 0.75
     np.testing.assert_allclose(values["ordered", "test"], values["shuffled", "test"], atol=0.15)
     # fewer images generated than there are real ones: a random part of these is compared
+    some = samples(generated[::5])
     few = evaluation.evaluate_generation(
-        method(), STATE, of_modes(ordered[::40], ordered), key, 240, features=PIXELS, protocol={}, images=generated[::5]
+        key, subject(method(), of_modes(ordered[::40], ordered), features=PIXELS, samples=some)
     )
     assert min(record.value for record in few if record.metric in ("precision", "recall")) > 0.75
 
@@ -137,7 +143,7 @@ def test_records_of_a_model_that_has_some_of_the_modes(key, share):
     # all that it makes is like the data, and it makes 1/3 or 2/3 of them
     real, images = modes(-1, 0, 1, n=300), modes(-1, 0, 1, n=300, seed=4)[: 300 * share]
     records = evaluation.evaluate_generation(
-        method(), STATE, of_modes(real, real), key, 300 * share, features=PIXELS, protocol={}, images=images
+        key, subject(method(), of_modes(real, real), features=PIXELS, samples=samples(images))
     )
     found = {record.metric: record.value for record in records}
     assert found["precision"] > 0.75
@@ -148,9 +154,8 @@ def test_records_of_a_model_that_has_some_of_the_modes(key, share):
 def test_only_inceptions_distance_is_called_fid(key, tmp_path, monkeypatch):
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path))
     space = PIXELS._replace(declaration={"feature_space": "Inception"}, logits=lambda x: np.eye(3)[x[:, 0, 0, 0] % 3])
-    records = evaluation.evaluate_generation(
-        method(), STATE, source(200, 100), key, 60, features=space, protocol=PROTOCOL, reference="train"
-    )
+    given = subject(method(), source(200, 100), num_samples=60, features=space, protocol=PROTOCOL, reference="train")
+    records = evaluation.evaluate_generation(key, given)
     names = ["fid", "fid_real", "fid_infinity", "kid", "precision", "recall", "classifier_score"]
     assert [record.metric for record in records] == names
     assert [record.n for record in records[:2]] == [60, 60]  # of 100 test images as many as were generated
@@ -160,7 +165,7 @@ def test_only_inceptions_distance_is_called_fid(key, tmp_path, monkeypatch):
     assert records[-1].protocol["note"] == "not the Inception score"
     assert 1 < records[-1].value <= 3
     assert len(list((tmp_path / "statistics").iterdir())) == 2  # the reference and the other split, not the samples
-    few = evaluation.evaluate_generation(method(), STATE, source(40, 30), key, 20, features=PIXELS, protocol={})
+    few = evaluation.evaluate_generation(key, subject(method(), source(40, 30), num_samples=20, features=PIXELS))
     # quarters of 5 images in 6 dimensions: there is no line to extrapolate
     assert [record.metric for record in few][:3] == ["frechet_distance", "frechet_distance_real", "kernel_distance"]
 
@@ -189,43 +194,44 @@ def test_generation_compiles_once(key):
 def test_nan_is_never_a_number(key):
     broken = method(
         generate=lambda key, state, n: gaussian_images(key, n).at[0, 0, 0, 0].set(jnp.nan),
-        energy=lambda state, images: images.max((1, 2, 3)).at[3].set(jnp.inf),
+        energy=lambda state: lambda x: jnp.where(x[0, 0, 0] > 0.1, jnp.inf, x.max()),
         reconstruct=lambda key, state, images: images / 0.0,
         scores=lambda key, state, batch: {"gap": jnp.float32(jnp.nan)},
     )
-    given = (broken, STATE, source(50, 40), key)
+    given = subject(broken, source(50, 40), num_samples=25, features=PIXELS, batch_size=10)
     with pytest.raises(ValueError, match="3 of 25 generated images hold NaN"):
-        evaluation.evaluate_generation(*given, 25, features=PIXELS, protocol={}, batch_size=10)
+        evaluation.evaluate_generation(key, given)
     with pytest.raises(ValueError, match="reconstruction_error came out as inf"):
-        evaluation.evaluate_reconstruction(*given, protocol={})
+        evaluation.evaluate_reconstruction(key, given)
     with pytest.raises(ValueError, match="score_gap came out as nan"):
-        evaluation.evaluate_scores(*given, protocol={})
-    with pytest.raises(ValueError, match="in_scores: 4 of 40 are NaN or infinite"):
-        evaluation.evaluate_ood(*given, protocol={}, batch_size=10)
+        evaluation.evaluate_scores(key, given)
+    lost = int((to_float(given.source.test)[:, 0, 0, 0] > 0.1).sum())
+    with pytest.raises(ValueError, match=f"in_scores: {lost} of 40 are NaN or infinite"):
+        evaluation.evaluate_ood(key, given)
 
 
 # reconstruction and scores
 
 
 def test_reconstruction_error(key):
-    (record,) = evaluation.evaluate_reconstruction(method(), STATE, source(50, 40), key, protocol=PROTOCOL)
+    (record,) = evaluation.evaluate_reconstruction(key, subject(method(), source(50, 40), protocol=PROTOCOL))
     assert (record.metric, record.value, record.n) == ("reconstruction_error", 0.0, 40)
     state = {"shift": jnp.array(-0.2)}
-    record, psnr = evaluation.evaluate_reconstruction(method(), state, source(50, 40), key, protocol={}, batch_size=17)
+    record, psnr = evaluation.evaluate_reconstruction(key, subject(method(), source(50, 40), state, batch_size=17))
     assert record.value == pytest.approx(0.04, rel=1e-5)
     # 20 dB, but for the rounding of 25.5 levels to 25 or 26 and a pixel near black
     assert psnr.metric == "reconstruction_psnr"
     assert psnr.value == pytest.approx(20, abs=0.3)
     assert record.protocol["wall_time_seconds"] > 0
     without = method(reconstruct=None)
-    assert evaluation.evaluate_reconstruction(without, STATE, source(50, 40), key, protocol={}) == []
+    assert evaluation.evaluate_reconstruction(key, subject(without, source(50, 40))) == []
 
 
 def test_reconstruction_of_a_part_batch_counts_each_image_once(key):
     # the error of an image is its own first pixel, squared: exact mean over 40 images in batches of 17
     images = source(50, 40)
     first = method(reconstruct=lambda key, state, x: x + x[:, :1, :1])
-    record = evaluation.evaluate_reconstruction(first, STATE, images, key, protocol={}, batch_size=17)[0]
+    record = evaluation.evaluate_reconstruction(key, subject(first, images, batch_size=17))[0]
     expected = np.square(np.asarray(to_float(images.test[:, 0, 0, 0]), float)).mean()
     assert record.value == pytest.approx(expected, rel=1e-6)
 
@@ -234,7 +240,7 @@ def test_structural_similarity_of_reconstructions(key):
     images = np.random.default_rng(1).integers(0, 256, (6, 12, 13, 3), dtype=np.uint8)
     darker = method(reconstruct=lambda key, state, x: 0.5 * x - 0.25)
     source = Source("noise", images[:2], images[2:], None, None, None, "")
-    records = evaluation.evaluate_reconstruction(darker, STATE, source, key, protocol={}, batch_size=3)
+    records = evaluation.evaluate_reconstruction(key, subject(darker, source, batch_size=3))
     found = {record.metric: record.value for record in records}
     levels = np.asarray(data.to_uint8(0.5 * to_float(images[2:]) - 0.25))
     expected = evaluation.ssim(levels, images[2:], data_range=255).mean()
@@ -246,7 +252,7 @@ def test_structural_similarity_of_reconstructions(key):
 
 def test_scores_average_over_equal_batches(key):
     images = source(50, 40)
-    mean, size = evaluation.evaluate_scores(method(), STATE, images, key, protocol=PROTOCOL, batch_size=14)
+    mean, size = evaluation.evaluate_scores(key, subject(method(), images, protocol=PROTOCOL, batch_size=14))
     assert (mean.metric, size.metric) == ("score_mean", "score_size")
     assert (size.value, size.n, mean.n) == (13.0, 39, 39)  # 3 batches of 13 rather than 2 of 14 and one of 12
     levels = images.test[data.permutation(0, 0, 40)[:39]]
@@ -257,13 +263,13 @@ def test_a_batch_of_scores_is_of_all_classes(key):
     # each class alone has the deviation σ, all three together sqrt(σ² + 1/6)
     spread = method(scores=lambda key, state, batch: {"spread": batch.std()})
     images = of_modes(modes(0, n=10), modes(-1, 0, 1, n=100))
-    (record,) = evaluation.evaluate_scores(spread, STATE, images, key, protocol={}, batch_size=100)
+    (record,) = evaluation.evaluate_scores(key, subject(spread, images, batch_size=100))
     assert record.value == pytest.approx(np.sqrt(SIGMA**2 + 1 / 6), rel=0.1)
 
 
 def test_a_batch_has_its_own_key(key):
     drawn = method(scores=lambda key, state, batch: {"draw": jax.random.normal(key)})
-    (record,) = evaluation.evaluate_scores(drawn, STATE, source(50, 40), key, protocol={}, batch_size=14)
+    (record,) = evaluation.evaluate_scores(key, subject(drawn, source(50, 40), batch_size=14))
     expected = np.mean([jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)])
     assert record.value == pytest.approx(expected, rel=1e-5)
 
@@ -275,7 +281,7 @@ def test_energies_of_outliers(key, tmp_path):
     images = source(50, 300)
     others = {"data:brighter": images.test[:200] // 4 + 191, "larger": np.zeros((60, 4, 4, 3), np.uint8)}
     records = evaluation.evaluate_ood(
-        method(), STATE, images, key, protocol=PROTOCOL, others=others, batch_size=128, directory=tmp_path
+        key, subject(method(), images, protocol=PROTOCOL, others=others, batch_size=128, directory=tmp_path)
     )
     values = {record.metric: record for record in records}
     names = ["uniform_noise", "constant", "shuffled", "interpolation", "data_brighter", "larger"]
@@ -316,7 +322,7 @@ def test_the_baselines_know_training_images_only(key):
                     enumerate([(0, 100), (150, 256)]))  # fmt: skip
     others = {"dark": np.random.default_rng(2).integers(0, 100, (60, 4, 4, 1), dtype=np.uint8)}
     records = evaluation.evaluate_ood(
-        method(), STATE, Source("two", dark, bright, None, None, None, ""), key, protocol={}, others=others
+        key, subject(method(), Source("two", dark, bright, None, None, None, ""), others=others)
     )
     values = {record.metric: record.protocol for record in records}
     assert values["auroc_dark"]["auroc_of_channel_statistics"] == 0.0
@@ -327,10 +333,9 @@ def test_the_scores_that_histograms_are_drawn_of(key, tmp_path):
     images = {name: np.full((30, *SHAPE), level, np.uint8) for name, level in
               {"train": 10, "test": 20, "samples": 30, "other": 40}.items()}  # fmt: skip
     given = Source("levels", images["train"], images["test"], None, None, None, "")
-    evaluation.evaluate_ood(
-        method(), STATE, given, key, protocol={}, others={"other": images["other"]}, directory=tmp_path,
-        generated=np.concatenate([images["samples"]] * 2),
-    )  # fmt: skip
+    drawn = samples(np.concatenate([images["samples"]] * 2))
+    others = {"other": images["other"]}
+    evaluation.evaluate_ood(key, subject(method(), given, others=others, directory=tmp_path, samples=drawn))
     with np.load(tmp_path / "ood_scores.npz") as file:
         for name, level in {"in": 20, "samples": 30, "other": 40}.items():
             np.testing.assert_allclose(file[f"energy/{name}"], level / 127.5 - 1, rtol=1e-5)
@@ -338,8 +343,8 @@ def test_the_scores_that_histograms_are_drawn_of(key, tmp_path):
 
 
 def test_an_energy_with_the_sign_wrong_shows(key):
-    wrong = method(energy=lambda state, images: -jnp.square(images).sum((1, 2, 3)))
-    records = evaluation.evaluate_ood(wrong, STATE, source(50, 300), key, protocol={})
+    wrong = method(energy=lambda state: lambda x: -jnp.square(x).sum())
+    records = evaluation.evaluate_ood(key, subject(wrong, source(50, 300)))
     assert records[0].value < 0.05
 
 
@@ -348,9 +353,8 @@ def test_an_energy_with_the_sign_wrong_shows(key):
 
 def test_evaluate_makes_the_records_asked_for(key):
     groups = []
-    records = evaluation.evaluate(
-        method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, on_records=groups.append
-    )
+    given = subject(method(), source(120, 60), num_samples=50, protocol=PROTOCOL)
+    records = evaluation.evaluate(key, given, on_records=groups.append)
     assert [record.metric for record in records] == [
         "frechet_distance", "frechet_distance_real", "kernel_distance", "precision", "recall",
         "reconstruction_error", "score_mean", "score_size",
@@ -359,21 +363,19 @@ def test_evaluate_makes_the_records_asked_for(key):
     ]  # fmt: skip
     assert sum(groups, []) == records
     assert records[0].protocol["features"]["feature_space"] == "FD-random"
-    alone = evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol=PROTOCOL, metrics=("ood",))
+    alone = evaluation.evaluate(key, given, ("ood",))
     assert [record.value for record in alone] == [record.value for record in records[-12:]]
     with pytest.raises(
         ValueError, match="no metric 'fid'; there are generation, reconstruction, scores, ood, likelihood, long_run"
     ):
-        evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol={}, metrics=("fid",))
+        evaluation.evaluate(key, given, ("fid",))
     with pytest.raises(ValueError, match="no chain on images in training"):
-        evaluation.evaluate(method(), STATE, source(120, 60), key, n=50, protocol={}, metrics=("long_run",))
+        evaluation.evaluate(key, given, ("long_run",))
 
 
 def test_an_outlier_set_called_as_one_that_is_made_is_scored_beside_it(key):
     others = {"constant": np.full((7, *SHAPE), 3, np.uint8)}
-    records = evaluation.evaluate_ood(
-        method(), STATE, source(120, 60), key, protocol=PROTOCOL, others=others, directory=None
-    )
+    records = evaluation.evaluate_ood(key, subject(method(), source(120, 60), protocol=PROTOCOL, others=others))
     counts = {record.metric: record.protocol["n_outliers"] for record in records}
     assert (counts["auroc_constant"], counts["auroc_constant-given"]) == (60, 7)
 
@@ -393,9 +395,10 @@ def test_a_long_run_follows_the_law_of_its_chains(key):
 
     # E = x² / (2 s²): each step multiplies by a = 1 - η / s²; without noise all is known
     s2, eta, steps = 0.01, 1e-4, 5
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * s2))
+    quadratic = method(energy=lambda state: lambda x: jnp.square(x).sum() / (2 * s2))
     start = gaussian_images(key, 16)
-    run = long_run.long_chains(quadratic, STATE, key, TrainingChain(steps, eta, 0.0), start, (1, 4))
+    kernel = mcmc.langevin(quadratic.energy(STATE), eta, 0.0)
+    run = long_run.long_chains(key, kernel, start, steps, (1, 4))
     a = 1 - eta / s2
     assert run.energies.shape == run.gradient_norms.shape == (4,)
     for i, position in zip((1, 4), run.positions, strict=True):
@@ -404,24 +407,30 @@ def test_a_long_run_follows_the_law_of_its_chains(key):
     np.testing.assert_allclose(run.energies, energies, rtol=1e-4)
 
 
-def test_the_records_of_a_long_run_are_of_the_steps_that_they_name(key):
+def test_the_records_of_a_long_run_are_of_the_steps_that_they_name(key, tmp_path):
     from jebm.evaluation import long_run
 
     # without noise each step multiplies an image by a: energies and gradients say after how many steps they were taken
     a, steps, multiples = 0.98, 2, (1, 3, 10)
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / 2)
-    chain = TrainingChain(steps, 1 - a, 0.0)
-    records, run = long_run.evaluate_long_run(
-        quadratic, STATE, source(50, 400), key, chain=chain, features=PIXELS, protocol={}, multiples=multiples
+    # in units of T, which tends to 0: the step on T E is η, and there is no noise to be seen
+    temperature = 1e-14
+    quadratic = method(
+        energy=lambda state: lambda x: jnp.square(x).sum() / (2 * temperature),
+        chain=Chain(steps, 1 - a), temperature=temperature,
+    )  # fmt: skip
+    records = long_run.evaluate_long_run(
+        key, subject(quadratic, source(50, 400), features=PIXELS, directory=tmp_path), multiples=multiples
     )
-    start = run.positions[0] / a**steps
+    with np.load(tmp_path / "long_run.npz") as file:
+        start = file["positions"][0] / a**steps
     values = {record.metric: record for record in records}
     for m in multiples:
         end = start * a ** (m * steps)
         norms = np.sqrt(np.square(end).sum((1, 2, 3)))
-        assert values[f"long_run_energy_{m}x"].value == pytest.approx(np.square(norms).mean() / 2, rel=1e-4)
+        energy = np.square(norms).mean() / 2 / temperature
+        assert values[f"long_run_energy_{m}x"].value == pytest.approx(energy, rel=1e-4)
         # the gradient is that of the last step, before it
-        assert values[f"long_run_gradient_norm_{m}x"].value == pytest.approx(norms.mean() / a, rel=1e-4)
+        assert values[f"long_run_gradient_norm_{m}x"].value == pytest.approx(norms.mean() / a / temperature, rel=1e-4)
         # two images are sqrt(2 · 6) σ apart; 400 of them tell that to some 3 %, and the 256 levels round
         moved = np.sqrt(np.square(end - start).sum((1, 2, 3)).mean()) / np.sqrt(12 * SIGMA**2)
         assert values[f"long_run_feature_drift_{m}x"].value == pytest.approx(moved, rel=0.15, abs=0.01)
@@ -439,10 +448,13 @@ def test_the_unit_of_drift_is_between_images_of_any_two_classes():
 def test_records_of_a_long_run(key):
     from jebm.evaluation import long_run
 
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
-    given = (quadratic, STATE, source(50, 400), key)
-    chain = TrainingChain(2, SIGMA**2 / 2, 1.0)  # an autocorrelation of 1/2 a step
-    records, _ = long_run.evaluate_long_run(*given, chain=chain, features=PIXELS, protocol=PROTOCOL, multiples=(1, 10))
+    temperature = 0.3
+    quadratic = method(
+        energy=lambda state: lambda x: jnp.square(x).sum() / (2 * SIGMA**2), temperature=temperature,
+        chain=Chain(2, SIGMA**2 / 2 / temperature),  # an autocorrelation of 1/2 a step
+    )  # fmt: skip
+    given = subject(quadratic, source(50, 400), features=PIXELS, protocol=PROTOCOL)
+    records = long_run.evaluate_long_run(key, given, multiples=(1, 10))
     values = {record.metric: record for record in records}
     assert len(values) == 6
     # at stationarity E = d/2 σ_∞²/σ², and an image is unrelated to its start, up to that inflation (4/3)
@@ -451,22 +463,18 @@ def test_records_of_a_long_run(key):
     assert values["long_run_feature_drift_10x"].value == pytest.approx(np.sqrt(7 / 6), rel=0.2)
     protocol = values["long_run_energy_10x"].protocol
     assert (protocol["chain_steps"], protocol["chain"]["num_steps"]) == (20, 2)
+    away = given._replace(method=quadratic._replace(chain=Chain(2, 1e9)))
     with pytest.raises(ValueError, match="long_run|NaN or an infinity"):
-        long_run.evaluate_long_run(
-            *given, chain=TrainingChain(2, 1e9, 1.0), features=PIXELS, protocol={}, multiples=(1, 10)
-        )
+        long_run.evaluate_long_run(key, away, multiples=(1, 10))
 
 
 def test_step_sizes_are_found_and_kept(key, tmp_path):
-    from jebm import mcmc
-
     temperature = 2.0
-    quadratic = method(energy=lambda state, images: jnp.square(images).sum((1, 2, 3)) / (2 * SIGMA**2))
-    chain = TrainingChain(2, 0.123, temperature)
-    records = evaluation.evaluate(
-        quadratic, STATE, source(20, 20), key, n=1, protocol=PROTOCOL, metrics=("step_sizes",), chain=chain,
-        temperature=temperature,
+    quadratic = method(
+        energy=lambda state: lambda x: jnp.square(x).sum() / (2 * temperature * SIGMA**2),
+        chain=Chain(2, 0.123), temperature=temperature,
     )  # fmt: skip
+    records = evaluation.evaluate(key, subject(quadratic, source(20, 20), protocol=PROTOCOL), ("step_sizes",))
     found = {record.metric: evaluation.read_record(evaluation.write_record(tmp_path, record)) for record in records}
     assert sorted(found) == ["step_size_hmc", "step_size_mala", "step_size_short_run"]
     assert {record.protocol["configured_step_size"] for record in records} == {0.123}
@@ -480,22 +488,21 @@ def test_step_sizes_are_found_and_kept(key, tmp_path):
         protocol = found[f"step_size_{name}"].protocol
         assert float(rate) == pytest.approx(protocol["target_acceptance"], abs=0.06)
         assert protocol["acceptance"] == pytest.approx(protocol["target_acceptance"], abs=0.06)
-    broken = method(energy=lambda state, images: images.sum((1, 2, 3)) * jnp.nan)
+    broken = method(energy=lambda state: lambda x: x.sum() * jnp.nan)
     with pytest.raises(ValueError, match="step_size_short_run came out as nan"):
-        evaluation.evaluate_step_sizes(broken, STATE, key, protocol=PROTOCOL)
+        evaluation.evaluate_step_sizes(key, subject(broken, source(20, 20), protocol=PROTOCOL))
 
 
 def test_the_chain_of_each_family():
     from jebm import methods
 
-    training_chain = lambda config: methods.build(config).training_chain  # noqa: E731
-    # the released EC-VAE: s = 1e-6 on E = f/τ; Hat EBM: ε = 5e-4 at T = 1e-8
-    ec = training_chain(methods.ECVAEConfig())
-    assert ec == (15, pytest.approx(5e-7), 1.0, None)
-    hat = training_chain(methods.HatEBMConfig())
-    assert hat == (50, pytest.approx(12.5), 1e-8, 2.5)
-    assert 2 * hat.step_size * hat.temperature == pytest.approx(5e-4**2)
-    assert training_chain(methods.DenoisingEBMConfig()) is None
+    # the released EC-VAE: s = 1e-6 on f/τ; Hat EBM: ε = 5e-4 at T = 1e-8
+    ec, hat = methods.build(methods.ECVAEConfig()), methods.build(methods.HatEBMConfig())
+    assert (ec.chain.num_steps, ec.chain.max_drift) == (15, None)
+    assert ec.chain.step_size * ec.temperature == pytest.approx(5e-7)
+    assert hat.chain == (50, pytest.approx(12.5), 2.5)
+    assert 2 * hat.chain.step_size * hat.temperature == pytest.approx(5e-4**2)
+    assert methods.build(methods.DenoisingEBMConfig()).chain is None
 
 
 def test_records_of_an_evaluation_can_be_written(key, tmp_path):
@@ -503,7 +510,7 @@ def test_records_of_an_evaluation_can_be_written(key, tmp_path):
 
     images = source(120, 60)
     protocol = evaluation.run_protocol(images, seed=0, step=5, weights="ema", config_hash=None)
-    for record in evaluation.evaluate(method(), STATE, images, key, n=50, protocol=protocol):
+    for record in evaluation.evaluate(key, subject(method(), images, num_samples=50, protocol=protocol)):
         again = read_record(write_record(tmp_path, record))
         assert (again.metric, again.value, again.n) == (record.metric, record.value, record.n)
 

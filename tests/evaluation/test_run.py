@@ -11,9 +11,12 @@ import pytest
 from helpers import families as tiny_families
 from helpers import toy as toy_family
 
-from jebm import cli, data, evaluation, methods
+from jebm import data, evaluation, methods
+from jebm.commands.main import main
 from jebm.config import Config
-from jebm.evaluation.run import choose_features, with_weights
+from jebm.errors import ConfigError
+from jebm.evaluation.run import choose_features, run_weights
+from jebm.methods.shared import Trained
 from jebm.metrics import inception
 from jebm.runs import run as runs
 from jebm.runs.directory import RunDirectory
@@ -21,68 +24,63 @@ from jebm.runs.directory import RunDirectory
 
 def a_run(config, state=None):
     config = Config(method=config)
-    return runs.Run(RunDirectory(None), config, runs.build(config), state, 3, {})  # type: ignore[arg-type]
+    return runs.Run(RunDirectory(None), config, methods.build(config), state, 3, {})  # type: ignore[arg-type]
 
 
-# what training changes and generation may not read where averages are used, and where these averages are
-RAW = {
-    "denoising_ebm": {"params": "average"}, "ec_flow": {"flow": "average"}, "ec_gan": {"generator": "average"},
-    "ec_vae": {"vae": "vae_average"}, "hat_autoencoder": {"params": "average"},
-    "hat_ebm": {"energy": "energy_average", "generator": "generator_average"},
-}  # fmt: skip
+def moved(state, field):
+    """The state with this field of each network that learns moved."""
+    is_trained = lambda node: isinstance(node, Trained)  # noqa: E731
+
+    def move(node):
+        if not is_trained(node) or getattr(node, field) is None:
+            return node
+        return node._replace(**{field: tiny_families.away_from_the_start(getattr(node, field))})
+
+    return jax.tree.map(move, state, is_leaf=is_trained)
 
 
 def test_every_family_is_looked_at():
-    assert set(RAW) == set(tiny_families.CONFIGS) == set(methods.FAMILIES) - {"toy"}
+    assert set(tiny_families.CONFIGS) == set(methods.FAMILIES) - {"toy"}
 
 
-@pytest.mark.parametrize("name", RAW)
+@pytest.mark.parametrize("name", tiny_families.CONFIGS)
 def test_raw_weights_or_their_average(name):
+    """Averages differ from raw weights; then the raw ones move, then the averages; of other networks both stay."""
     run = a_run(tiny_families.CONFIGS[name])
-    state = jax.jit(run.method.init)(jax.random.key(0), tiny_families.IMAGES)
-    averages = set(RAW[name].values())
-    # raw weights as they begin, averages elsewhere; then the raw ones moved, then the averages
-    start = state._replace(**{field: tiny_families.away_from_the_start(getattr(state, field)) for field in averages})
-    raw_moved = start._replace(**{
-        field: {**old, "params": tiny_families.away_from_the_start(old["params"])} if "batch_stats" in old
-        else tiny_families.away_from_the_start(old)
-        for field, old in ((field, getattr(start, field)) for field in RAW[name])
-    })  # fmt: skip
-    average_moved = start._replace(
-        **{field: tiny_families.away_from_the_start(getattr(start, field)) for field in averages}
-    )
+    start = moved(jax.jit(run.method.init)(jax.random.key(0), tiny_families.IMAGES), "ema")
+    # a network without an average (the energy of a calibrated generator) has its raw weights in both looks
+    kept = lambda state: jax.tree.map(  # noqa: E731
+        lambda new, old: old if isinstance(old, Trained) and old.ema is None else new,
+        moved(state, "params"), state, is_leaf=lambda node: isinstance(node, Trained),
+    )  # fmt: skip
 
     def looks(weights):
-        chosen, used = with_weights(dataclasses.replace(run, state=start), weights)
-        assert used == weights
-        method = chosen.method
-
         @jax.jit
         def look(state):
-            rebuilt = with_weights(dataclasses.replace(run, state=state), weights)[0].state
-            images = method.generate(jax.random.key(1), rebuilt, 2)
-            return images, method.energy(rebuilt, tiny_families.IMAGES[:2])
+            chosen, used = run_weights(dataclasses.replace(run, state=state), weights)
+            assert used == (weights or run.method.weights)
+            images = run.method.generate(jax.random.key(1), chosen, 2)
+            return images, jax.vmap(run.method.energy(chosen))(tiny_families.IMAGES[:2])
 
-        return [look(state) for state in (start, raw_moved, average_moved)]
+        return [look(state) for state in (start, kept(start), moved(start, "ema"))]
 
     different = lambda a, b: max(float(jnp.abs(x - y).max()) for x, y in zip(a, b, strict=True)) > 1e-6  # noqa: E731
-    at_start, raw, average = looks("raw")
-    assert different(at_start, raw)
-    assert not different(at_start, average)
-    at_start, raw, average = looks("ema")
-    assert not different(at_start, raw)
-    assert different(at_start, average)
+    for weights in ("raw", "ema", None):
+        at_start, raw, average = looks(weights)
+        assert different(at_start, raw) == ((weights or run.method.weights) == "raw")
+        assert different(at_start, average) == ((weights or run.method.weights) == "ema")
 
 
 def test_which_weights_are_meant_if_none_are_named():
-    vae = a_run(tiny_families.CONFIGS["ec_vae"])
-    assert with_weights(vae, None) == (vae, "ema")
-    hat = a_run(tiny_families.CONFIGS["hat_autoencoder"])
-    assert with_weights(hat, None) == (hat, "raw")
-    plain = a_run(toy_family.ToyConfig())
-    assert with_weights(plain, None) == with_weights(plain, "raw") == (plain, "raw")
-    with pytest.raises(ValueError, match="keeps no moving average"):
-        with_weights(plain, "ema")
+    def of(config):
+        return a_run(config, jax.eval_shape(methods.build(config).init, jax.random.key(0), tiny_families.IMAGES))
+
+    assert run_weights(of(tiny_families.CONFIGS["ec_vae"]))[1] == "ema"
+    assert run_weights(of(tiny_families.CONFIGS["hat_autoencoder"]))[1] == "raw"
+    plain = dataclasses.replace(of(toy_family.ToyConfig()), state={"a": jnp.zeros(2)})
+    assert run_weights(plain) == run_weights(plain, "raw") == (plain.state, "raw")
+    with pytest.raises(ConfigError, match="keeps no moving average"):
+        run_weights(plain, "ema")
 
 
 def test_without_weights_the_user_is_told(tmp_path, monkeypatch):
@@ -102,7 +100,7 @@ def test_without_weights_the_user_is_told(tmp_path, monkeypatch):
 
 
 def test_inception_is_taken_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(inception, "installed", lambda: "somewhere")
+    monkeypatch.setattr("jebm.evaluation.run.installed", lambda: "somewhere")
     monkeypatch.setattr(inception, "inception_features", lambda: "inception")
     monkeypatch.setattr("jebm.evaluation.run.source_features", lambda source: "substitute")
     small = data.load("digits")
@@ -116,7 +114,6 @@ def test_inception_is_taken_where_it_is_installed(monkeypatch):
 
 def test_a_run_is_measured_twice_with_the_same_numbers(finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("jebm.evaluation.detection.NUM_RESAMPLES", 30)
     monkeypatch.setattr("jebm.evaluation.run.source_features", evaluation.random_features)
     larger = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "larger.npz", x_train=larger, x_test=larger)
@@ -124,7 +121,7 @@ def test_a_run_is_measured_twice_with_the_same_numbers(finished_run, tmp_path, m
     for name in ("first", "second"):
         run = shutil.copytree(finished_run, tmp_path / name)
         command = f"evaluate {run} --metrics generation,ood --num 24 --ood npz:{tmp_path}/larger.npz"
-        assert cli.main(command.split()) == 0
+        assert main(command.split()) == 0
         folder = run / "evaluation"
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
         values.append({record["metric"]: record["value"] for record in records})

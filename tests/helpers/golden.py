@@ -1,12 +1,15 @@
 """Golden cases: numbers from the papers' own codes, as trees."""
 
 import functools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jebm.convert.arrays import from_flat
+from jebm.methods.ec.energy_networks import MSResNet, ResNet
 from jebm.networks import spectral_norm
 
 
@@ -38,6 +41,26 @@ def load(module, case, *inputs, weights="w", vectors=None, exclude=()):
         arrays |= group(case, vectors)
     variables = from_flat(arrays, template)
     return variables, variables.pop("spectral", None)
+
+
+def network_of(weights):
+    """The energy network whose weights these are, its layers read off their names and shapes."""
+    trunk = "scale1/" if any(name.startswith("scale1/") for name in weights) else ""
+    layers = []
+    for stage in range(9):
+        pattern = re.compile(rf"{trunk}stage{stage}/block\d+/conv_1/kernel")
+        kernels = [weight for name, weight in weights.items() if pattern.fullmatch(name)]
+        if kernels:
+            layers.append((kernels[0].shape[-1], len(kernels)))
+    kind = MSResNet if trunk else ResNet
+    return kind(layers=tuple(layers), head_width=weights["head/fc_1/bias"].size)
+
+
+def head_of(case, prefix="w", image=(16, 16, 3)):
+    weights = group(case, prefix)
+    module = network_of(weights)
+    variables, _ = load(module, case, jnp.zeros((1, *image)), weights=prefix)
+    return module, variables["params"]
 
 
 def at(tree, name):

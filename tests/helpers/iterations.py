@@ -5,6 +5,7 @@ singular vectors are those of no batch, so that whoever reads the wrong one is s
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +131,11 @@ def assert_moving_average(old, weights, new, decay):
 
 
 def readers(read, state, seed):
-    """For each field of a state, which of the outputs ``read(state)`` change when it alone does."""
+    """For each part of a state, which of the outputs ``read(state)`` change when it alone does.
+
+    A part is a field, or one of a nested NamedTuple of networks, by its dotted name; a dictionary of networks counts
+    as one.
+    """
     before, rng, changed = jax.device_get(read(state)), np.random.default_rng(seed), {}
 
     def disturb(leaf):
@@ -138,7 +143,11 @@ def readers(read, state, seed):
             return leaf
         return np.asarray(leaf) * np.float32(rng.uniform(1.2, 1.5, leaf.shape)) + np.float32(0.01)
 
-    for field in state._fields:
-        after = jax.device_get(read(state._replace(**{field: jax.tree.map(disturb, getattr(state, field))})))
-        changed[field] = {name for name in before if not np.array_equal(before[name], after[name])}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+    parts = [".".join(key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)) for path, _ in leaves]
+    parts = [re.sub(r"optimizer\..*", "optimizer", part) for part in parts]
+    for part in dict.fromkeys(parts):
+        moved = [disturb(leaf) if own == part else leaf for own, (_, leaf) in zip(parts, leaves, strict=True)]
+        after = jax.device_get(read(jax.tree.unflatten(structure, moved)))
+        changed[part] = {name for name in before if not np.array_equal(before[name], after[name])}
     return changed

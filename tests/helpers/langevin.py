@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import jebm
+from helpers.alternating import Alternating
 from helpers.laws import Move, Verdict, exact_law, gaussian_test
 
 NUM_CHAINS = 2**15
@@ -97,7 +98,7 @@ def per_leaf(num_steps: int = 8) -> Case:
 
 def alternating(num_steps: int = 8) -> Case:
     """Blocks z, then y with the new z. Raveled, a position is (y, z), as dict keys are sorted."""
-    kernel = jebm.langevin(joint_energy(), {"z": 0.6, "y": 0.25}, 0.6, blocks=("z", "y"))
+    kernel = Alternating(jebm.langevin(joint_energy(), {"z": 0.6, "y": 0.25}, 0.6), ("z", "y"))
     z = Move([0.0, 0.6, 0.6], JOINT_PRECISION, JOINT_MEAN, 0.6)
     y = Move([0.25, 0.0, 0.0], JOINT_PRECISION, JOINT_MEAN, 0.6)
     template = {"z": jnp.zeros(2), "y": jnp.zeros((1, 1))}

@@ -53,7 +53,10 @@ def fresh_run(path, method, seed=0):
     directory.write_config(config)
     batch = np.zeros((2, 8, 8, 1), np.float32)
     checkpoints = Checkpoints(directory.checkpoints, 1)
-    built = runs.build(config)
+    frozen = runs.frozen_generator(config)
+    if frozen is not None:
+        directory.write_generator(frozen.configs, frozen.fingerprint)
+    built = runs.build(config, frozen and frozen.generator)
     checkpoints.save(jax.jit(lambda seed, b: initial_state(built, seed, b))(seed, batch), {})
     checkpoints.close()
     return jebm.load(path)

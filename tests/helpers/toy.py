@@ -4,7 +4,7 @@ It has what the trainer must carry through every fault: parameters large enough 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +14,30 @@ from jebm import energy, mcmc, methods
 from jebm.config import Config, DataConfig, TrainingConfig
 from jebm.errors import check
 from jebm.mcmc import bank
-from jebm.methods import diagnostics as watching
-from jebm.methods.base import Method
+from jebm.methods import diagnostics
+from jebm.methods.base import Chain, Method
+from jebm.methods.shared import Trained, descend, prior_samples, train
 
 HIDDEN = 1024  # 64 x 1024 weights: the smallest array that is split over the fsdp axis
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    image_size: int = 8
-    channels: int = 1
     learning_rate: float = 0.02
     step_size: float = 0.1
     num_steps: int = 5
     energy_regularization: float = 0.0
+    image_shape: ClassVar[tuple[int, int, int]] = (8, 8, 1)
+    BACK_OFF: ClassVar[dict[str, tuple[str, ...]]] = {
+        name: (name,) for name in ("learning_rate", "step_size", "energy_regularization")
+    }
 
     def __post_init__(self):
         check(self, learning_rate=">0", step_size=">0", num_steps=">=1", energy_regularization=">=0")
 
 
 class ToyState(NamedTuple):
-    params: dict
-    optimizer: tuple
+    network: Trained
     bank: bank.Bank
 
 
@@ -47,21 +49,20 @@ def energy_of(params, x):
 
 
 def build(config):
-    config = getattr(config, "method", config)
     optimizer = optax.adam(config.learning_rate, b1=0.5)
     energies = lambda params, x: jax.vmap(lambda one: energy_of(params, one))(x)  # noqa: E731
 
     def init(key, batch):
         weights_key, bank_key = jax.random.split(key)
-        weights = 0.3 * jax.random.normal(weights_key, (64 * config.channels, HIDDEN))
-        params = {"mean": jnp.ones(batch.shape[1:]), "log_precision": jnp.zeros(()), "weights": weights}
-        entries = {"x": jax.random.normal(bank_key, (32, *batch.shape[1:]))}
-        return ToyState(params, optimizer.init(params), bank.init(entries))
+        weights = 0.3 * jax.random.normal(weights_key, (64, HIDDEN))
+        params = {"mean": jnp.ones(config.image_shape), "log_precision": jnp.zeros(()), "weights": weights}
+        entries = {"x": jax.random.normal(bank_key, (32, *config.image_shape))}
+        return ToyState(train(params, optimizer), bank.init(entries))
 
     def update(key, state, batch):
         draw_key, chain_key = jax.random.split(key)
         indices, rows = bank.draw(draw_key, state.bank, batch.shape[0])
-        bound = energy.bind(energy_of, state.params)
+        bound = energy.bind(energy_of, state.network.params)
         kernel = mcmc.langevin(bound, config.step_size)
         chain = lambda key, x: mcmc.sample(key, kernel, x, config.num_steps, trace=())[0].position  # noqa: E731
         ends = jax.vmap(chain)(mcmc.chain_keys(chain_key, batch.shape[0]), rows["x"])
@@ -70,28 +71,33 @@ def build(config):
             data, negative = jnp.mean(energies(params, batch)), jnp.mean(energies(params, ends))
             return data - negative + config.energy_regularization * (data**2 + negative**2), (data, negative)
 
-        gradients, (data, negative) = jax.grad(loss, has_aux=True)(state.params)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        gradients, (data, negative) = jax.grad(loss, has_aux=True)(state.network.params)
+        mean = state.network.params["mean"]
         metrics = {
             "energy_data": data, "energy_negative": negative, "energy_gradient_norm": optax.tree.norm(gradients),
-            "mismatch": jnp.sqrt(jnp.mean((state.params["mean"] - jnp.mean(batch, axis=0)) ** 2)),
+            "mismatch": jnp.sqrt(jnp.mean((mean - jnp.mean(batch, axis=0)) ** 2)),
         }  # fmt: skip
-        metrics |= watching.displacement(rows["x"], ends) | watching.gradient_norms(bound, batch, ends)
-        new_bank = bank.replace(state.bank, indices, {"x": ends})
-        return ToyState(optax.apply_updates(state.params, updates), optimizer_state, new_bank), metrics
+        metrics |= diagnostics.displacement(rows["x"], ends) | diagnostics.gradient_norms(bound, batch, ends)
+        network = descend(state.network, gradients, optimizer, ema_decay=0.5)
+        return ToyState(network, bank.replace(state.bank, indices, {"x": ends})), metrics
 
-    def generate(key, state, n):
-        scale = jnp.exp(-0.5 * state.params["log_precision"])
-        draw = lambda key: jax.random.normal(key, state.params["mean"].shape)  # noqa: E731
-        return state.params["mean"] + scale * jax.vmap(draw)(mcmc.chain_keys(key, n))
+    def generator(state):
+        return energy.bind(generated, state.network.ema)
 
     return Method(
-        init=init, update=update, generate=generate, energy=lambda state, x: energies(state.params, x),
-        reconstruct=None, scores=lambda key, state, batch: {}, parameters=lambda state: {"energy": state.params},
+        image_shape=config.image_shape, init=init, update=update,
+        generate=lambda key, state, n: jax.vmap(generator(state))(prior_samples(key, n, config.image_shape)),
+        energy=lambda state: energy.bind(energy_of, state.network.ema), scores=lambda key, state, batch: {},
+        networks=lambda state: {"energy": state.network}, generator=generator, latent_shape=config.image_shape,
+        chain=Chain(config.num_steps, config.step_size),
     )  # fmt: skip
 
 
-methods.FAMILIES["toy"] = methods.Family(ToyConfig, build)
+def generated(params, z):
+    return params["mean"] + jnp.exp(-0.5 * params["log_precision"]) * z
+
+
+methods.FAMILIES["toy"] = (ToyConfig, build)
 
 
 def get_config():

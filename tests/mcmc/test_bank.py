@@ -162,8 +162,8 @@ def test_draws_depend_on_the_key_and_begin_alike_for_banks_of_other_content(key)
 
 
 def test_rounded_size():
-    assert bank.rounded_size(10_000, 128) == 9_984
-    assert bank.rounded_size(100, 128) == 128
+    assert bank.divisible_size(10_000, 128) == 9_984
+    assert bank.divisible_size(100, 128) == 128
 
 
 SCRIPT = textwrap.dedent(

@@ -104,8 +104,8 @@ def test_keys_are_not_reused():
     with jax.debug_key_reuse(True):
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(3))
-        blocks = jebm.langevin(jebm.energy.standard_normal, 0.1, blocks=("z", "y"))
-        for each in (blocks, jebm.mala(jebm.energy.standard_normal, 0.1)):
+        langevin = jebm.langevin(jebm.energy.standard_normal, 0.1)
+        for each in (langevin, jebm.mala(jebm.energy.standard_normal, 0.1)):
             jebm.sample_chains(jax.random.key(3), each, x, 2, trace=())
 
 
@@ -169,8 +169,8 @@ def test_new_parameters_step_sizes_and_temperatures_retrace_nothing():
     kernels = [
         (jebm.langevin(bound([1.0, 2.0]), 0.1, 1.0), jebm.langevin(bound([3.0, 0.5]), 0.2, 0.6)),
         (
-            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_displacement=0.1, box=(-1.0, 2.0)),
-            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_displacement=0.2, box=(-2.0, 3.0)),
+            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.1, 0.2])), max_drift=0.1, box=(-1.0, 2.0)),
+            jebm.langevin(bound([1.0, 2.0]), table(jnp.array([0.3, 0.4])), max_drift=0.2, box=(-2.0, 3.0)),
         ),
         (jebm.mala(bound([1.0, 2.0]), 0.1), jebm.mala(bound([3.0, 0.5]), 0.2, 0.6)),
     ]
@@ -220,15 +220,6 @@ def test_a_chain_whose_state_is_kept_costs_one_gradient_more():
     assert counter.gradients == 7
 
 
-def test_alternating_blocks_cost_one_gradient_per_block():
-    counter = Evaluations()
-    joint = lambda x: counter.energy(jnp.concatenate([x["z"], x["y"]]))  # noqa: E731
-    langevin = jebm.langevin(joint, 0.1, blocks=("z", "y"))
-    x = {"z": jnp.ones(2), "y": jnp.ones(1)}
-    jax.jit(lambda key: jebm.sample(key, langevin, x, 5)[0].position)(KEY)["y"].block_until_ready()
-    assert counter.gradients == 10
-
-
 def test_the_cached_gradient_is_that_of_the_position():
     state = kernel().init(jnp.zeros(2))
     for k in range(3):
@@ -272,15 +263,11 @@ def run_on(position, **options):
         (run_on(jnp.zeros(2), step_size=-0.1), "step_size must be at least 0, got -0.1"),
         (run_on(PAIR, step_size={"a": 0.1, "b": jnp.array([0.1, -0.1, 0.2])}), "must be at least 0"),
         (run_on(jnp.zeros(2), temperature=-1.0), "temperature must be at least 0"),
-        (run_on(jnp.zeros(2), max_displacement=0.0), "max_displacement must be above 0"),
+        (run_on(jnp.zeros(2), max_drift=0.0), "max_drift must be above 0"),
         (run_on(PAIR, step_size={"a": 0.1}), "one entry per leaf"),
         (run_on(PAIR, step_size={"a": 0.1, "b": jnp.full(2, 0.1)}), "one entry per leaf"),
         (run_on(jnp.zeros(2), step_size=jnp.full((3, 2), 0.1)), "one entry per leaf"),
-        (run_on(PAIR, max_displacement=[0.1, 0.2]), "one entry per leaf"),
-        (run_on(PAIR, blocks=("a", "c")), "blocks"),
-        (run_on(jnp.zeros(2), blocks=("a",)), "blocks"),
-        (run_on(PAIR, blocks=()), "blocks"),
-        (run_on(PAIR, blocks=("a", "b"), step_size={"a": 0.1}), "no entry for block 'b'"),
+        (run_on(PAIR, max_drift=[0.1, 0.2]), "one entry per leaf"),
         (run_on(jnp.zeros(2), box=(1.0, 1.0)), "low must be below high"),
         (run_on(jnp.zeros(2), box=(0.0, jnp.inf)), "both finite or both infinite"),
         (run_on(PAIR, box=({"a": 0.0}, {"a": 1.0, "b": 1.0})), "same entries"),

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers import langevin as cases
+from helpers.alternating import Alternating
 from helpers.laws import accept, exact_law, gaussian_test, ks_test, reject, stationary_covariance
 from jax.flatten_util import ravel_pytree
 
 import jebm
-from jebm.methods import latent_chains
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -153,16 +153,6 @@ def test_half_precision_positions_have_another_law_and_are_refused():
         jebm.mcmc.short_run_step_size(energy, jnp.ones((3, 2), jnp.float16))
 
 
-def test_latent_chains_refuse_half_precision():
-    z, noise = jnp.zeros(2, jnp.bfloat16), jnp.zeros((1, 2))
-    with pytest.raises(ValueError, match="got bfloat16"):
-        latent_chains.lookahead_chain(jebm.energy.standard_normal, lambda z: z, z, noise, 0.1, 1.0)
-    with pytest.raises(ValueError, match="got bfloat16"):
-        latent_chains.joint_chain(
-            jebm.energy.standard_normal, lambda z: z, jnp.zeros(2), z, (noise, noise), (0.1, 0.1), 1.0
-        )
-
-
 def test_zero_temperature_is_gradient_descent_and_zero_step_size_stands_still():
     energy = cases.joint_energy()
     x = {"a": jnp.array([0.3, -1.0]), "b": jnp.array(2.0)}
@@ -188,7 +178,7 @@ def test_info_reports_energy_gradient_norm_and_displacement():
 
 def test_info_of_alternating_blocks_joins_the_gradients_that_drove_the_step():
     case = cases.alternating()
-    kernel = jebm.langevin(cases.joint_energy(), {"z": 0.6, "y": 0.25}, 0.0, blocks=("z", "y"))
+    kernel = Alternating(jebm.langevin(cases.joint_energy(), {"z": 0.6, "y": 0.25}, 0.0), ("z", "y"))
     _, unravel = ravel_pytree(case.template)
     after, info = kernel.step(jax.random.key(0), kernel.init(unravel(jnp.asarray(case.start, jnp.float32))))
     half = case.start.copy()
@@ -207,7 +197,7 @@ def test_clip_bounds_the_drift_of_each_leaf_of_each_example_and_leaves_its_direc
     energy = cases.joint_energy()
     bounds, step_size = {"a": 0.9, "b": np.inf}, 0.5
     noise = {"a": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
-    kernel = jebm.langevin(energy, step_size, 0.0, max_displacement=bounds, noise=noise)
+    kernel = jebm.langevin(energy, step_size, 0.0, max_drift=bounds, noise=noise)
     rng = np.random.default_rng(4)
     x = {
         "a": jnp.asarray(rng.normal(size=(64, 2)), jnp.float32),
@@ -226,8 +216,8 @@ def test_clip_bounds_the_drift_of_each_leaf_of_each_example_and_leaves_its_direc
 
 
 def test_clip_leaves_the_noise_alone():
-    kernel = jebm.langevin(cases.joint_energy(), 0.5, 0.6, max_displacement=0.01)
-    cold = jebm.langevin(cases.joint_energy(), 0.5, 0.0, max_displacement=0.01)
+    kernel = jebm.langevin(cases.joint_energy(), 0.5, 0.6, max_drift=0.01)
+    cold = jebm.langevin(cases.joint_energy(), 0.5, 0.0, max_drift=0.01)
     x = {"a": jnp.array([3.0, -1.0]), "b": jnp.array(2.0)}
     noise = {"a": jnp.array([10.0, -20.0]), "b": jnp.array(30.0)}
     hot_move, cold_move = (k.advance(noise, k.init(x))[0].position for k in (kernel, cold))
@@ -308,11 +298,12 @@ def test_blocks_with_schedules_bounds_boxes_and_an_annealed_energy_follow_the_re
     given = (jnp.asarray(a, jnp.float32) for a in (cases.JOINT_MEAN, cases.JOINT_PRECISION, scales))
     rng = np.random.default_rng(8)
     noise = {"y": rng.normal(size=(num_steps, 1, 1)), "z": rng.normal(size=(num_steps, 2))}
-    kernel = jebm.langevin(
+    options = jebm.langevin(
         jebm.energy.anneal(annealed_joint, *given), {name: table(values) for name, values in eta.items()},
-        table(temperatures), blocks=("z", "y"), max_displacement=bound, noise=noise,
+        table(temperatures), max_drift=bound, noise=noise,
         box=tuple({name: box[name][side] for name in box} for side in (0, 1)),
     )  # fmt: skip
+    kernel = Alternating(options, ("z", "y"))
     start = {"z": jnp.array([0.7, 1.1]), "y": jnp.full((1, 1), -1.0)}
     state, info = jebm.sample(
         jax.random.key(0), kernel, start, num_steps, trace=("energy", "gradient_norm"), positions_every=1

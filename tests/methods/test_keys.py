@@ -22,7 +22,7 @@ from helpers import families as tiny_families
 from jebm import evaluation, mcmc, methods, restoration
 from jebm.data import Source, to_float
 from jebm.evaluation import measurements as measure
-from jebm.methods.base import Method, TrainingChain
+from jebm.methods.base import Chain, Method
 from jebm.metrics import annealed_importance as ais
 from jebm.restoration import tasks
 from jebm.restoration.files import restore_files
@@ -190,8 +190,8 @@ def test_restoration(ledger):
 
 def test_restoration_of_files_with_noise(ledger, tmp_path, monkeypatch):
     prior = restoration.Prior(lambda z: jnp.tanh(z).reshape(8, 8, 1), lambda x: jnp.sum(x**2), jnp.zeros(64))
-    monkeypatch.setattr(tasks, "prior_of", lambda run: prior)
-    fake = SimpleNamespace(step=0, config=SimpleNamespace(method=tiny_families.CONFIGS["ec_vae"]))
+    monkeypatch.setattr("jebm.restoration.files.prior", lambda run: prior)
+    fake = SimpleNamespace(step=0, method=SimpleNamespace(image_shape=(8, 8, 1)))
     np.save(tmp_path / "x.npy", np.asarray(tiny_families.IMAGES))
     config = restoration.RestorationConfig(restarts=2, descent_steps=1, num_steps=2, noise_std=0.1)
     task = tasks.Task("superres")
@@ -212,27 +212,26 @@ def test_annealed_importance_sampling(ledger):
 
 def test_all_measurements_together(ledger, monkeypatch):
     for name, few in {
-        "evaluate_likelihood": {"num_levels": 3, "num_chains": 3, "equilibration_steps": 2},
-        "evaluate_long_run": {"multiples": (1, 3)},
-        "evaluate_step_sizes": {"num_steps": 3},
+        "likelihood": {"num_levels": 3, "num_chains": 3, "equilibration_steps": 2},
+        "long_run": {"multiples": (1, 3)},
+        "step_sizes": {"num_steps": 3},
     }.items():
-        monkeypatch.setattr(measure, name, functools.partial(getattr(measure, name), **few))
-    monkeypatch.setattr(measure, "NUM_RESAMPLES", 2)
+        monkeypatch.setitem(measure.METRICS, name, functools.partial(measure.METRICS[name], **few))
     shape = (2, 2, 1)
     method = Method(
         init=lambda key, batch: (),
         update=lambda key, state, batch: (state, {}),
         generate=lambda key, state, n: 0.3 * jax.vmap(lambda k: jax.random.normal(k, shape))(mcmc.chain_keys(key, n)),
-        energy=lambda state, x: jnp.square(x).sum((1, 2, 3)),
+        energy=lambda state: jax.tree_util.Partial(lambda x: jnp.square(x).sum()),
         reconstruct=lambda key, state, x: x + 0.1 * jax.random.normal(key, x.shape),
         scores=lambda key, state, x: {"noise": jax.random.normal(key)},
-        parameters=lambda state: {},
+        networks=lambda state: {},
+        image_shape=shape,
+        chain=Chain(2, 0.01),
     )
     images = np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
     pixels = evaluation.Features(lambda x: np.asarray(to_float(x)).reshape(len(x), -1), {"feature_space": "pixels"})
     source = Source("noise", images, images[::-1], None, None, None, "0" * 16)
-    evaluation.evaluate(
-        method, (), source, KEY(), n=30, protocol={}, metrics=measure.METRICS, batch_size=12, features=pixels,
-        chain=TrainingChain(2, 0.01, 1.0),
-    )  # fmt: skip
+    subject = evaluation.Subject(method, (), source, num_samples=30, batch_size=12, features=pixels, num_resamples=2)
+    evaluation.evaluate(KEY(), subject, tuple(measure.METRICS))
     accept(ledger)

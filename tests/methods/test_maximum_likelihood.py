@@ -12,15 +12,15 @@ from jebm import methods
 from jebm.errors import ConfigError
 from jebm.methods import ECVAEConfig, HatEBMConfig
 from jebm.methods.hat.ebm import energy_loss, hat_network
-from jebm.methods.maximum_likelihood import contrast
+from jebm.methods.maximum_likelihood import contrastive_loss
 
 
 def test_the_loss_in_closed_form():
     data, negatives = jnp.array([1.0, 3.0]), jnp.array([-2.0, 0.0, 5.0])
-    np.testing.assert_allclose(contrast(data, negatives, 0.5), (2.0 - 1.0) / 0.5)
+    np.testing.assert_allclose(contrastive_loss(data, negatives, 0.5), (2.0 - 1.0) / 0.5)
     expected = (2.0 - 1.0 + 0.1 * (10.0 / 2 + 29.0 / 3)) / 0.5
-    np.testing.assert_allclose(contrast(data, negatives, 0.5, 0.1), expected, rtol=1e-6)
-    gradient = jax.grad(lambda f: contrast(f, negatives, 0.5, 0.1))(data)
+    np.testing.assert_allclose(contrastive_loss(data, negatives, 0.5, 0.1), expected, rtol=1e-6)
+    gradient = jax.grad(lambda f: contrastive_loss(f, negatives, 0.5, 0.1))(data)
     np.testing.assert_allclose(gradient, (1 + 0.2 * data) / 2 / 0.5, rtol=1e-6)
 
 
@@ -32,7 +32,7 @@ def test_hat_ebm_hands_it_on(key):
     for regularization in (0.0, 0.7):
         changed = dataclasses.replace(config, energy_regularization=regularization)
         loss, _ = energy_loss(changed, params, *images)
-        np.testing.assert_allclose(loss, contrast(*f, 0.5, regularization), rtol=1e-4)
+        np.testing.assert_allclose(loss, contrastive_loss(*f, 0.5, regularization), rtol=1e-4)
 
 
 def test_ec_vae_hands_it_on(monkeypatch):
@@ -41,8 +41,8 @@ def test_ec_vae_hands_it_on(monkeypatch):
         energy_head_width=4, energy_scales=1, energy_regularization=0.3,
     )  # fmt: skip
     given = []
-    recorded = lambda *terms: given.append(terms[2:]) or contrast(*terms)  # noqa: E731
-    monkeypatch.setattr(sys.modules["jebm.methods.ec.vae"], "contrast", recorded)
+    recorded = lambda *terms: given.append(terms[2:]) or contrastive_loss(*terms)  # noqa: E731
+    monkeypatch.setattr(sys.modules["jebm.methods.ec.energy_model"], "contrastive_loss", recorded)
     method, batch = methods.build(config), jnp.zeros((4, 8, 8, 1))
     state = jax.eval_shape(method.init, jax.random.key(0), batch)
     jax.eval_shape(method.update, jax.random.key(0), state, batch)

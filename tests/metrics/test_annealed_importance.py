@@ -177,14 +177,12 @@ def test_weights_that_bound_nothing():
 def test_bits_per_dimension_of_a_product_law(key):
     # E = Σ k x on the box: Z = (2 sinh k / k)^D, log p and its mean over the data are known
     slope, shape = 2.0, (2, 1, 1)
-    energy = lambda state, images: slope * images.sum((1, 2, 3))  # noqa: E731
-    method = Method(None, None, None, energy, None, None, None)  # type: ignore[arg-type]
+    temperature = 0.5
+    method = Method(shape, None, None, None, lambda state: lambda x: slope * x.sum() / temperature, None, None)
     test = np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
     source = Source("levels", test, test, None, None, None, "0" * 16)
-    temperature = 0.5
-    records = evaluation.evaluate_likelihood(
-        method, {}, source, key, protocol={}, temperature=temperature, num_levels=300, equilibration_steps=50
-    )
+    subject = evaluation.Subject(method, {}, source)
+    records = evaluation.evaluate_likelihood(key, subject, num_levels=300, equilibration_steps=50)
     values = {record.metric: record.value for record in records}
     k = slope / temperature
     log_z = 2 * np.log(2 * np.sinh(k) / k)
@@ -202,9 +200,11 @@ def test_no_upper_bound_where_no_chain_found_the_data(key):
     # every test image sits at the bottom of a well too narrow to fall into
     test = np.full((8, 2, 1, 1), 200, np.uint8)
     bottom = to_float(test[0])
-    well = lambda state, x: -50.0 * jnp.exp(-jnp.square((x - bottom[None]) / 0.001).sum((1, 2, 3)))  # noqa: E731
-    method = Method(None, None, None, well, None, None, None)  # type: ignore[arg-type]
+    well = lambda x: -50.0 * jnp.exp(-jnp.square((x - bottom) / 0.001).sum())  # noqa: E731
+    method = Method((2, 1, 1), None, None, None, lambda state: well, None, None)
     source = Source("well", test, test, None, None, None, "0" * 16)
-    records = evaluation.evaluate_likelihood(method, {}, source, key, protocol={}, num_levels=50, equilibration_steps=5)
+    records = evaluation.evaluate_likelihood(
+        key, evaluation.Subject(method, {}, source), num_levels=50, equilibration_steps=5
+    )
     assert {record.metric for record in records} == {"log_partition_lower", "bits_per_dimension_lower"}
     assert records[0].protocol["lowest_reverse_start_energy"] > records[1].protocol["mean_energy"] == -50.0

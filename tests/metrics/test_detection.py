@@ -10,7 +10,7 @@ from jebm.metrics.detection import aupr, auroc, auroc_interval, bootstrap_interv
 from jebm.metrics.outlier_sets import (
     channel_statistics,
     compressed_size,
-    one_resolution,
+    match_resolutions,
     outliers,
     resize_antialiased,
 )
@@ -187,13 +187,13 @@ def test_both_sets_pass_the_lower_resolution():
         random.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8),
         random.integers(0, 256, (5, 16, 20, 3), dtype=np.uint8),
     )
-    a, b, steps = one_resolution(inside, large, 8)
+    a, b, steps = match_resolutions(inside, large, 8)
     np.testing.assert_array_equal(a, inside)
     np.testing.assert_array_equal(b, resize_antialiased(large[:, :, 2:18], 8))
     assert steps == ["centre square", "both sets to 8x8, triangle filter, antialiased"]
 
     small = random.integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
-    a, b, steps = one_resolution(inside, small, 8)
+    a, b, steps = match_resolutions(inside, small, 8)
     np.testing.assert_array_equal(a, resize_antialiased(resize_antialiased(inside, 4), 8))
     np.testing.assert_array_equal(b, resize_antialiased(np.repeat(small, 3, -1), 8))
     assert steps[0] == "grey as three colours"
@@ -203,7 +203,7 @@ def test_both_sets_pass_the_lower_resolution():
     many = random.integers(0, 256, (400, 8, 8, 3), dtype=np.uint8)
     careless = resize_antialiased(resize_antialiased(many[200:], 4), 8)
     assert auroc(-rough(many[:200]), -rough(careless)) > 0.99
-    a, b, _ = one_resolution(many[:200], resize_antialiased(many[200:], 4), 8)
+    a, b, _ = match_resolutions(many[:200], resize_antialiased(many[200:], 4), 8)
     assert 0.4 < auroc(-rough(a), -rough(b)) < 0.6
 
 
@@ -215,15 +215,15 @@ def test_shrinking_averages_and_colours_become_luminance():
     assert np.abs(shrunk - 127.5).max() < 10
     red = np.zeros((1, 4, 4, 3), np.uint8)
     red[..., 0] = 255
-    _, grey, steps = one_resolution(flat[:, :4, :4], red, 4)
+    _, grey, steps = match_resolutions(flat[:, :4, :4], red, 4)
     np.testing.assert_array_equal(grey, 76)
     assert steps == ["luminance, BT.601"]
     mixed = np.broadcast_to(np.array([10, 200, 90], np.uint8), (1, 4, 4, 3))
-    _, grey, _ = one_resolution(flat[:, :4, :4], mixed, 4)
+    _, grey, _ = match_resolutions(flat[:, :4, :4], mixed, 4)
     np.testing.assert_array_equal(grey, 131)  # 0.299 · 10 + 0.587 · 200 + 0.114 · 90 = 130.65
     # of a tall picture the middle is kept, too
     rows = np.broadcast_to(np.arange(8, dtype=np.uint8)[None, :, None, None], (1, 8, 4, 1))
-    _, middle, _ = one_resolution(flat[:, :4, :4], rows, 4)
+    _, middle, _ = match_resolutions(flat[:, :4, :4], rows, 4)
     np.testing.assert_array_equal(middle[0, :, 0, 0], [2, 3, 4, 5])
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import ROOT
 
-from jebm import cli
+from jebm.commands.main import main
 
 README = (ROOT / "README.md").read_text()
 
@@ -35,5 +35,5 @@ def test_the_first_two_bash_blocks_are_the_two_commands():
 def test_every_command_of_the_table_exists(capsys):
     for name in set(re.findall(r"`jebm (\w+)", README)):
         with pytest.raises(SystemExit, match="0"):
-            cli.main([name, "--help"])
+            main([name, "--help"])
         assert "example:" in capsys.readouterr().out

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jebm import cli, data, methods
+from jebm import data, methods
+from jebm.commands.main import main
 from jebm.config import Config, DataConfig
 from jebm.evaluation import Record, write_record
 from jebm.images import save_png
-from jebm.methods.base import TrainingChain
+from jebm.methods.base import Chain
 from jebm.report import page as report
 from jebm.report import plots as pictures
 from jebm.report.film import MOVES, NUM_FRAMES, NoFilm, movement, walk
@@ -173,10 +174,10 @@ def test_what_does_not_move_is_no_film(directory, tmp_path):
 
 def chain_run(tmp_path, energy, step_size, num_steps=10, temperature=0.0):
     """A run of two pixels that starts at 0 and walks on an energy."""
-    chain = TrainingChain(num_steps, step_size, temperature, None)
+    chain = Chain(num_steps, step_size, temperature, None)
     generate = lambda key, state, n: jnp.zeros((n, 1, 2, 1))  # noqa: E731
     method = SimpleNamespace(
-        training_chain=chain, generate=generate, energy=lambda state, x: jax.vmap(energy)(x),
+        chain=chain, generate=generate, energy=lambda state, x: jax.vmap(energy)(x),
     )  # fmt: skip
     config = SimpleNamespace(evaluation=SimpleNamespace(seed=0), method=SimpleNamespace(weights="raw"))
     return SimpleNamespace(directory=RunDirectory(tmp_path), config=config, method=method, state=jnp.zeros(()), step=3)
@@ -219,7 +220,7 @@ PROTOCOLS = [
 
 
 def refused(run, path, capsys):
-    assert cli.main(["report", str(run.path)]) == 2
+    assert main(["report", str(run.path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith("jebm: ")
     assert err.count("\n") == 1
@@ -251,7 +252,7 @@ def test_a_damaged_file_is_named(directory, tmp_path, capsys):
     path.unlink()
     for name in ("chain-x.npz", "samples-ema.npz"):  # not names that jebm gives
         (copy.evaluation / name).write_bytes(b"x")
-    assert cli.main(["report", str(copy.path)]) == 0
+    assert main(["report", str(copy.path)]) == 0
 
 
 LINES = [

@@ -173,7 +173,7 @@ def test_compressed_sensing_is_rows_of_the_hadamard_matrix():
 
 
 def test_a_composition_that_needs_it_is_inverted_as_one():
-    assert isinstance(OPERATORS["grey of pooled"], restoration.Chain)
+    assert isinstance(OPERATORS["grey of pooled"], restoration.Composition)
     assert isinstance(OPERATORS["masked blur"], Matrix)
     # the product of the inverses is not the inverse there: it is not even consistent
     blur, box = restoration.blur(SIZE, restoration.gaussian_kernel(1.0, 3)), OPERATORS["box"]

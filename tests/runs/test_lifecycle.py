@@ -7,7 +7,9 @@ import pytest
 from helpers.runs import AUTOENCODER, VAE, bits, checkpoint_steps, command, fresh_run, metrics_of
 
 import jebm
-from jebm import cli, data, evaluation, restoration
+from jebm import data, evaluation, restoration
+from jebm.commands import common, report
+from jebm.commands.main import main
 from jebm.methods import FAMILIES
 from jebm.training import loop
 
@@ -92,9 +94,9 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     text = RUN.replace("METHOD", METHODS[name]).replace("BASE", str(tmp_path / "base"))
     experiment, whole, run = tmp_path / "tiny.py", tmp_path / "whole", tmp_path / "run"
     experiment.write_text(text.replace("DIGITS", str(tmp_path / "digits.npz")))
-    write_report = cli._write_report
-    monkeypatch.setattr(cli, "_write_report", lambda directory: None)  # once, at the end
-    assert cli.main(command(experiment, whole)) == 0
+    write_report = report.write
+    monkeypatch.setattr(report, "write", lambda directory: None)  # once, at the end
+    assert main(command(experiment, whole)) == 0
     assert [line["step"] for line in metrics_of(whole)] == [1, 2, 3, 4]
 
     # killed before its third step, and gone on with
@@ -102,19 +104,19 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(data.Loader, "batch", lambda self, step: killed() if step == 3 else batch(self, step))
         with pytest.raises(Killed):
-            cli.main(command(experiment, run))
+            main(command(experiment, run))
     assert checkpoint_steps(run) == [2]
-    assert cli.main(command(experiment, run)) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert main(command(experiment, run)) == 0
+    assert "resuming from step 2" in capsys.readouterr().out
     assert metrics_of(whole) == metrics_of(run)
     loaded = jebm.load(run)
     assert bits(jebm.load(whole).state) == bits(loaded.state)
-    monkeypatch.setattr(cli, "_load", lambda path, step=None: loaded)
+    monkeypatch.setattr(common, "load", lambda path, step=None: loaded)
     if (rows := getattr(loaded.state, "bank", None)) is not None:  # part of it: some rows are older than the break
         assert rows.ages.max() == metrics_of(run)[-1]["bank_age_max"] == 4
 
     # samples
-    assert cli.main(["sample", str(run), "--num", "3", "--out", str(tmp_path / "x.npz")]) == 0
+    assert main(["sample", str(run), "--num", "3", "--out", str(tmp_path / "x.npz")]) == 0
     with np.load(tmp_path / "x.npz") as file:
         samples = file["x"]
     assert (samples.shape, samples.dtype) == ((3, 8, 8, 1), np.uint8)
@@ -123,7 +125,7 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     # scores, with raw and with averaged weights
     values = {}
     for weights, metrics in {"raw": "generation,reconstruction,scores,ood", "ema": "reconstruction,scores"}.items():
-        assert cli.main(["evaluate", str(run), "--metrics", metrics, "--weights", weights]) == 0
+        assert main(["evaluate", str(run), "--metrics", metrics, "--weights", weights]) == 0
         files = (run / "evaluation").glob(f"*-{weights}-step00000004-n*.json")
         records = [json.loads(path.read_text()) for path in files]
         values[weights] = {record["metric"]: record["value"] for record in records}
@@ -137,21 +139,21 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
     image = digits.test[:1]
     np.savez(tmp_path / "damaged.npz", x=image)
     words = ["--task", "inpaint", "--input", str(tmp_path / "damaged.npz"), "--restarts", "1"]
-    assert cli.main(["restore", str(run), *words, "--out", str(tmp_path / "restored.npz")]) == 0
+    assert main(["restore", str(run), *words, "--out", str(tmp_path / "restored.npz")]) == 0
     with np.load(tmp_path / "restored.npz") as file:
         hole = np.pad(np.ones((4, 4), bool), 2)
         np.testing.assert_array_equal(file["x"][:, ~hole], image[:, ~hole])
         assert (file["x"][:, hole] != image[:, hole]).any()
 
     # and a page of it all
-    monkeypatch.setattr(cli, "_write_report", write_report)
+    monkeypatch.setattr(report, "write", write_report)
     capsys.readouterr()
-    assert cli.main(["report", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
     still = "no film of a chain: " in capsys.readouterr().out  # a tiny energy moves nothing that an eye sees
     page = (run / "report.html").read_text()
     for text in ("4 of 4", "frechet_distance", "data:image/png;base64,", "data:image/svg+xml;base64,"):
         assert text in page
-    assert ("data:image/gif;base64," in page) == (loaded.method.training_chain is not None and not still)
+    assert ("data:image/gif;base64," in page) == (loaded.method.chain is not None and not still)
 
 
 def killed():

@@ -14,7 +14,8 @@ import pytest
 from helpers import TESTS
 
 import jebm
-from jebm import cli, sharding
+from jebm import sharding
+from jebm.commands.main import main
 from jebm.config import load_file
 from jebm.runs import samples as sampling
 from jebm.runs.directory import RunDirectory
@@ -35,7 +36,7 @@ def arrays(path):
 
 def test_killed_and_gone_on(toy_run, tmp_path):
     out, parts = tmp_path / "x.npz", tmp_path / "x.npz.parts"
-    line = "import sys, helpers.toy; from jebm import cli; sys.exit(cli.main(sys.argv[1:]))"
+    line = "import sys, helpers.toy; from jebm.commands.main import main; sys.exit(main(sys.argv[1:]))"
     words = ["sample", str(toy_run), "--num", "20001", "--batch-size", "20"]
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     process = subprocess.Popen(
@@ -83,7 +84,7 @@ def test_parts_of_another_request_are_not_taken(toy_run, tmp_path, capsys):
     (parts / "request.json").write_text('{"seed": 7}')
     np.save(parts / "000000.npy", np.zeros((4, 8, 8, 1), np.uint8))
     words = ["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "x.npz")]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     captured = capsys.readouterr()
     assert "4/4" in captured.err  # progress
     assert (arrays(tmp_path / "x.npz") != 0).any()
@@ -109,7 +110,7 @@ def test_a_folder_of_the_users_is_not_deleted(what, toy_run, tmp_path, capsys):
     for name, content in FOREIGN[what].items():
         (parts / name).write_bytes(content)
     before = listing(tmp_path)
-    assert cli.main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "mine")]) == 2
+    assert main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "mine")]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith(f"jebm: {parts} is not a folder of 'jebm sample'")
     assert listing(tmp_path) == before
@@ -123,10 +124,10 @@ def test_what_is_there_is_not_overwritten(toy_run, tmp_path, capsys):
     (tmp_path / "x.png").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for out, words in {"mine": "mine.parts is not a folder", "file": "is a file", "x.png": "is a folder"}.items():
-        assert cli.main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / out)]) == 2
+        assert main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / out)]) == 2
         assert words in capsys.readouterr().err
     (tmp_path / "mine.parts").unlink()
-    assert cli.main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "mine")]) == 2
+    assert main(["sample", str(toy_run), "--num", "4", "--out", str(tmp_path / "mine")]) == 2
     assert "holds files already" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == [path for path in before if path.name != "mine.parts"]
 

@@ -101,7 +101,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_old_checkpoints(toy_experiment,
     # threads of the writer that was cut off may print after it, as the process ends
     (line,) = [line for line in full.stderr.splitlines() if line.startswith("jebm: ")]
     assert line.startswith("jebm: a checkpoint could not be written in ")
-    assert line.endswith("those before it are whole. Make room, and the same command goes on")
+    assert line.endswith("those before it are whole. Make room, and the same command resumes")
     assert jebm.load(directory).step == 6
     train(config, RunDirectory(directory), lambda line: None)
     train(config, RunDirectory(tmp_path / "whole"), lambda line: None)
@@ -198,7 +198,7 @@ def test_ctrl_c_at_any_moment_of_the_start_is_one_line(toy_experiment, tmp_path)
 def test_a_gpu_that_is_not_used_is_mentioned():
     script = (
         "from jax._src import hardware_utils; hardware_utils.has_visible_nvidia_gpu = lambda: True\n"
-        "from jebm import cli; cli._quiet_logs()\n"
+        "from jebm.commands.main import quiet_logs; quiet_logs()\n"
         "import jax; jax.devices()\n"
     )
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "JAX_PLATFORMS"}

@@ -1,5 +1,6 @@
-"""The training loop: stopped in any way and gone on, a run gives the bits of one that never stopped."""
+"""The training loop: stopped in any way and resumed, a run gives the bits of one that never stopped."""
 
+import dataclasses
 import errno
 import functools
 import json
@@ -20,12 +21,13 @@ import pytest
 from helpers.runs import bits, checkpoint_steps, command, metrics_of
 
 import jebm
-from jebm import cli, sharding
+from jebm import sharding
+from jebm.commands.main import main
 from jebm.config import Config, load_file, override
 from jebm.energy import bind
 from jebm.errors import ConfigError
-from jebm.methods import ECVAEConfig
-from jebm.methods import _ec_vae as ec_vae
+from jebm.methods import ChainConfig, ECVAEConfig, HatEBMConfig
+from jebm.methods.ec import vae as ec_vae
 from jebm.runs import checkpoints
 from jebm.runs.directory import RunDirectory
 from jebm.runs.metrics_log import MetricsFile, read_metrics
@@ -74,7 +76,7 @@ def test_what_a_run_leaves_behind(finished_run):
 INTERRUPTED = textwrap.dedent(
     """
     import os, pathlib, sys, time
-    from jebm import cli
+    from jebm.commands.main import main
     from jebm.data import Loader
 
     at, number, checkpoint = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -88,7 +90,7 @@ INTERRUPTED = textwrap.dedent(
         return batch(self, step)
 
     Loader.batch = interrupted
-    sys.exit(cli.main(sys.argv[4:]))
+    sys.exit(main(sys.argv[4:]))
     """
 )
 
@@ -108,8 +110,8 @@ def test_killed_and_started_again(tiny_experiment, finished_run, tmp_path, capsy
     assert result.returncode == -signal.SIGKILL
     assert checkpoint_steps(directory) in ([3], [3, 6])
     assert len(metrics_of(directory)) < 6
-    assert cli.main(command(tiny_experiment, directory)) == 0
-    assert "going on from step" in capsys.readouterr().out
+    assert main(command(tiny_experiment, directory)) == 0
+    assert "resuming from step" in capsys.readouterr().out
     assert_same_run(finished_run, directory)
 
 
@@ -121,8 +123,8 @@ def test_terminated_and_started_again(tiny_experiment, finished_run, tmp_path, c
     assert "Traceback" not in result.stderr
     assert checkpoint_steps(directory)[-1] == 7
     assert [line["step"] for line in metrics_of(directory)] == [2, 4, 6]
-    assert cli.main(command(tiny_experiment, directory)) == 0
-    assert "going on from step 7" in capsys.readouterr().out
+    assert main(command(tiny_experiment, directory)) == 0
+    assert "resuming from step 7" in capsys.readouterr().out
     assert_same_run(finished_run, directory)
 
 
@@ -172,9 +174,9 @@ def test_a_checkpoint_without_its_description_is_passed_over(run_copy):
 @pytest.mark.filterwarnings("default:the checkpoint of step")
 def test_training_goes_on_before_a_damaged_checkpoint(tiny_experiment, finished_run, run_copy, capsys):
     flip_bytes(largest(data_files(run_copy, 12)))
-    assert cli.main(command(tiny_experiment, run_copy)) == 0
+    assert main(command(tiny_experiment, run_copy)) == 0
     out, err = capsys.readouterr()
-    assert "going on from step 9" in out
+    assert "resuming from step 9" in out
     assert "jebm: warning: the checkpoint of step 12" in err
     assert_same_run(finished_run, run_copy)
     assert (run_copy / "checkpoints_damaged/12").is_dir()
@@ -188,7 +190,7 @@ def test_training_starts_again_when_every_checkpoint_is_damaged(tiny_experiment,
     passed_over = pytest.warns(UserWarning, match="step 6 in .* is not whole")
     with passed_over, pytest.raises(NoCheckpoint, match="no whole checkpoint"):
         jebm.load(run_copy)
-    assert cli.main(command(tiny_experiment, run_copy)) == 0
+    assert main(command(tiny_experiment, run_copy)) == 0
     assert "no checkpoint is whole: starting again from step 0" in capsys.readouterr().out
     assert_same_run(finished_run, run_copy)
 
@@ -209,7 +211,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_torn(tiny_experiment, run_copy,
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
     before = disk(run_copy)
-    assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=14")) == 2
+    assert main(command(tiny_experiment, run_copy, "training.num_steps=14")) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"jebm: the checkpoint of step 12 in {run_copy / 'checkpoints'} cannot be read (")
     assert type(error).__name__ in message
@@ -251,7 +253,7 @@ def test_a_description_of_another_form(tiny_experiment, run_copy, capsys):
         with pytest.warns(UserWarning, match="step 12 in .* is not whole .meta/.* has changed"):
             assert jebm.load(run_copy).step == 9
     (run_copy / "checkpoints/12/files.json").unlink()  # as an earlier version wrote it
-    assert cli.main(command(tiny_experiment, run_copy)) == 2
+    assert main(command(tiny_experiment, run_copy)) == 2
     error = capsys.readouterr().err
     assert "the description (meta) of the checkpoint of step 12 is of another form" in error
     assert error.count("\n") == 1
@@ -300,10 +302,10 @@ def test_whatever_file_is_damaged_the_state_is_the_right_one(toy_experiment, tmp
 
 @pytest.fixture
 def npz_run(toy_experiment, tmp_path):
-    """A toy's run on images of an npz, and the command that goes on with it."""
+    """A toy's run on images of an npz, and the command that resumes it."""
     np.savez(tmp_path / "images.npz", x=np.arange(64 * 64, dtype=np.uint8).reshape(64, 8, 8, 1))
     start = command(toy_experiment, tmp_path / "run", f"data.source=npz:{tmp_path / 'images.npz'}")
-    assert cli.main([*start, "--set", "training.num_steps=3"]) == 0
+    assert main([*start, "--set", "training.num_steps=3"]) == 0
     return tmp_path / "run", [*start, "--set", "training.num_steps=6"]
 
 
@@ -312,17 +314,17 @@ def test_changed_images_are_refused_unless_told_otherwise(npz_run, capsys):
     np.savez(directory.parent / "images.npz", x=np.full((64, 8, 8, 1), 9, np.uint8))
     before, old = disk(directory), jebm.load(directory).meta["data_fingerprint"]
     capsys.readouterr()
-    assert cli.main(go_on) == 2
+    assert main(go_on) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"changed since this run was trained, fingerprint {old} then and " in error
     assert "--allow-changed-data" in error
     assert disk(directory) == before
-    assert cli.main([*go_on, "--allow-changed-data"]) == 0
+    assert main([*go_on, "--allow-changed-data"]) == 0
     new = jebm.load(directory).meta["data_fingerprint"]
     assert new != old
     assert f"{new} now" in error
-    assert cli.main(go_on) == 0  # from now on these are its images
+    assert main(go_on) == 0  # from now on these are its images
 
 
 def test_a_second_training_in_a_directory_is_refused(npz_run, capsys):
@@ -330,12 +332,12 @@ def test_a_second_training_in_a_directory_is_refused(npz_run, capsys):
     before = disk(directory)
     with locked(directory / "train.lock"):
         capsys.readouterr()
-        assert cli.main(go_on) == 2
+        assert main(go_on) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"jebm: {directory}: another training is running in it (process {os.getpid()} on ")
     assert error.count("\n") == 1
     assert disk(directory) == before
-    assert cli.main(go_on) == 0
+    assert main(go_on) == 0
 
 
 def test_a_killed_training_frees_its_directory(tmp_path):
@@ -399,18 +401,21 @@ def test_what_a_checkpoint_says_of_its_origin():
 
 
 def test_the_fingerprint_of_a_frozen_generator(monkeypatch):
-    def of(generator="runs/base", weight=1.0, width=4):
-        method = ECVAEConfig(image_size=8, channels=1, encoder_width=width, energy_layers=((4, 1),))
-        base = types.SimpleNamespace(config=Config(method))
-        monkeypatch.setattr(jebm.runs.run, "load", lambda path: base)
+    moving = ChainConfig(latent_noise_scale=1e-2)
+    refinement = HatEBMConfig(application="refinement", generator="runs/base", chain=moving, test_chain=moving)
+
+    def of(method=refinement, weight=1.0, width=4):
+        base = ECVAEConfig(image_size=8, channels=1, encoder_width=width, energy_layers=((4, 1),))
+        monkeypatch.setattr(jebm.runs.run, "load", lambda path: types.SimpleNamespace(config=Config(base)))
         monkeypatch.setattr(jebm.runs.run, "generator_of", lambda run: bind(lambda w, z: w * z, np.full(3, weight)))
-        method = types.SimpleNamespace(generator=generator)
-        return identity.generator_fingerprint(types.SimpleNamespace(method=method))
+        config = Config(method)
+        source = types.SimpleNamespace(fingerprint="d0")
+        return identity.facts(config, source, jebm.runs.run.frozen_generator(config))["generator_fingerprint"]
 
     assert of() == of()
     assert len({of(), of(weight=1.5), of(width=5)}) == 3
-    assert of(generator="") is None
-    assert of(generator="network") is None  # its weights came with the run's own state
+    assert of(HatEBMConfig()) is None
+    assert of(dataclasses.replace(refinement, generator="network")) is None  # its weights came with the run's own state
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -471,25 +476,25 @@ def test_the_fingerprint_sees_every_bit():
         assert [i for i in range(3) if after[i] != before[i]] == [place]
 
 
-# --- going on with another configuration --------------------------------------------------------------------------
+# --- resuming with another configuration -------------------------------------------------------------------------
 
 
 def test_another_configuration_in_the_same_directory_is_refused(tiny_experiment, run_copy, capsys):
     before = (run_copy / "config.json").read_text()
     for assignment in ("method.kl_weight=0.2", "training.seed=1", "data.flip=false"):
-        assert cli.main(command(tiny_experiment, run_copy, assignment)) == 2
+        assert main(command(tiny_experiment, run_copy, assignment)) == 2
         err = capsys.readouterr().err
         assert "another configuration" in err
         assert assignment.partition("=")[0] in err
         assert err.count("\n") == 1
-    assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=11")) == 2
+    assert main(command(tiny_experiment, run_copy, "training.num_steps=11")) == 2
     assert "training.num_steps=11" in capsys.readouterr().err
     assert (run_copy / "config.json").read_text() == before
 
 
 def test_more_steps_go_on(tiny_experiment, finished_run, run_copy, capsys):
-    assert cli.main(command(tiny_experiment, run_copy, "training.num_steps=14", "training.log_every=1")) == 0
-    assert "going on from step 12" in capsys.readouterr().out
+    assert main(command(tiny_experiment, run_copy, "training.num_steps=14", "training.log_every=1")) == 0
+    assert "resuming from step 12" in capsys.readouterr().out
     lines = metrics_of(run_copy)
     assert lines[:6] == metrics_of(finished_run)
     assert [line["step"] for line in lines[6:]] == [13, 14]
@@ -512,7 +517,7 @@ def test_a_streamed_set_goes_on_where_it_stopped(tiny_experiment, tmp_path, monk
     for directory, stops in (("whole", [7]), ("parts", [4, 7])):  # two epochs and a half of three batches
         for stop in stops:
             arguments = command(tiny_experiment, tmp_path / directory, *settings, f"training.num_steps={stop}")
-            assert cli.main([*arguments, "--set", "training.sample_every=0"]) == 0
+            assert main([*arguments, "--set", "training.sample_every=0"]) == 0
     one, other = jebm.load(tmp_path / "whole"), jebm.load(tmp_path / "parts")
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
     assert bits(one.state) == bits(other.state)
@@ -536,7 +541,7 @@ def test_one_program_on_one_and_on_two_devices(tiny_experiment, tmp_path, monkey
         with jax.log_compiles(), caplog.at_level(logging.WARNING, logger.name):
             logger.disabled = False
             logging.getLogger("jax").setLevel(logging.WARNING)
-            state = train(config, RunDirectory(tmp_path / f"on{number}"), say=lambda line: None)
+            state = train(config, RunDirectory(tmp_path / f"on{number}"), log=lambda line: None)
         assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {number}
         assert len(traces) == 1
         assert len([r for r in caplog.records if "Compiling jit(step)" in r.getMessage()]) == 1

@@ -246,11 +246,11 @@ def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp
     directory = tmp_path / "run"
     killed = launch(signalled_toy, directory, "1", signal.SIGKILL)
     assert killed.returncode == 1, killed.stderr
-    assert "the same command goes on from the newest checkpoint" in killed.stderr
+    assert "the same command resumes from the newest checkpoint" in killed.stderr
     assert len(lines_of(directory)) < 12
     again = launch(signalled_toy, directory)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("going on from step 6") == 1  # said by the first process alone
+    assert again.stdout.count("resuming from step 6") == 1  # said by the first process alone
     assert_same_metrics(lines_of(tmp_path / "alone"), lines_of(directory))
 
 
@@ -265,8 +265,8 @@ from helpers.toy import get_config as get_config
 load_source = loop.load_source
 
 
-def other(config):
-    source = load_source(config)
+def other(config, method):
+    source = load_source(config, method)
     second = os.environ["JEBM_PROCESS_ID"] == "1"
     return dataclasses.replace(source, fingerprint=source.fingerprint[::-1]) if second else source
 

@@ -1,15 +1,14 @@
 """`jebm data info` and `jebm data prepare`: what a source holds, and the writing of sets in ArrayRecord form."""
 
 import hashlib
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jebm.data.load import check_name, load
+from jebm import files
+from jebm.data.named import check_name, load
 from jebm.data.prepare.catalogue import CATALOGUE, Download, Entry
 from jebm.data.prepare.originals import READERS, Examples, Original
 from jebm.data.preprocessing import resize_source
@@ -22,7 +21,7 @@ WITH_TENSORFLOW = "pip install -e '.[prepare]' in a clone of the repository"
 
 
 def info(source: str, size: int | None = None, crop: str = "auto") -> list[str]:
-    """What there is, line by line; of a set that is not prepared, what it needs. Small sets are read whole.
+    """Description of a source, line by line; of an unprepared set, its requirements. Small sets are read whole.
 
     Raises:
         DataError: no such source, or one that is broken.
@@ -85,7 +84,7 @@ def prepare(source: str, say: Callable[[str], Any]) -> Path:
 
 
 def manual_directory() -> Path:
-    """Where originals lie: ``downloads/manual`` in the data directory."""
+    """Folder of the originals: ``downloads/manual`` in the data directory."""
     return data_directory() / "downloads" / "manual"
 
 
@@ -124,27 +123,23 @@ def fetch(download: Download, target: Path) -> None:
     Raises:
         DataError: no connection, or another content than expected.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     digest = hashlib.sha256()
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(download.url, timeout=60) as response:
-            while block := response.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-        if digest.hexdigest() != download.sha256:
-            raise DataError(
-                f"{download.url}: its content is not what is known of it (SHA-256 {digest.hexdigest()[:16]}..., "
-                f"expected {download.sha256[:16]}...); nothing is kept"
-            )
-        os.replace(temporary, target)
+        with files.whole(target) as temporary:
+            with temporary.open("wb") as file, urllib.request.urlopen(download.url, timeout=60) as response:
+                while block := response.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+            if digest.hexdigest() != download.sha256:
+                raise DataError(
+                    f"{download.url}: its SHA-256 is {digest.hexdigest()[:16]}..., expected "
+                    f"{download.sha256[:16]}...; nothing is kept"
+                )
+    except DataError:
+        raise
     except (urllib.error.URLError, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise DataError(f"{download.url}: cannot be downloaded ({reason}); bring it by hand to {target}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def write(name: str, version: str, original: Original) -> Path:

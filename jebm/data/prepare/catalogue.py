@@ -1,4 +1,4 @@
-"""What is known of data sets by name: the papers' splits and crops, where the files come from."""
+"""Data sets by name: the papers' splits and crops, and the origin of the files."""
 
 import dataclasses
 

@@ -166,7 +166,7 @@ def run_level(
     bound = None
     if config.max_drift is not None:
         bound = config.max_drift * math.sqrt(start.size) * (jnp.ones_like(sigma) if latent else sigma)
-    kernel = mcmc.langevin(energy, step_size, 1.0 if latent else tau, max_displacement=bound)
+    kernel = mcmc.langevin(energy, step_size, 1.0 if latent else tau, max_drift=bound)
     state, _ = mcmc.sample(key, kernel, start, config.num_steps, trace=())
     return jax.lax.stop_gradient(state.position)
 

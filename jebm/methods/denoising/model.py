@@ -1,12 +1,12 @@
 """The model of Denoising-EBM (arXiv 2303.03887): its configuration, its networks, and the functions they make.
 
-`denoising_ebm` says what of it the paper states, and what is ours.
+`jebm.methods.denoising.ebm` separates what the paper states from what is ours.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -75,7 +75,7 @@ class DenoisingEBMConfig:
         b1: Adam's first moment decay.
         warmup_steps: of the learning rate, linear.
         gradient_clip: bound on the norm of each network's gradient.
-        average_decay: of the moving average of all weights that generates and scores; at step t at most
+        ema_decay: of the moving average of all weights that generates and scores; at step t at most
             (1 + t)/(10 + t).
         dtype: in which the networks compute; parameters, chains, noise and energies stay float32.
         rematerialize: gradients of the energy compute each residual block again instead of keeping its inside: less
@@ -112,9 +112,15 @@ class DenoisingEBMConfig:
     b1: float = 0.9
     warmup_steps: int = 1000
     gradient_clip: float = 1.0
-    average_decay: float = 0.999
+    ema_decay: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"
     rematerialize: bool = False
+
+    BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "learning_rate": ("learning_rate",),
+        "step_size": ("chain.latent_step_size",),
+        "energy_regularization": ("energy_regularization",),
+    }
 
     def __post_init__(self) -> None:
         check(
@@ -123,7 +129,7 @@ class DenoisingEBMConfig:
             semantic_sigma_min=">0", semantic_levels=">=1", bank_size=">=1", rejuvenation="in [0, 1)",
             denoising_weight=">0",
             energy_regularization=">=0", texture_weight=">=0", score_sigma=">0", learning_rate=">0", b1="in [0, 1)",
-            warmup_steps=">=0", gradient_clip=">0", average_decay="in [0, 1)",
+            warmup_steps=">=0", gradient_clip=">0", ema_decay="in [0, 1)",
         )  # fmt: skip
         self._check_sizes()
         entry = parts.semantic_energy(self.semantic_energy)
@@ -180,6 +186,14 @@ class DenoisingEBMConfig:
     def dimension(self) -> int:
         """Numbers in an image."""
         return self.image_size**2 * self.channels
+
+    @property
+    def score_temperature(self) -> float:
+        """τ(σ*), see `jebm.methods.denoising.chains.temperature`."""
+        chain = self.chain
+        return (
+            chain.latent_temperature if self.semantic_chain == "latent" else (chain.noise_scale * self.score_sigma) ** 2
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

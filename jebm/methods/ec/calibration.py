@@ -1,93 +1,122 @@
-"""Energy calibration of a generator: what EC-VAE and its relatives share (arXiv 2311.04071).
+"""Energy calibration of a generator: the chain, its constraint and the dual ascent (arXiv 2311.04071).
 
 Given a generator ``x_g = G(noise)`` and an energy ``E(x) = f(x)/τ``, a short Langevin chain that starts at ``x_g`` and
 is conditioned on it gives the calibrated sample ``x_c``. The generator is then trained under the constraint
 
     C = E ‖x_c - x_g‖² ≤ ε                         (x_c constant with respect to the generator)
 
-by a primal-dual scheme: the generator descends ``λ C`` beside its own loss, and λ ascends ``C - ε``. Nothing here
-knows where ``x_g`` comes from, or that it is an image.
+by a primal-dual scheme: the generator descends its own loss plus ``λ C``, and λ ascends ``C - ε``. The generator may
+be of any kind, and its samples of any shape. `posterior` puts the same constraint on an encoder's latents.
 
 Units. The authors' step is ``x - (s/2) ∇(E + w d) + sqrt(s) ξ``. In this library's convention the same chain runs on
 ``f + τ w d`` with step size ``η = s/(2τ)`` at temperature τ (`jebm.mcmc.from_half_step`).
 
-Facts and constants are those of the authors' released code; what is ours is marked [ours].
+Formulas and constants are those of the authors' released code; our own are marked [ours].
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.tree_util import Partial
 
 from jebm import mcmc
 from jebm.energy import Annealed, Energy, anneal, at_step, value
 from jebm.errors import check
-from jebm.methods.base import TrainingChain
+from jebm.methods.base import Chain, Metrics
 
 __all__ = [
-    "CalibrationConfig", "calibrate", "calibration_kernel", "calibration_loss", "dual_step", "hinge",
-    "hinged_distance", "noise_floor", "tolerance", "training_chain",
+    "CalibrationConfig", "Constraint", "calibrate", "calibration_kernel", "calibration_loss", "calibration_scores",
+    "chain", "dual_start", "dual_step", "hinge", "hinged_distance", "noise_floor", "tolerance",
 ]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationConfig:
-    """The chain and the constraint; defaults are the released code's, at 32×32×3.
+class Constraint:
+    """A bound ``C ≤ ε`` on the squared distance that a short Langevin chain moves its start, with a multiplier λ.
 
     Attributes:
-        sampler: ``"langevin"``, or ``"normalized_descent"``: ``x - s ∇E/‖∇E‖``, without noise or condition (a branch
-            of the released code that its demo does not use).
-        num_steps: K.
+        num_steps: K, steps of the chain.
         step_size: s, in the authors' unit: the noise of a step has variance s.
-        temperature: τ, of ``E = f/τ``.
-        cond_scale: coefficient of the conditional term ``w_k max(d, h)`` beside E. 1 is the released code, where
-            the term moves a pixel by about 1e-6 of its distance: practically not at all. [ours] ``c/τ`` with c in
-            [0.1, 1] makes it act.
-        hinge: h, below which the conditional term does not pull; None: 1.52 K s D [ours].
-        tolerance: ε of the constraint; None: 1.085 K s D [ours]. It must lie above the floor K s D that the chain's
-            noise alone reaches, D being the number of pixel values.
+        tolerance: ε; None: 1.085 K s D [ours]. It must be above the floor K s D that the chain's noise alone reaches,
+            D being the number of values of one example.
         dual_initial: λ at the start.
         dual_rate: step size of the dual ascent.
         dual_max: λ is kept in [0, dual_max].
-        reuse_negatives: [ours] take x_c as the energy's negative samples: one chain per iteration instead of two.
     """
 
-    sampler: Literal["langevin", "normalized_descent"] = "langevin"
     num_steps: int = 15
     step_size: float = 1e-6
-    temperature: float = 1e-5
-    cond_scale: float = 1.0
-    hinge: float | None = None
     tolerance: float | None = None
     dual_initial: float = 30.0
     dual_rate: float = 1e-2
     dual_max: float = 100.0
-    reuse_negatives: bool = False
 
     def __post_init__(self) -> None:
         check(
-            self, num_steps=">=1", step_size=">0", temperature=">0", cond_scale=">=0", hinge=">=0", tolerance=">=0",
-            dual_initial=">=0", dual_rate=">=0", dual_max=">=0",
-        )  # fmt: skip
+            self, num_steps=">=1", step_size=">0", tolerance=">=0", dual_initial=">=0", dual_rate=">=0", dual_max=">=0"
+        )
 
 
-def training_chain(config: CalibrationConfig) -> TrainingChain:
-    """Step s on ``E = f/τ``, without the conditional term."""
-    return TrainingChain(config.num_steps, mcmc.from_half_step(config.step_size), 1.0)
+def noise_floor(constraint: Constraint, dimension: int) -> float:
+    """``K s D``: the expected squared distance of a chain without a gradient, ``dimension`` being D."""
+    return constraint.num_steps * constraint.step_size * dimension
 
 
-def noise_floor(config: CalibrationConfig, dimension: int) -> float:
-    """``K s D``: the expected ‖x_c - x_g‖² of a chain with no gradient at all."""
-    return config.num_steps * config.step_size * dimension
-
-
-def tolerance(config: CalibrationConfig, dimension: int) -> float:
+def tolerance(constraint: Constraint, dimension: int) -> float:
     """ε of the constraint: as configured, or 1.085 of the noise floor (0.05 at the released code's constants)."""
-    return 1.085 * noise_floor(config, dimension) if config.tolerance is None else config.tolerance
+    return 1.085 * noise_floor(constraint, dimension) if constraint.tolerance is None else constraint.tolerance
+
+
+def calibration_loss(calibrated: Array, generated: Array) -> Array:
+    """``C = mean_b ‖x_c - x_g‖²``, its gradient flowing into ``generated`` alone.
+
+    To first order in the drift it moves the generator as ``K (s/τ) ∇f(G(noise))`` would.
+    """
+    difference = jax.lax.stop_gradient(calibrated) - generated
+    return jnp.sum(jnp.square(difference)) / generated.shape[0]
+
+
+def dual_start(constraint: Constraint) -> Array:
+    """λ at the start, a float32 scalar."""
+    return jnp.asarray(constraint.dual_initial, jnp.float32)
+
+
+def dual_step(dual: Array, loss: Array, constraint: Constraint, dimension: int) -> Array:
+    """``λ ← clip(λ + rate (C - ε), 0, dual_max)``, ascent on the multiplier of ``C ≤ ε``."""
+    moved = dual + constraint.dual_rate * (loss - tolerance(constraint, dimension))
+    return jnp.clip(moved, 0.0, constraint.dual_max)
+
+
+# --- the chain of the calibrated samples ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationConfig(Constraint):
+    """The calibration chain and its constraint; defaults are the released code's, at 32×32×3.
+
+    Attributes:
+        num_steps: see `Constraint`, as for ``step_size``, ``tolerance`` and the three settings of the multiplier.
+        temperature: τ, of ``E = f/τ``.
+        cond_scale: coefficient of the conditional term ``w_k max(d, h)`` added to E. 1 is the released code, where
+            the term moves a pixel by about 1e-6 of its distance: practically not at all. [ours] ``c/τ`` with c in
+            [0.1, 1] makes it act.
+        hinge: h, below which the conditional term does not pull; None: 1.52 K s D [ours].
+    """
+
+    temperature: float = 1e-5
+    cond_scale: float = 1.0
+    hinge: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, temperature=">0", cond_scale=">=0", hinge=">=0")
+
+
+def chain(config: CalibrationConfig) -> Chain:
+    """The chain on f, without the conditional term: step size ``η = s/(2τ)`` at temperature τ."""
+    return Chain(config.num_steps, mcmc.from_half_step(config.step_size, config.temperature))
 
 
 def hinge(config: CalibrationConfig, dimension: int) -> float:
@@ -114,7 +143,7 @@ def calibration_kernel(
     """The kernel of one calibration chain, on ``f + τ cond_scale w_k max(d(x, reference), h)``, ``w_k = (K-1-k)/K``.
 
     Args:
-        head: f, one example in, a scalar out; annealed where its parameters move along the chain.
+        head: f, one example in, a scalar out; annealed if its parameters change along the chain.
         reference: x_g, the chain's start and its condition.
         config: see `CalibrationConfig`.
         noise: standard normals [K, *reference.shape] drawn in advance, or None.
@@ -160,8 +189,6 @@ def calibrate(
     """
     generated = jax.lax.stop_gradient(generated)
     head = jax.tree.map(jax.lax.stop_gradient, _as_pytree(head))
-    if config.sampler == "normalized_descent":
-        return jax.lax.stop_gradient(jax.vmap(lambda x: _normalized_descent(head, x, config))(generated))
 
     def chain(key: Array, start: Array, noise: Array | None) -> Array:
         kernel = calibration_kernel(head, start, config, noise)
@@ -172,24 +199,14 @@ def calibrate(
     return jax.lax.stop_gradient(jax.vmap(chain)(keys, generated, noise))
 
 
-def _normalized_descent(head: Energy | Annealed, start: Array, config: CalibrationConfig) -> Array:
-    def body(x: Array, step: Array) -> tuple[Array, None]:
-        gradient = jax.grad(lambda x: value(at_step(head, step), x))(x) / config.temperature
-        return x - config.step_size * gradient / (optax.tree.norm(gradient) + 1e-10), None
+def calibration_scores(key: Array, head: Energy, generated: Array, config: CalibrationConfig) -> Metrics:
+    """Held-out scores of generated samples [n, ...] under the energy head f of one example.
 
-    return jax.lax.scan(body, start, jnp.arange(config.num_steps))[0]
-
-
-def calibration_loss(calibrated: Array, generated: Array) -> Array:
-    """``C = mean_b ‖x_c - x_g‖²``, its gradient flowing into ``generated`` alone.
-
-    To first order in the drift it moves the generator as ``K (s/τ) ∇f(G(noise))`` would.
+    ``calibration_distance``: ``E ‖x_c - x_g‖²``; ``calibration_gap``: the distance minus ``K s D``, that is how far
+    calibration still moves the samples beyond the noise of its chain.
     """
-    difference = jax.lax.stop_gradient(calibrated) - generated
-    return jnp.sum(jnp.square(difference)) / generated.shape[0]
-
-
-def dual_step(dual: Array, loss: Array, config: CalibrationConfig, dimension: int) -> Array:
-    """``λ ← clip(λ + rate (C - ε), 0, dual_max)``, ascent on the multiplier of ``C ≤ ε``."""
-    moved = dual + config.dual_rate * (loss - tolerance(config, dimension))
-    return jnp.clip(moved, 0.0, config.dual_max)
+    distance = calibration_loss(calibrate(key, head, generated, config), generated)
+    return {
+        "calibration_distance": distance,
+        "calibration_gap": distance - noise_floor(config, generated[0].size),
+    }

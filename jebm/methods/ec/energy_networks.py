@@ -1,7 +1,7 @@
 """Residual energy networks without normalisation layers, single- and multi-scale (EC-VAE, arXiv 2311.04071).
 
-Both return the raw head ``f(x)``, float32: the energy of the paper is ``E(x) = f(x)/τ``, and the temperature
-lives with the sampler. The paper's spectral norm is a transform of parameters: `jebm.networks.spectral_norm`.
+Both return the raw head ``f(x)``, float32: the energy of the paper is ``E(x) = f(x)/τ``, and the
+sampler applies the temperature. The paper's spectral norm is a transform of parameters: `jebm.networks.spectral_norm`.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class ResNet(nn.Module):
         head_width: units of the hidden layer of the head.
         activation: the nonlinearity everywhere.
         dtype: compute dtype of the trunk; parameters, the mean over pixels and the head are float32.
-        rematerialize: gradients compute each residual block again instead of keeping its inside.
+        rematerialize: recompute each residual block in gradients instead of storing its activations.
     """
 
     layers: Layers = LAYERS_32
@@ -56,13 +56,13 @@ class ResNet(nn.Module):
 
 
 class MSResNet(nn.Module):
-    """``f(x)`` from three trunks of their own that see ``x`` at full, half and quarter size; one head.
+    """``f(x)`` from three separate trunks on ``x`` at full, half and quarter size; one head.
 
     Attributes:
         layers: as in `ResNet`, for each trunk; the image is halved ``len(layers) + 1`` times in all.
         head_width: units of the hidden layer of the head.
         dtype: compute dtype of the trunks; parameters, the mean over pixels and the head are float32.
-        rematerialize: gradients compute each residual block again instead of keeping its inside.
+        rematerialize: recompute each residual block in gradients instead of storing its activations.
     """
 
     layers: Layers = LAYERS_32

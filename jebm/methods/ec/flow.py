@@ -1,7 +1,7 @@
 """Energy-calibrated normalising flow (EC-NF): maximum likelihood under the calibration constraint.
 
-That the calibration extends to flows is said in the abstract of arXiv 2311.04071; flow, loss and data are not known,
-and everything here is our proposal [inferred]. With x = F⁻¹(z), z ~ N(0, I), and x_c the calibrated sample:
+The abstract of arXiv 2311.04071 names flows as an extension, without flow, loss or data: everything here is our
+proposal [inferred]. With x = F⁻¹(z), z ~ N(0, I), and x_c the calibrated sample:
 
     min  -E_data log₂ p_F(x) / D      subject to      C ≤ ε
     variant A:  C = E ‖x_c - x_g‖², the gradient flowing through x_g, as for the VAE
@@ -14,7 +14,8 @@ sees images in [-1, 1], as everywhere. Likelihoods are those of the 256 grey lev
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +24,22 @@ import optax
 from jax import Array
 
 from jebm import energy as energies
-from jebm import mcmc
+from jebm import sharding
+from jebm.energy import Energy, Generator
 from jebm.errors import ConfigError, check
-from jebm.methods import diagnostics as watching
+from jebm.methods import diagnostics
 from jebm.methods.base import Method, Metrics
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
-from jebm.methods.ec.energy_model import EnergyModel, EnergyState
+from jebm.methods.ec.energy_model import EnergyModel, NetworkState
 from jebm.methods.ec.energy_networks import ResNet
 from jebm.methods.ec.flow_networks import ImageFlow, local_lipschitz, log_standard_normal
+from jebm.methods.shared import Trained, descend, prior_samples, train, warm_up
 
-__all__ = ["ECFlowConfig", "ECFlowState", "bits_per_dimension", "build", "generator_of"]
+__all__ = [
+    "Draws", "ECFlowConfig", "ECFlowState", "bits_per_dimension", "build", "draw", "generator_of", "initialize",
+    "iterate",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +61,17 @@ class ECFlowConfig:
         flow_learning_rate: Adam's, for the flow.
         energy_learning_rate: Adam's, for the energy.
         gradient_clip: bound on the norm of the flow's gradient.
-        average_decay: of the moving average of the flow that generates and scores; at step t at most
+        ema_decay: of the moving average of the flow that generates and scores; at step t at most
             (1 + t)/(10 + t).
-        calibration: the chain and the constraint; the calibrated samples are always the energy's negatives
-            too, whatever ``reuse_negatives`` says. λ starts at 0.05 and stays below 0.1 [ours]: it weighs C against
-            bits per dimension, the released code's 30 against a sum of squares (results/ec_flow.md).
+        calibration: the chain and the constraint; the calibrated samples are the energy's negatives too. λ starts
+            at 0.05 and stays below 0.1 [ours]: it weighs C against bits per dimension, the released code's 30 against
+            a sum of squares (results/ec_flow.md).
     """
+
+    BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "learning_rate": ("flow_learning_rate", "energy_learning_rate"),
+        "step_size": ("calibration.step_size",),
+    }
 
     image_size: int = 32
     channels: int = 3
@@ -76,14 +87,14 @@ class ECFlowConfig:
     flow_learning_rate: float = 1e-3
     energy_learning_rate: float = 1e-4
     gradient_clip: float = 1.0
-    average_decay: float = 0.999
+    ema_decay: float = 0.999
     calibration: CalibrationConfig = CalibrationConfig(dual_initial=0.05, dual_max=0.1)
 
     def __post_init__(self) -> None:
         check(
             self, image_size=">=1", channels=">=1", num_scales=">=1", num_steps=">=1", width=">=1", clamp=">0",
             alpha=">0", likelihood_tolerance=">=0", energy_head_width=">=1", flow_learning_rate=">0",
-            energy_learning_rate=">0", gradient_clip=">0", average_decay="in [0, 1)",
+            energy_learning_rate=">0", gradient_clip=">0", ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size % 2**self.num_scales:
             raise ConfigError(
@@ -94,7 +105,7 @@ class ECFlowConfig:
             raise ConfigError(f"alpha={self.alpha} is out of range: it must be below 0.5")
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return (self.image_size, self.image_size, self.channels)
 
@@ -105,20 +116,42 @@ class ECFlowConfig:
 
 
 class ECFlowState(NamedTuple):
-    """Everything an iteration reads and writes: flow, its average and optimiser, energy, λ."""
+    """The state of an EC-flow in training.
 
-    flow: Any
-    average: Any
-    optimizer: Any
-    energy: EnergyState
+    Attributes:
+        flow: the flow, with its moving average.
+        energy: parameters of f and singular vectors of its kernels.
+        dual: λ, float32.
+    """
+
+    flow: Trained
+    energy: NetworkState
     dual: Array
 
 
+class Draws(NamedTuple):
+    """All randomness of one iteration.
+
+    Attributes:
+        dequantization: uniform draws [B, H, W, C] in [0, 1), a share of one grey level.
+        latent: prior latents [B, D].
+        calibration_key: of the chains that calibrate.
+        calibration_noise: recorded chain noise [B, K, H, W, C] instead of the key, or None.
+    """
+
+    dequantization: Array
+    latent: Array
+    calibration_key: Array
+    calibration_noise: Array | None = None
+
+
+@functools.cache
 def network(config: ECFlowConfig) -> ImageFlow:
     """The flow."""
-    return ImageFlow(config.shape, config.num_scales, config.num_steps, config.width, config.clamp)
+    return ImageFlow(config.image_shape, config.num_scales, config.num_steps, config.width, config.clamp)
 
 
+@functools.cache
 def energy_model(config: ECFlowConfig) -> EnergyModel:
     """The energy."""
     return EnergyModel(ResNet(config.energy_layers, config.energy_head_width), config.energy_learning_rate)
@@ -129,34 +162,27 @@ def _optimizer(config: ECFlowConfig) -> optax.GradientTransformation:
 
 
 def initialize(config: ECFlowConfig, key: Array, batch: Array) -> ECFlowState:
-    """A fresh state; ``batch`` gives the image shape only."""
-    if batch.shape[1:] != config.shape:
-        raise ConfigError(
-            f"the data are images of {batch.shape[1:]} (height, width, channels), the method expects {config.shape}: "
-            "set method.image_size and method.channels, or another data.source"
-        )
+    """A fresh state; ``batch`` is not read, since the configuration gives the shapes."""
+    del batch
     flow_key, energy_key = jax.random.split(key)
-    flow = network(config).init(flow_key, jnp.zeros((1, *config.shape)))["params"]
+    image = jnp.zeros(config.image_shape)
     return ECFlowState(
-        flow=flow,
-        average=jax.tree.map(jnp.array, flow),
-        optimizer=_optimizer(config).init(flow),
-        energy=energy_model(config).init(energy_key, jnp.zeros(config.shape)),
-        dual=jnp.asarray(config.calibration.dual_initial, jnp.float32),
+        flow=train(network(config).init(flow_key, image[None])["params"], _optimizer(config)),
+        energy=energy_model(config).init(energy_key, image),
+        dual=calibration.dual_start(config.calibration),
     )
 
 
 # --- images, levels and logits -------------------------------------------------------------------------------------
 
 
-def dequantized(key: Array, images: Array) -> Array:
-    """Images u in [0, 1): the grey levels of images in [-1, 1], a uniform share of one level added, over 256."""
-    levels = jnp.round((images + 1.0) * 127.5)
-    return (levels + jax.random.uniform(key, images.shape)) / 256.0
+def dequantized(images: Array, uniform: Array) -> Array:
+    """Images u in [0, 1): the grey levels of images in [-1, 1], plus a share of one level in [0, 1), over 256."""
+    return (jnp.round((images + 1.0) * 127.5) + uniform) / 256.0
 
 
 def to_unit(images: Array) -> Array:
-    """Images u in [0, 1] of images that are no grey levels: level k lies at ``(k + 1/2)/256``."""
+    """Images u in [0, 1] of images that are no grey levels: level k is at ``(k + 1/2)/256``."""
     return jnp.clip(((images + 1.0) * 127.5 + 0.5) / 256.0, 0.0, 1.0)
 
 
@@ -175,59 +201,66 @@ def bits_per_dimension(config: ECFlowConfig, params: Any, u: Array) -> Array:
 
 
 def generate_from(config: ECFlowConfig, params: Any, z: Array) -> Array:
-    """``F⁻¹(z)`` of latents [B, D]: images [B, H, W, C], inside [-1, 1] up to what α leaves beyond it."""
+    """``F⁻¹(z)`` of latents [B, D]: images [B, H, W, C] in [-1, 1], extended at both ends by about 2α."""
     y, _ = cast(Any, network(config).apply({"params": params}, z, method="inverse"))
     return to_images((jax.nn.sigmoid(y) - config.alpha) / (1.0 - 2.0 * config.alpha))
 
 
-def generator_of(config: ECFlowConfig, state: ECFlowState) -> energies.Generator:
-    """``F⁻¹`` of one latent [D] by the averaged flow: one image [H, W, C]."""
-    return energies.bind(functools.partial(_one, config), state.average)
+def generator_of(config: ECFlowConfig, state: ECFlowState) -> Generator:
+    """``F⁻¹`` of one latent [D] by the averaged flow: one image [H, W, C]; leading axes are kept."""
+    return energies.bind(_inverse(config), state.flow.ema)
 
 
-def _one(config: ECFlowConfig, params: Any, z: Array) -> Array:
-    return generate_from(config, params, z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *config.shape)
+@functools.cache
+def _inverse(config: ECFlowConfig) -> Callable[[Any, Array], Array]:
+    """One function per configuration, so that programs that take the generator compile once."""
+
+    def inverse(params: Any, z: Array) -> Array:
+        images = generate_from(config, params, z.reshape(-1, z.shape[-1]))
+        return images.reshape(*z.shape[:-1], *config.image_shape)
+
+    return inverse
 
 
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) -> tuple[ECFlowState, Metrics]:
-    """One iteration: likelihood and calibration of the flow, a step of the energy, the dual step."""
+def draw(config: ECFlowConfig, key: Array, batch_size: int) -> Draws:
+    """The randomness of one iteration, from one key."""
     noise_key, latent_key, chain_key = jax.random.split(key, 3)
+    uniform = jax.random.uniform(noise_key, (batch_size, *config.image_shape))
+    latent = jax.random.normal(latent_key, (batch_size, config.latent_size))
+    return Draws(sharding.constrain_batch(uniform), sharding.constrain_batch(latent), chain_key)
+
+
+def iterate(config: ECFlowConfig, draws: Draws, state: ECFlowState, images: Array) -> tuple[ECFlowState, Metrics]:
+    """One iteration: likelihood and calibration of the flow, a step of the energy, the dual step."""
     model, settings = energy_model(config), config.calibration
-    energy = model.refresh(state.energy)
-    head = model.head(energy)
-    u = dequantized(noise_key, images)
-    z = jax.random.normal(latent_key, (images.shape[0], config.latent_size))
+    energy_state = model.refresh(state.energy)
+    head = model.head(energy_state)
+    u = dequantized(images, draws.dequantization)
 
     def loss(params: Any) -> tuple[Array, Any]:
         bits = jnp.mean(bits_per_dimension(config, params, u))
-        generated = generate_from(config, params, z)
-        calibrated = calibration.calibrate(chain_key, head, generated, settings)
+        generated = generate_from(config, params, draws.latent)
+        calibrated = calibration.calibrate(draws.calibration_key, head, generated, settings, draws.calibration_noise)
         distance = calibration.calibration_loss(calibrated, generated)
-        if config.variant == "sample":
-            constraint = distance
-        else:
-            of = lambda x: jnp.mean(bits_per_dimension(config, params, to_unit(jax.lax.stop_gradient(x))))  # noqa: E731
-            constraint = of(calibrated) - jax.lax.stop_gradient(of(generated))
+        constraint = distance
+        if config.variant == "likelihood":
+            of_calibrated, of_generated = (_mean_bits(config, params, x) for x in (calibrated, generated))
+            constraint = of_calibrated - jax.lax.stop_gradient(of_generated)
         return bits + state.dual * constraint, (bits, constraint, distance, calibrated)
 
-    gradients, (bits, constraint, distance, calibrated) = jax.grad(loss, has_aux=True)(state.flow)
-    updates, optimizer = _optimizer(config).update(gradients, state.optimizer, state.flow)
-    flow = optax.apply_updates(state.flow, updates)
-    energy, metrics = model.step(energy, images, calibrated, settings.temperature)
-    metrics |= watching.gradient_norms(head, images, calibrated) | watching.saturation(calibrated)
-    count = optax.tree.get(state.optimizer, "count")
-    decay = jnp.minimum(config.average_decay, (1.0 + count) / (10.0 + count))
+    gradients, (bits, constraint, distance, calibrated) = jax.grad(loss, has_aux=True)(state.flow.params)
+    decay = warm_up(config.ema_decay, optax.tree.get(state.flow.optimizer, "count"))
+    energy_state, metrics = model.step(energy_state, images, calibrated, settings.temperature)
+    metrics |= diagnostics.gradient_norms(head, images, calibrated) | diagnostics.saturation(calibrated)
     bound = settings
     if config.variant == "likelihood":
         bound = dataclasses.replace(settings, tolerance=config.likelihood_tolerance)
     new_state = ECFlowState(
-        flow=flow,
-        average=optax.incremental_update(flow, state.average, 1.0 - decay),
-        optimizer=optimizer,
-        energy=energy,
+        flow=descend(state.flow, gradients, _optimizer(config), decay),
+        energy=energy_state,
         dual=calibration.dual_step(state.dual, constraint, bound, config.latent_size),
     )
     metrics |= {
@@ -241,58 +274,66 @@ def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) 
     return new_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
 
 
+def _mean_bits(config: ECFlowConfig, params: Any, samples: Array) -> Array:
+    return jnp.mean(bits_per_dimension(config, params, to_unit(jax.lax.stop_gradient(samples))))
+
+
+def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) -> tuple[ECFlowState, Metrics]:
+    """One training iteration from one key."""
+    return iterate(config, draw(config, key, images.shape[0]), state, images)
+
+
 # --- after training ------------------------------------------------------------------------------------------------
 
 
 def generate(config: ECFlowConfig, key: Array, state: ECFlowState, n: int) -> Array:
     """``n`` samples ``F⁻¹(z)``, one pass, clipped to [-1, 1]."""
-    z = jax.vmap(lambda k: jax.random.normal(k, (config.latent_size,)))(mcmc.chain_keys(key, n))
-    return jnp.clip(generate_from(config, state.average, z), -1.0, 1.0)
+    return jnp.clip(generate_from(config, state.flow.ema, prior_samples(key, n, (config.latent_size,))), -1.0, 1.0)
 
 
 def reconstruct(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) -> Array:
-    """``F⁻¹(F(x))``: the image again, up to rounding; ``key`` is not used."""
+    """``F⁻¹(F(x))``: the image itself, up to rounding; ``key`` is not used."""
     del key
     p = config.alpha + (1.0 - 2.0 * config.alpha) * to_unit(images)
-    z, _ = cast(Any, network(config).apply({"params": state.average}, jnp.log(p) - jnp.log1p(-p)))
-    return generate_from(config, state.average, z)
+    z, _ = cast(Any, network(config).apply({"params": state.flow.ema}, jnp.log(p) - jnp.log1p(-p)))
+    return generate_from(config, state.flow.ema, z)
 
 
-def energy(config: ECFlowConfig, state: ECFlowState, images: Array) -> Array:
-    """``E(x) = f(x)/τ`` of each image [n], float32."""
-    return energy_model(config).head(state.energy)(images) / config.calibration.temperature
+def energy(config: ECFlowConfig, state: ECFlowState) -> Energy:
+    """``E(x) = f(x)/τ`` of one image."""
+    return energies.temper(energy_model(config).head(state.energy), config.calibration.temperature)
 
 
 def scores(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) -> Metrics:
-    """``bits_per_dim`` of the images; ``calibration_gap`` as in `ec_vae`; ``inverse_lipschitz``: the largest
-    singular value of ``∂F⁻¹/∂z`` at one latent, in logits.
+    """Held-out scores: those of `calibration_scores` on samples that generate, ``bits_per_dim`` of the images, and
+    ``inverse_lipschitz``, the largest singular value of ``∂F⁻¹/∂z`` at one latent, in logits.
     """  # fmt: skip
     noise_key, chain_key, latent_key, point_key = jax.random.split(key, 4)
     generated = generate(config, latent_key, state, images.shape[0])
     head = energy_model(config).head(state.energy)
-    distance = calibration.calibration_loss(
-        calibration.calibrate(chain_key, head, generated, config.calibration), generated
-    )
-    z = jax.random.normal(point_key, (config.latent_size,))
-    inverse = lambda z: network(config).apply({"params": state.average}, z[None], method="inverse")[0][0]  # noqa: E731
-    return {
-        "bits_per_dim": jnp.mean(bits_per_dimension(config, state.average, dequantized(noise_key, images))),
-        "calibration_gap": distance - calibration.noise_floor(config.calibration, config.latent_size),
+    u = dequantized(images, jax.random.uniform(noise_key, images.shape))
+    z, params = jax.random.normal(point_key, (config.latent_size,)), state.flow.ema
+    inverse = lambda z: network(config).apply({"params": params}, z[None], method="inverse")[0][0]  # noqa: E731
+    return calibration.calibration_scores(chain_key, head, generated, config.calibration) | {
+        "bits_per_dim": jnp.mean(bits_per_dimension(config, params, u)),
         "inverse_lipschitz": local_lipschitz(inverse, z),
     }
 
 
 def build(config: ECFlowConfig) -> Method:
-    """The method of a configuration; a whole `jebm.config.Config` is taken too."""
-    config = getattr(config, "method", config)
+    """The method of a configuration."""
     bind = lambda function: functools.partial(function, config)  # noqa: E731
     return Method(
+        image_shape=config.image_shape,
         init=bind(initialize),
         update=bind(update),
         generate=bind(generate),
         energy=bind(energy),
-        reconstruct=bind(reconstruct),
         scores=bind(scores),
-        parameters=lambda state: {"flow": state.flow, "energy": state.energy.params},
-        training_chain=calibration.training_chain(config.calibration),
+        networks=lambda state: {"flow": state.flow, "energy": state.energy.trained},
+        reconstruct=bind(reconstruct),
+        generator=bind(generator_of),
+        latent_shape=(config.latent_size,),
+        temperature=config.calibration.temperature,
+        chain=calibration.chain(config.calibration),
     )

@@ -1,17 +1,15 @@
-"""Normalising flows: a multi-scale coupling flow of images, and the RealNVP on latents of the EC-VAE release.
+"""A multi-scale coupling flow of images; ours [inferred], since the paper (arXiv 2311.04071) only names such flows.
 
-Both are invertible maps to a standard normal law with the logarithm of their Jacobian's determinant, so that
-``log p(x) = log N(F(x); 0, I) + log |det ∂F/∂x|``. `LatentFlow` has the layout of the authors' helper (arXiv
-2311.04071, released code, FrEIA's RealNVP blocks; unused by their demo). `ImageFlow` is ours [inferred]: a flow of
-images is named by the paper and absent from the code.
+A flow is an invertible map to a standard normal law with the logarithm of its Jacobian's determinant, so that
+``log p(x) = log N(F(x); 0, I) + log |det ∂F/∂x|``.
 
 The scale of a coupling is bounded, ``s = 2/π · clamp · atan(raw)`` in (-clamp, clamp), and with it the Lipschitz
-constants of the map and of its inverse in the coupled variables, ``exp(clamp)`` for the scale's part; what the shifts
-add is measured by `local_lipschitz`.
+constants of the map and of its inverse in the coupled variables, ``exp(clamp)`` for the scale's part;
+`local_lipschitz` measures them with the shifts.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,9 +19,8 @@ from jax import Array
 from jax.lax import broadcast_to_rank
 
 from jebm.networks.convolution import Conv
-from jebm.networks.normalization import BatchNorm
 
-__all__ = ["ImageFlow", "LatentFlow", "local_lipschitz", "log_standard_normal"]
+__all__ = ["ImageFlow", "bounded", "local_lipschitz", "log_standard_normal"]
 
 ATAN_SCALE = 0.636  # 2/π as the release rounds it
 
@@ -53,110 +50,15 @@ def local_lipschitz(function: Callable[[Array], Array], x: Array, num_iterations
     return jax.lax.fori_loop(0, num_iterations, body, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
 
 
-class LatentFlow(nn.Module):
-    """``num_blocks`` x (two-sided affine coupling, fixed permutation) on vectors.
-
-    Attributes:
-        size: length n of the vectors.
-        num_blocks: couplings; the release gives no number.
-        width: hidden units of the subnets; 256 in the release.
-        activation: ``"relu"``, or ``"swish"`` with a learnable β.
-        clamp: bound of the log-scales.
-    """
-
-    size: int
-    num_blocks: int = 4
-    width: int = 256
-    activation: Literal["relu", "swish"] = "relu"
-    clamp: float = 2.0
-
-    def setup(self) -> None:
-        self.couplings = [
-            LatentCoupling(self.size, self.width, self.activation, self.clamp, name=f"coupling{k}")
-            for k in range(self.num_blocks)
-        ]
-        # the release draws permutation k from numpy's generator seeded with k
-        self.permutations = [np.random.RandomState(k).permutation(self.size) for k in range(self.num_blocks)]  # noqa: NPY002
-
-    def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
-        """[B, n] -> ``F(x)`` [B, n] and ``log |det ∂F/∂x|`` [B]."""
-        total = jnp.zeros(x.shape[:-1])
-        for coupling, permutation in zip(self.couplings, self.permutations, strict=True):
-            x, log_determinant = coupling(x, train)
-            x, total = x[..., permutation], total + log_determinant
-        return x, total
-
-    def inverse(self, z: Array, train: bool = False) -> tuple[Array, Array]:
-        """[B, n] -> ``F⁻¹(z)`` [B, n] and ``log |det ∂F⁻¹/∂z|`` [B]."""
-        total = jnp.zeros(z.shape[:-1])
-        for coupling, permutation in zip(reversed(self.couplings), reversed(self.permutations), strict=True):
-            z, log_determinant = coupling.inverse(z[..., np.argsort(permutation)], train)
-            total += log_determinant
-        return z, total
-
-
-class LatentCoupling(nn.Module):
-    """``y_1 = exp(s_2(x_2)) x_1 + t_2(x_2)``, then ``y_2 = exp(s_1(y_1)) x_2 + t_1(y_1)``: four subnets."""
-
-    size: int
-    width: int
-    activation: str
-    clamp: float
-
-    def setup(self) -> None:
-        self.half = round(self.size / 2)  # half to even, as the release
-        subnet = lambda size, name: Subnet(self.width, size, self.activation, name=name)  # noqa: E731
-        self.s1, self.t1 = subnet(self.size - self.half, "s1"), subnet(self.size - self.half, "t1")
-        self.s2, self.t2 = subnet(self.half, "s2"), subnet(self.half, "t2")
-
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        x1, x2 = x[..., : self.half], x[..., self.half :]
-        s2 = _bounded(self.s2(x2, train), self.clamp)
-        y1 = jnp.exp(s2) * x1 + self.t2(x2, train)
-        s1 = _bounded(self.s1(y1, train), self.clamp)
-        y2 = jnp.exp(s1) * x2 + self.t1(y1, train)
-        return jnp.concatenate([y1, y2], -1), s1.sum(-1) + s2.sum(-1)
-
-    def inverse(self, y: Array, train: bool) -> tuple[Array, Array]:
-        y1, y2 = y[..., : self.half], y[..., self.half :]
-        s1 = _bounded(self.s1(y1, train), self.clamp)
-        x2 = (y2 - self.t1(y1, train)) * jnp.exp(-s1)
-        s2 = _bounded(self.s2(x2, train), self.clamp)
-        x1 = (y1 - self.t2(x2, train)) * jnp.exp(-s2)
-        return jnp.concatenate([x1, x2], -1), -s1.sum(-1) - s2.sum(-1)
-
-
-def _bounded(raw: Array, clamp: float) -> Array:
+def bounded(raw: Array, clamp: float) -> Array:
+    """The log-scale of a coupling: ``2/π clamp atan(raw)``, in (-clamp, clamp)."""
     return clamp * ATAN_SCALE * jnp.arctan(raw)
 
 
-class Subnet(nn.Module):
-    """Linear, BN, activation, twice; linear."""
-
-    width: int
-    size: int
-    activation: str
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        for i in (1, 2):
-            x = BatchNorm(name=f"bn_{i}")(nn.Dense(self.width, name=f"fc_{i}")(x), train=train)
-            x = nn.relu(x) if self.activation == "relu" else Swish(name=f"swish_{i}")(x)
-        return nn.Dense(self.size, name="fc_3")(x)
-
-
-class Swish(nn.Module):
-    """``x sigmoid(softplus(β) x) / 1.1``."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        beta: Any = self.param("beta", nn.initializers.constant(0.5), (1,), jnp.float32)
-        return x * jax.nn.sigmoid(broadcast_to_rank(jax.nn.softplus(beta), x.ndim) * x) / 1.1
-
-
 class ImageFlow(nn.Module):
-    """A multi-scale coupling flow: per scale squeeze 2x2, ``num_steps`` steps; half the channels leave, the last stay.
+    """A multi-scale coupling flow: each scale squeezes 2x2 and makes ``num_steps`` steps.
 
+    Half the channels of a scale are latents, the others go to the next scale; of the last scale all are latents.
     A step: ``a ⊙ x + b`` per channel, a fixed random rotation of the channels, and an affine coupling of their halves
     by a three-layer convolution that starts at 0, so that the whole flow starts as a rotation.
 
@@ -260,7 +162,7 @@ class Step(nn.Module):
     def _coupling(self, kept: Array) -> tuple[Array, Array]:
         hidden = nn.relu(self.conv_2(nn.relu(self.conv_1(kept))))
         raw, t = jnp.split(self.conv_3(hidden), 2, -1)
-        return _bounded(raw, self.clamp), t
+        return bounded(raw, self.clamp), t
 
     def _log_determinant(self, s: Array) -> Array:
         return s.sum((-3, -2, -1)) + s.shape[-3] * s.shape[-2] * self.log_scale.sum()

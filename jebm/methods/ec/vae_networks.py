@@ -1,21 +1,27 @@
 """Encoder and decoder of the energy-calibrated VAE at 8 to 64 pixels (arXiv 2311.04071, official demo).
 
-The demo normalises every kernel of the decoder spectrally and none of the encoder; that is a transform of the
+The demo normalises every kernel of the decoder spectrally and none of the encoder; this is a transform of the
 parameters, see `jebm.networks.spectral_norm`. Images are [..., H, W, C] in [-1, 1]. In train mode batch
 normalisation takes the statistics of the batch and updates ``batch_stats``, which must then be mutable.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jebm.energy import Generator, bind
 from jebm.networks.convolution import Conv
 from jebm.networks.initializers import uniform_fan_in
 from jebm.networks.layers import PointwiseConv, Projection, gated_linear_unit, nearest_upsample
-from jebm.networks.normalization import BatchNorm
+from jebm.networks.normalization import BatchNorm, standing_statistics
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["STANDING_LATENTS", "Decoder", "Encoder", "standing_generator"]
+
+STANDING_LATENTS = 256  # prior latents that re-estimate a decoder's batch statistics
 
 
 class Encoder(nn.Module):
@@ -142,6 +148,23 @@ class Decoder(nn.Module):
         return jnp.tanh(x.astype(jnp.float32))
 
 
+def standing_generator(decoder: nn.Module, params: Any, running: Any, latent_size: int) -> Generator:
+    """The decoder that generates: its batch statistics are those of a fixed set of prior latents [ours].
+
+    Args:
+        decoder: from latents to images, with `BatchNorm` layers.
+        params: its parameters, spectrally normalised.
+        running: its running statistics, for their shapes alone.
+        latent_size: length of a latent.
+
+    Returns:
+        A function from latents [..., latent_size] to images [..., H, W, C] in (-1, 1); its weights are pytree leaves.
+    """
+    z = jax.random.normal(jax.random.key(0), (STANDING_LATENTS, latent_size))  # a constant of the generator
+    stats = standing_statistics(decoder, params, running, z)
+    return bind(decoder.apply, {"params": params, "batch_stats": stats})
+
+
 def check_latents(z: Array, latent_size: int) -> None:
     """Raises ValueError unless ``z`` is [..., latent_size]."""
     if z.shape[-1:] != (latent_size,):
@@ -177,7 +200,7 @@ class UpBlock(nn.Module):
 
 
 def conv_sn(channels: int, size: int, dtype: DTypeLike, name: str, stride: int = 1, padding: int = 1) -> nn.Conv:
-    """A convolution without bias whose kernel is meant to be spectrally normalised."""
+    """A convolution without bias whose kernel the family normalises spectrally."""
     return Conv(
         channels, (size, size), (stride, stride), padding, use_bias=False, kernel_init=uniform_fan_in,
         dtype=dtype, name=name,

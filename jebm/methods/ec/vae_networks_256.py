@@ -1,7 +1,7 @@
 """Encoder and decoder of the energy-calibrated VAE at 256 pixels, after FastGAN (arXiv 2101.04775).
 
-The authors' repository has these two networks without the VAE around them. Every kernel but those of the
-linear heads is meant to be spectrally normalised (`jebm.networks.spectral_norm`):
+The authors' repository has these two networks without the VAE around them. The family normalises every
+kernel spectrally but those of the linear heads (`jebm.networks.spectral_norm`):
 ``spectral_norm.init(key, encoder_params, exclude=("mu", "logvar"))``.
 """
 
@@ -42,6 +42,8 @@ class SkipExcitation(nn.Module):
 class Generator256(nn.Module):
     """``G(z)`` at 256x256: the ladder of `jebm.methods.ec.vae_networks.Decoder` with skip-layer excitation.
 
+    The release has a second head for an image at 128x128, which no VAE uses; this class leaves it out.
+
     Attributes:
         width: base width, even; the maps have 16, 8, 4, 2, 2, 1, 1/2 times as many channels (4x4 to 256x256).
         channels: channels of the image.
@@ -55,10 +57,8 @@ class Generator256(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, train: bool = False, side_image: bool = False) -> Array | tuple[Array, Array]:
+    def __call__(self, z: Array, train: bool = False) -> Array:
         """[..., latent_size] -> [..., 256, 256, channels] in (-1, 1), float32.
-
-        With ``side_image`` a pair: that image, and the one of a second head at 128x128.
 
         Raises:
             ValueError: latents of another length, or an odd width.
@@ -78,11 +78,7 @@ class Generator256(nn.Module):
         x64 = SkipExcitation(self.dtype, name="se_64")(x4, x64)
         x128 = SkipExcitation(self.dtype, name="se_128")(x8, up(x64, 128, width, 2))
         x256 = SkipExcitation(self.dtype, name="se_256")(x16, up(x128, 256, width // 2, 1))
-        image = jnp.tanh(conv_sn(self.channels, 3, self.dtype, "to_big")(x256).astype(jnp.float32))
-        if not (side_image or self.is_initializing()):
-            return image
-        side = PointwiseConv(self.channels, dtype=self.dtype, name="to_128")(x128)
-        return (image, jnp.tanh(side.astype(jnp.float32))) if side_image else image
+        return jnp.tanh(conv_sn(self.channels, 3, self.dtype, "to_big")(x256).astype(jnp.float32))
 
 
 class Encoder256(nn.Module):
@@ -142,7 +138,7 @@ class Stem(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Half the size: the mean of a path of two convolutions and a path of pooling and a 1x1 convolution."""
+    """Halves the map: the mean of a path of two convolutions and a path of pooling and a 1x1 convolution."""
 
     channels: int
     dtype: DTypeLike

@@ -3,27 +3,27 @@
     c = E(x), on the sphere of radius sqrt(d);    x̂ = D(c + 0.02 ξ),    L = 1000 mean (x - x̂)²
 
 It is no model of images: D of z ~ N(0, I), which has about the codes' norm but not their law, gives poor ones. Stage
-two (`hat_ebm`, application ``retrofit``) freezes D, forgets E, and trains a hat over it.
+two (`jebm.methods.hat.ebm`, application ``retrofit``) freezes D, drops E, and trains a hat over it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jebm import mcmc
-from jebm.energy import Generator, bind
+from jebm.energy import Energy, Generator, bind, squared_distance
 from jebm.errors import ConfigError, check
 from jebm.methods.base import Method, Metrics
-from jebm.methods.hat import keras as keras_optimizers
+from jebm.methods.hat import keras
 from jebm.methods.hat.networks import IMAGE_SIZES, HatDecoder, HatEncoder, code_shape
+from jebm.methods.shared import Trained, descend, prior_samples, train
 
-__all__ = ["HatAutoencoderConfig", "HatAutoencoderState", "build", "decoder", "initialize", "iterate", "loss"]
+__all__ = ["Draws", "HatAutoencoderConfig", "HatAutoencoderState", "build", "draw", "initialize", "iterate", "loss"]
 
 Tree = Mapping[str, Any]
 
@@ -40,8 +40,7 @@ class HatAutoencoderConfig:
         latent_noise: standard deviation of the noise on codes in training.
         loss_scale: factor of the mean squared error.
         learning_rate: rows (learning rate, first update), of Adam.
-        average_decay: of the moving average, kept beside as in the released code.
-        weights: which weights generate and reconstruct: ``"raw"``, or their ``"average"``.
+        ema_decay: of the moving averages, which ``--weights ema`` selects.
         dtype: in which the networks compute; parameters and codes stay float32.
     """
 
@@ -52,34 +51,48 @@ class HatAutoencoderConfig:
     latent_noise: float = 0.02
     loss_scale: float = 1000.0
     learning_rate: tuple[tuple[float, int], ...] = ((1e-4, 0),)
-    average_decay: float = 0.9999
-    weights: Literal["raw", "average"] = "raw"
+    ema_decay: float = 0.9999
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {"learning_rate": ("learning_rate",)}
 
     def __post_init__(self) -> None:
         check(
             self, channels=">=1", width=">=1", output_scale=">0", latent_noise=">=0", loss_scale=">0",
-            average_decay="in [0, 1)",
+            ema_decay="in [0, 1)",
         )  # fmt: skip
         if self.image_size not in IMAGE_SIZES:
             raise ConfigError(f"image_size={self.image_size} is out of range: it must be one of {IMAGE_SIZES}")
-        keras_optimizers.check_steps("learning_rate", self.learning_rate)
+        keras.check_steps("learning_rate", self.learning_rate)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (self.image_size, self.image_size, self.channels)
 
 
 class HatAutoencoderState(NamedTuple):
     """Everything an iteration reads and writes.
 
     Attributes:
-        params: ``{"encoder", "decoder"}``.
+        encoder: E.
+        decoder: D.
         batch_stats: the decoder's frozen statistics.
-        average: moving average of ``params``.
-        optimizer: Adam's state.
     """
 
-    params: Tree
+    encoder: Trained
+    decoder: Trained
     batch_stats: Tree
-    average: Tree
-    optimizer: Any
+
+
+class Draws(NamedTuple):
+    """All randomness of one iteration.
+
+    Attributes:
+        noise: standard normals of the codes' noise [B, H/2, W/2, 1].
+    """
+
+    noise: Array
 
 
 def _networks(config: HatAutoencoderConfig) -> tuple[HatEncoder, HatDecoder]:
@@ -89,96 +102,107 @@ def _networks(config: HatAutoencoderConfig) -> tuple[HatEncoder, HatDecoder]:
 
 
 def initialize(config: HatAutoencoderConfig, key: Array, batch: Array) -> HatAutoencoderState:
-    """A fresh state; ``batch`` gives the image shape only.
-
-    Raises:
-        ConfigError: data of another shape than the configuration's.
-    """
-    shape = (config.image_size, config.image_size, config.channels)
-    if batch.shape[1:] != shape:
-        raise ConfigError(
-            f"the data are images of {batch.shape[1:]} (height, width, channels), the method expects {shape}: "
-            "set method.image_size and method.channels, or another data.source"
-        )
+    """A fresh state; ``batch`` is not used."""
+    del batch
     encoder, decoder = _networks(config)
     encoder_key, decoder_key = jax.random.split(key)
+    encoding = encoder.init(encoder_key, jnp.zeros(config.image_shape))
     decoding = decoder.init(decoder_key, jnp.zeros(code_shape(config.image_size)))
-    params = {"encoder": encoder.init(encoder_key, jnp.zeros(shape))["params"], "decoder": decoding["params"]}
-    average = jax.tree.map(jnp.array, params)
-    optimizer = keras_optimizers.adam(config.learning_rate)
-    return HatAutoencoderState(params, decoding["batch_stats"], average, optimizer.init(params))
+    optimizer = keras.adam(config.learning_rate)
+    return HatAutoencoderState(
+        train(encoding["params"], optimizer), train(decoding["params"], optimizer), decoding["batch_stats"]
+    )
 
 
 def loss(
     config: HatAutoencoderConfig, params: Tree, batch_stats: Tree, images: Array, noise: Array | float = 0.0
 ) -> Array:
-    """``1000 mean (x - D(E(x) + 0.02 ξ))²`` with ``noise`` ξ, standard normals as the codes; without, for testing."""
+    """``1000 mean (x - D(E(x) + 0.02 ξ))²`` with ``noise`` ξ, standard normals shaped as the codes; 0 in testing.
+
+    ``params`` are ``{"encoder", "decoder"}``.
+    """
     encoder, decoder = _networks(config)
     codes = cast(Array, encoder.apply({"params": params["encoder"]}, images)) + config.latent_noise * noise
     reconstructed = decoder.apply({"params": params["decoder"], "batch_stats": batch_stats}, codes)
     return config.loss_scale * jnp.square(images - cast(Array, reconstructed)).mean()
 
 
+def draw(config: HatAutoencoderConfig, key: Array, state: HatAutoencoderState, images: Array) -> Draws:
+    """The randomness of one iteration, from one key."""
+    del state
+    return Draws(jax.random.normal(key, (images.shape[0], *code_shape(config.image_size))))
+
+
 def iterate(
-    config: HatAutoencoderConfig, noise: Array, state: HatAutoencoderState, images: Array
+    config: HatAutoencoderConfig, draws: Draws, state: HatAutoencoderState, images: Array
 ) -> tuple[HatAutoencoderState, Metrics]:
     """One Adam step of encoder and decoder on `loss`."""
-    value, gradients = jax.value_and_grad(lambda p: loss(config, p, state.batch_stats, images, noise))(state.params)
-    updates, optimizer = keras_optimizers.adam(config.learning_rate).update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = optax.incremental_update(params, state.average, 1.0 - config.average_decay)
-    metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
-    return HatAutoencoderState(params, state.batch_stats, average, optimizer), metrics
+    batch_stats, optimizer = state.batch_stats, keras.adam(config.learning_rate)
+    value, gradients = jax.value_and_grad(lambda params: loss(config, params, batch_stats, images, draws.noise))(
+        _parameters(state)
+    )
+    state = state._replace(
+        encoder=descend(state.encoder, gradients["encoder"], optimizer, config.ema_decay),
+        decoder=descend(state.decoder, gradients["decoder"], optimizer, config.ema_decay),
+    )
+    return state, {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
 
 
-def _weights(config: HatAutoencoderConfig, state: HatAutoencoderState) -> Tree:
-    return state.params if config.weights == "raw" else state.average
-
-
-def decoder(config: HatAutoencoderConfig, state: HatAutoencoderState) -> Generator:
-    """D, from one code to one image (or many, with a leading axis): what a retrofit freezes."""
-    variables = {"params": _weights(config, state)["decoder"], "batch_stats": state.batch_stats}
-    return bind(_networks(config)[1].apply, variables)
-
-
-def generate(config: HatAutoencoderConfig, key: Array, state: HatAutoencoderState, n: int) -> Array:
-    """``D(z)``, z ~ N(0, I): what a retrofit has to improve."""
-    shape = code_shape(config.image_size)
-    return decoder(config, state)(jax.vmap(lambda k: jax.random.normal(k, shape))(mcmc.chain_keys(key, n)))
-
-
-def reconstruct(config: HatAutoencoderConfig, key: Array, state: HatAutoencoderState, images: Array) -> Array:
-    """``D(E(x))``; ``key`` is not used."""
-    del key
-    codes = _networks(config)[0].apply({"params": _weights(config, state)["encoder"]}, images)
-    return decoder(config, state)(codes)
-
-
-def energy(config: HatAutoencoderConfig, state: HatAutoencoderState, images: Array) -> Array:
-    """``‖x - D(E(x))‖²`` of each image [n] [ours]: what an autoencoder alone has to tell outliers by."""
-    return jnp.square(images - reconstruct(config, jax.random.key(0), state, images)).sum((1, 2, 3))
+def _parameters(state: HatAutoencoderState) -> Tree:
+    return {"encoder": state.encoder.params, "decoder": state.decoder.params}
 
 
 def scores(config: HatAutoencoderConfig, key: Array, state: HatAutoencoderState, images: Array) -> Metrics:
     """The loss on held-out images, without noise."""
     del key
-    return {"loss": loss(config, _weights(config, state), state.batch_stats, images)}
+    return {"loss": loss(config, _parameters(state), state.batch_stats, images)}
+
+
+def _reconstruction_error(encoder: Callable[..., Any], decoder: Callable[..., Any], variables: Tree, x: Array) -> Array:
+    return squared_distance(x, decoder(variables["decoder"], encoder(variables["encoder"], x)))
 
 
 def build(config: HatAutoencoderConfig) -> Method:
-    """The method of a configuration; a whole `jebm.config.Config` is taken too."""
-    config = getattr(config, "method", config)
+    """The method of a configuration."""
+    encode, decode = (network.apply for network in _networks(config))
+    latent_shape = code_shape(config.image_size)
+    error = functools.partial(_reconstruction_error, encode, decode)
 
-    def update(key: Array, state: HatAutoencoderState, batch: Array) -> tuple[HatAutoencoderState, Metrics]:
-        noise = jax.random.normal(key, (batch.shape[0], *code_shape(config.image_size)))
-        return iterate(config, noise, state, batch)
+    def variables(state: HatAutoencoderState) -> Tree:
+        decoding = {"params": state.decoder.params, "batch_stats": state.batch_stats}
+        return {"encoder": {"params": state.encoder.params}, "decoder": decoding}
+
+    def update(key: Array, state: HatAutoencoderState, images: Array) -> tuple[HatAutoencoderState, Metrics]:
+        return iterate(config, draw(config, key, state, images), state, images)
+
+    def generator(state: HatAutoencoderState) -> Generator:
+        """D of one code, which a retrofit freezes."""
+        return bind(decode, variables(state)["decoder"])
+
+    def generate(key: Array, state: HatAutoencoderState, n: int) -> Array:
+        """``D(z)``, z ~ N(0, I), which a retrofit improves."""
+        return cast(Array, generator(state)(prior_samples(key, n, latent_shape)))
+
+    def reconstruct(key: Array, state: HatAutoencoderState, images: Array) -> Array:
+        """``D(E(x))``; ``key`` is not used."""
+        del key
+        nets = variables(state)
+        return cast(Array, decode(nets["decoder"], encode(nets["encoder"], images)))
+
+    def energy(state: HatAutoencoderState) -> Energy:
+        """``‖x - D(E(x))‖²`` of one image [ours]: the autoencoder's own outlier score."""
+        return bind(error, variables(state))
 
     return Method(
+        image_shape=config.image_shape,
         init=functools.partial(initialize, config),
         update=update,
-        generate=functools.partial(generate, config),
-        energy=functools.partial(energy, config),
-        reconstruct=functools.partial(reconstruct, config),
+        generate=generate,
+        energy=energy,
         scores=functools.partial(scores, config),
-        parameters=lambda state: dict(state.params),
+        networks=lambda state: {"encoder": state.encoder, "decoder": state.decoder},
+        reconstruct=reconstruct,
+        generator=generator,
+        latent_shape=latent_shape,
+        weights="raw",
     )

@@ -9,17 +9,21 @@ The energy, in the authors' unit (the density is ``exp(-U)``), and in this libra
     z' = z - (ε_z²/2) ∇_z U(z, y) + ε_z ξ_z                    joint chains only
     y' = y - clip_M((ε²/2) ∇_y U(z', y)) + ε ξ_y               with the z just moved
 
-``clip_M`` bounds the length of an image's drift, the τ term included, the noise not.
+``clip_M`` bounds the length of an image's drift, the τ term included, the noise not. With a ``box`` B [ours] the new
+image ``G(z') + y'`` is reflected into [-B, B]: a hat of rectifiers is unbounded below, so that long chains run away.
 
 What is sampled:
 
-* *Conditional* chains (ε_z = 0) keep z: with τ = 0 the law of x that they aim at is ``exp(-H(x)/T)``, whatever z and
-  G are. G chooses where the short chain starts. With τ > 0 the normaliser over y depends on z, and maximum likelihood
+* *Conditional* chains (ε_z = 0) keep z: with τ = 0 their target is ``exp(-H(x)/T)`` for every z and G. G only sets
+  where the short chain starts. With τ > 0 the normaliser over y depends on z, and maximum likelihood
   with z drawn from its prior is no longer exact: keep τ = 0 in training.
 * *Joint* chains move both. With ½‖z‖² (``latent_prior``) and τ > 0, x follows ``exp(-H(x)/T) ∫ N(z; 0, I)
   N(x; G(z), σ² I) dz``, up to its normaliser: an energy times the density of the generator with noise.
 * Without the prior of z, as in the released code, or with τ = 0, the joint energy cannot be normalised: no law of
   (z, y) exists, and the chain is a short-run sampler from N(0, I), not an estimate of a density.
+
+As ε → 0 the box restricts a conditional chain's law of x to itself, and that law is proper for every H. In joint chains
+it keeps images inside, but z moves as without it: no exact law is claimed.
 """
 
 import dataclasses
@@ -29,11 +33,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.tree_util import Partial
 
 from jebm import mcmc
 from jebm.energy import Energy, Generator, PyTree, as_partial, bind, squared_distance, value
 from jebm.errors import check
+from jebm.mcmc.langevin import reflect
 
 __all__ = ["ChainConfig", "JointKernel", "Samples", "conditional_kernel", "joint_kernel", "run_chains"]
 
@@ -48,8 +52,9 @@ class ChainConfig:
         latent_noise_scale: ε_z; 0 keeps z where it starts (a conditional chain).
         residual_precision: τ.
         latent_prior: add ½‖z‖², which the released code does not.
-        max_displacement: M, or None for no bound. *Changes the law sampled* where it bites.
+        max_drift: M, or None for no bound. *Changes the law sampled* where it bites.
         residual_start_scale: standard deviation of y at the start.
+        box: B, images are reflected into [-B, B]; or None for no bound, as released. *Changes the law sampled*.
     """
 
     num_steps: int = 50
@@ -57,18 +62,19 @@ class ChainConfig:
     latent_noise_scale: float = 0.0
     residual_precision: float = 0.0
     latent_prior: bool = False
-    max_displacement: float | None = 2.5
+    max_drift: float | None = 2.5
     residual_start_scale: float = 0.0
+    box: float | None = None
 
     def __post_init__(self) -> None:
         check(
             self, num_steps=">=0", noise_scale=">=0", latent_noise_scale=">=0", residual_precision=">=0",
-            max_displacement=">0", residual_start_scale=">=0",
+            max_drift=">0", residual_start_scale=">=0", box=">0",
         )  # fmt: skip
 
 
 class Samples(NamedTuple):
-    """Where chains ended, [B, ...], and how far their drifts moved them.
+    """The ends of chains, [B, ...], and the mean lengths of their drifts.
 
     Attributes:
         z: latents.
@@ -85,11 +91,6 @@ class Samples(NamedTuple):
     latent_drift: Array
 
 
-def as_pytree(function: Energy) -> Partial:
-    """``function`` as a pytree; one that `jebm.energy.bind` made stays, its parameters being leaves."""
-    return as_partial(function)
-
-
 def conditional_kernel(
     hat: Energy, image: Array, config: ChainConfig, temperature: float, noise: Array | None = None
 ) -> mcmc.LangevinKernel:
@@ -97,14 +98,15 @@ def conditional_kernel(
 
     Args:
         hat: H, one image in.
-        image: G(z) [H, W, C], computed once for the whole chain.
+        image: G(z) [H, W, C], computed once per chain.
         config: see `ChainConfig`.
         temperature: T.
         noise: standard normals [K, H, W, C] drawn in advance, or None.
     """
-    energy = bind(_conditional_energy, as_pytree(hat), image, temperature * config.residual_precision)
+    energy = bind(_conditional_energy, as_partial(hat), image, temperature * config.residual_precision)
     step_size = mcmc.from_noise_scale(config.noise_scale, temperature)
-    return mcmc.langevin(energy, step_size, temperature, max_displacement=config.max_displacement, noise=noise)
+    box = None if config.box is None else (-config.box - image, config.box - image)  # of y
+    return mcmc.langevin(energy, step_size, temperature, max_drift=config.max_drift, box=box, noise=noise)
 
 
 def _conditional_energy(hat: Energy, image: Array, weight: Array, y: Array) -> Array:
@@ -114,11 +116,11 @@ def _conditional_energy(hat: Energy, image: Array, weight: Array, y: Array) -> A
 def conditional_drift(gradient_norm: Array, config: ChainConfig, temperature: float) -> Array:
     """The length of the drift that a gradient of this norm gives y, after the bound."""
     drift = mcmc.from_noise_scale(config.noise_scale, temperature) * gradient_norm
-    return drift if config.max_displacement is None else jnp.minimum(drift, config.max_displacement)
+    return drift if config.max_drift is None else jnp.minimum(drift, config.max_drift)
 
 
 class JointState(NamedTuple):
-    """What the next joint step needs.
+    """The state of a joint chain.
 
     Attributes:
         position: ``{"z", "y"}``.
@@ -136,7 +138,7 @@ class JointState(NamedTuple):
 
 
 class JointInfo(NamedTuple):
-    """What one may look at after a joint step.
+    """Diagnostics of one joint step.
 
     Attributes:
         energy: ``H(G(z) + y)`` at the new position.
@@ -160,9 +162,10 @@ class JointKernel:
     latent_noise_scale: float
     residual_precision: float
     prior_precision: float
-    max_displacement: float
+    max_drift: float
     temperature: float
     noise: PyTree
+    box: float | None = None
 
     def init(self, position: dict[str, Array]) -> JointState:
         """The state at ``position``: one value and one gradient of H and of G."""
@@ -182,8 +185,10 @@ class JointKernel:
         slope = jax.grad(lambda x: value(self.hat, x))(generated + y)
         slope += 2.0 * temperature * self.residual_precision * y
         drift = mcmc.from_noise_scale(self.noise_scale, temperature) * slope
-        drift *= jnp.minimum(1.0, self.max_displacement / optax.tree.norm(drift))
+        drift *= jnp.minimum(1.0, self.max_drift / optax.tree.norm(drift))
         y = y - drift + self.noise_scale * noise["y"]
+        if self.box is not None:
+            y = reflect(y, -self.box - generated, self.box - generated)
         moved = self._state({"z": z, "y": y}, generated, pullback, state.step + 1)
         return moved, JointInfo(moved.energy, optax.tree.norm(drift), optax.tree.norm(latent_drift))
 
@@ -208,10 +213,10 @@ def joint_kernel(
         temperature: T.
         noise: standard normals drawn in advance, as the position with a leading step axis, or None.
     """
-    bound = jnp.inf if config.max_displacement is None else config.max_displacement
+    bound = jnp.inf if config.max_drift is None else config.max_drift
     return JointKernel(
-        as_pytree(hat), as_pytree(generator), config.noise_scale, config.latent_noise_scale, config.residual_precision,
-        float(config.latent_prior), bound, temperature, noise,
+        as_partial(hat), as_partial(generator), config.noise_scale, config.latent_noise_scale,
+        config.residual_precision, float(config.latent_prior), bound, temperature, noise, config.box,
     )  # fmt: skip
 
 
@@ -237,7 +242,7 @@ def run_chains(
         temperature: T.
         noise: ``{"z": [B, K, ...], "y": [B, K, ...]}`` drawn in advance ("y" alone for conditional chains), or None.
     """
-    hat, generator, z, y = jax.lax.stop_gradient((as_pytree(hat), as_pytree(generator), z, y))
+    hat, generator, z, y = jax.lax.stop_gradient((as_partial(hat), as_partial(generator), z, y))
     keys = mcmc.chain_keys(key, z.shape[0])
     if config.latent_noise_scale > 0:
         samples = _joint_chains(keys, hat, generator, z, y, config, temperature, noise)

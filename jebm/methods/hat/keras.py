@@ -22,7 +22,7 @@ def adam(
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """``sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + eps)``: optax adds eps to the *bias-corrected* ``sqrt(v)`` instead.
 
-    The two differ where gradients are as small as eps.
+    The two differ for gradients as small as eps.
     """
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
@@ -46,7 +46,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def clip_each_tensor(max_norm: float) -> optax.GradientTransformation:
-    """Each tensor of the gradient on its own, rescaled to Euclidean norm ``max_norm`` where it is longer."""
+    """Rescales each tensor of the gradient whose Euclidean norm exceeds ``max_norm`` to that norm."""
 
     def clip(gradient: Array) -> Array:
         return gradient * jnp.minimum(1.0, max_norm / jnp.linalg.norm(gradient))

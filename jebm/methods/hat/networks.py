@@ -124,12 +124,12 @@ class HatGenerator(nn.Module):
 class HatEncoder(nn.Module):
     """``E(x)``: the retrofit encoder, to codes of half the image's size on a sphere.
 
-    The blocks are the hat's. A code of d numbers lies on the sphere of radius ``sqrt(d)``, near which N(0, I) has
+    The blocks are the hat's. A code of d numbers is on the sphere of radius ``sqrt(d)``, near which N(0, I) has
     its mass: ``c = sqrt(d) c' / (‖c'‖ + 1e-6)``.
 
     Attributes:
         width: channels of all blocks (authors: 256).
-        project: False leaves the codes where they are.
+        project: False does not project the codes onto the sphere.
         dtype: compute dtype; parameters and codes are float32.
     """
 

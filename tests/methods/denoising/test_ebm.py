@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jebm import cli, methods
+from jebm import methods
+from jebm.commands.configs import parameter_counts
 from jebm.config import Config, load_file, override
 from jebm.errors import ConfigError
 from jebm.methods.denoising import energies as parts
@@ -16,17 +17,17 @@ from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
 from jebm.methods.denoising.ebm import (
     DenoisingEBMConfig,
     denoising_losses,
-    evaluation_counts,
+    draw,
+    draw_noise,
     examples,
     generator_of,
-    initialize,
     likelihood_loss,
     part_energies,
-    synthesize,
-    update,
 )
 from jebm.methods.denoising.model import decode, encode, noise_predictor, semantic_function, semantic_levels
 from jebm.methods.denoising.networks import DenoisingUNet, on_sphere
+from jebm.methods.denoising.sampling import evaluation_counts, synthesize
+from jebm.methods.denoising.state import initialize
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -68,7 +69,10 @@ def _with_noise(config):
         return [a + 0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
 
     params, average = (jax.tree.unflatten(structure, move(jax.random.key(seed), leaves)) for seed in (0, 1))
-    return state._replace(params=params, average=average)
+    networks = {
+        name: network._replace(params=params[name], ema=average[name]) for name, network in state.networks.items()
+    }
+    return state._replace(networks=networks)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -126,14 +130,14 @@ def test_the_likelihood_reaches_only_the_semantic_part(config, learns, key):
 )
 def test_denoising_reaches_the_autoencoders_alone(config, learns, key):
     x = 0.5 * (images(key) + 1.0)
-    loss = lambda params: sum(denoising_losses(config, params, key, x).values())  # noqa: E731
+    loss = lambda params: sum(denoising_losses(config, draw_noise(config, key, x.shape), params, x).values())  # noqa: E731
     assert moved_networks(config, loss, key) == learns
 
 
 @pytest.mark.parametrize("config", [slow(TINY, id="pixel"), pytest.param(LATENT, id="latent")])
 def test_the_update_learns_to_denoise_and_keeps_its_structure(config, key):
     state = fresh(config)
-    step = jax.jit(functools.partial(update, config))
+    step = jax.jit(methods.build(config).update)
     losses = []
     for i in range(60):
         new, metrics = step(jax.random.fold_in(key, i), state, images(jax.random.key(i % 3)))
@@ -144,7 +148,7 @@ def test_the_update_learns_to_denoise_and_keeps_its_structure(config, key):
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])  # without learning: within 0.03 of 1
     assert int(state.step) == 60
     assert all(m.dtype == jnp.float32 and m.shape == () for m in metrics.values())
-    averaged = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.average, state.params)
+    averaged = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.ema, state.params)
     assert 0 < max(jax.tree.leaves(averaged)) < 0.1
 
 
@@ -155,7 +159,7 @@ def test_positives_and_starts_are_one_level_apart(key):
     np.testing.assert_allclose(ladder, [0.8, 0.2, 0.05])
     state = fresh(config)
     x = jnp.broadcast_to(jnp.linspace(0.1, 0.9, 300)[:, None, None, None], (300, 8, 8, 1))  # each of its own grey
-    rows = jax.jit(lambda k, s, x: examples(config, k, s, x))(key, state, x)
+    rows = jax.jit(lambda k, s, x: examples(config, draw(config, k, s, x), s, x))(key, state, x)
     for i, sigma in enumerate(ladder):
         at = np.flatnonzero(np.isclose(rows.sigmas, sigma))
         assert len(at) > 60
@@ -172,7 +176,7 @@ def test_recovery_starts_from_the_positive_itself(key):
     config = dataclasses.replace(TINY, negatives="recovery", sigma_max=0.8, semantic_sigma_min=0.05)
     state = fresh(config)
     x = jnp.broadcast_to(jnp.linspace(0.1, 0.9, 300)[:, None, None, None], (300, 8, 8, 1))
-    rows = jax.jit(lambda k, s, x: examples(config, k, s, x))(key, state, x)
+    rows = jax.jit(lambda k, s, x: examples(config, draw(config, k, s, x), s, x))(key, state, x)
     for above, sigma in [(0.8, 0.2), (0.2, 0.05)]:
         at = np.flatnonzero(np.isclose(rows.sigmas, sigma))
         gap = np.sqrt(above**2 - sigma**2)
@@ -186,7 +190,7 @@ def test_the_bank_keeps_ends_of_chains_with_their_levels(config, key):
     state = fresh(config)
     assert state.bank.size == 12  # 3 levels of 4 rows
     assert np.bincount(state.bank.entries["level"]).tolist() == [4, 4, 4]
-    rows = jax.jit(lambda k, s, x: examples(config, k, s, x))(key, state, 0.5 * (images(key) + 1.0))
+    rows = jax.jit(lambda k, s, x: examples(config, draw(config, k, s, x), s, x))(key, state, 0.5 * (images(key) + 1.0))
     changed = np.flatnonzero(np.any(np.asarray(rows.bank.entries["x"] != state.bank.entries["x"]).reshape(12, -1), 1))
     assert len(changed) == BATCH
     np.testing.assert_array_equal(rows.bank.entries["level"], state.bank.entries["level"])
@@ -215,7 +219,7 @@ def test_the_stages_of_sampling(chain, sampling, key):
         assert made.steps.shape == (3, 2, 8, 8, 1)
     if sampling == "two_stage":  # the last step denoises what the chain left
         last = 0.5 * (made.steps[:, -1] + 1.0)
-        denoised = parts.denoise(lambda x, s: predicted(TINY, state.average, x, jnp.full(3, s)), last, config.sigma_min)
+        denoised = parts.denoise(lambda x, s: predicted(TINY, state.ema, x, jnp.full(3, s)), last, config.sigma_min)
         np.testing.assert_allclose(made.images, 2.0 * jnp.clip(denoised, 0.0, 1.0) - 1.0, atol=2e-5)
     if sampling != "texture_only" and chain == "latent":
         assert np.all(np.abs(made.semantic) <= 1)  # g(z) is an image
@@ -243,14 +247,14 @@ def test_the_energy_is_the_weighted_sum_of_its_parts(config, key):
     method = methods.build(config)
     parts_of = jax.jit(lambda state, x: part_energies(config, state, x, 0.3))(state, x)
     both = parts_of["semantic"] + 2.5 * parts_of["texture"]
-    np.testing.assert_allclose(jax.jit(method.energy)(state, x), both, rtol=1e-5)
-    u = predicted(config, state.average, 0.5 * (x + 1.0), jnp.full(BATCH, 0.3))
+    np.testing.assert_allclose(jax.jit(lambda s, x: jax.vmap(method.energy(s))(x))(state, x), both, rtol=1e-5)
+    u = predicted(config, state.ema, 0.5 * (x + 1.0), jnp.full(BATCH, 0.3))
     np.testing.assert_allclose(parts_of["texture"], 0.5 * jnp.sum(u**2, (1, 2, 3)), rtol=1e-4)
     tau = 0.01 if config.semantic_chain == "latent" else (0.01414 * 0.3) ** 2
     z = 0.5 * (x + 1.0)
     if config.semantic_chain == "latent":
-        z = encoded(config, state.average, z, jnp.full(BATCH, 0.3))
-    f = jax.jit(jax.vmap(semantic_function(config, state.average), (0, None)))(z, jnp.asarray(0.3))
+        z = encoded(config, state.ema, z, jnp.full(BATCH, 0.3))
+    f = jax.jit(jax.vmap(semantic_function(config, state.ema), (0, None)))(z, jnp.asarray(0.3))
     np.testing.assert_allclose(parts_of["semantic"], f / tau, rtol=1e-4)
     scores = jax.jit(method.scores)(key, state, x)
     assert scores["semantic_energy"] == pytest.approx(float(parts_of["semantic"].mean()), rel=1e-4)
@@ -314,7 +318,7 @@ def test_assignments_on_the_command_line_are_checked_too():
     with pytest.raises(ConfigError, match=r"expected one of 'latent', 'pixel'"):
         override(config, ["method.semantic_chain=pixels"])
     with pytest.raises(ConfigError, match=r"the method expects \(8, 8, 1\)"):
-        initialize(TINY, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+        methods.build(TINY).init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
 
 
 @pytest.mark.parametrize(
@@ -324,8 +328,8 @@ def test_assignments_on_the_command_line_are_checked_too():
 def test_sizes_of_the_experiments(stem, counts):
     config = load_file(f"configs/denoising_ebm/{stem}.py")
     pixel = override(config, ["method.semantic_chain=pixel"])
-    assert counts.items() <= cli.parameter_counts(pixel).items()
-    latent = cli.parameter_counts(config)
+    assert counts.items() <= parameter_counts(pixel).items()
+    latent = parameter_counts(config)
     assert set(latent) == {"unet", "head", "encoder", "decoder", "total"}
 
 
@@ -337,6 +341,6 @@ def test_the_generator_is_the_averaged_decoder_in_the_range_of_images():
     z = jax.random.normal(jax.random.key(3), (LATENT.latent_size,))
     image = jax.jit(lambda state, z: generator_of(LATENT, state)(z))(state, z)
     assert image.shape == (8, 8, 1)
-    np.testing.assert_allclose(image, 2.0 * decode(LATENT, state.average, z) - 1.0, atol=1e-5)
+    np.testing.assert_allclose(image, 2.0 * decode(LATENT, state.ema, z) - 1.0, atol=1e-5)
     assert float(jnp.abs(image - (2.0 * decode(LATENT, state.params, z) - 1.0)).max()) > 1e-3
-    assert generator_of(TINY, state) is None
+    assert methods.build(TINY).generator is None

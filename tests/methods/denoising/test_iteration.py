@@ -15,23 +15,25 @@ import pytest
 
 from jebm import mcmc
 from jebm.mcmc import bank
+from jebm.methods import denoising_ebm as build
 from jebm.methods.denoising import chains as chains
-from jebm.methods.denoising import ebm as build
 from jebm.methods.denoising import model as denoising_model
 from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
 from jebm.methods.denoising.ebm import (
     DenoisingEBMConfig,
     DenoisingEBMState,
     denoising_losses,
+    draw,
+    draw_noise,
     examples,
     generator_of,
-    initialize,
-    optimizer,
+    iterate,
     part_energies,
-    synthesize,
-    update,
 )
 from jebm.methods.denoising.networks import on_sphere
+from jebm.methods.denoising.sampling import synthesize
+from jebm.methods.denoising.state import initialize, optimizer
+from jebm.methods.shared import Trained
 
 BATCH, SEED = 4, 0
 LADDER = np.array([0.8, 0.2, 0.05])
@@ -42,7 +44,7 @@ PIXEL = DenoisingEBMConfig(
     semantic_levels=3, chain=ChainConfig(num_steps=2, sampling_steps=1, noise_scale=0.3, latent_temperature=0.3),
     negatives="bank", bank_size=4, rejuvenation=0.3, denoising_weight=2.5, energy_regularization=0.6,
     texture_weight=1.7, score_sigma=0.3, refinement=RefinementConfig(sigma_start=0.15, num_levels=3, steps_per_level=2),
-    learning_rate=4e-3, b1=0.8, warmup_steps=2, gradient_clip=0.4, average_decay=0.15,
+    learning_rate=4e-3, b1=0.8, warmup_steps=2, gradient_clip=0.4, ema_decay=0.15,
 )  # fmt: skip
 LATENT = dataclasses.replace(PIXEL, semantic_chain="latent", negatives="noisier")
 
@@ -178,11 +180,13 @@ def state_of(config):
             {"x": random_like(shapes.bank.entries["x"], 2), "level": np.arange(size, dtype=np.int32) % 3},
             np.arange(size, dtype=np.int32),
         )
-    return DenoisingEBMState(
-        params=random_like(shapes.params, 0), average=random_like(shapes.average, 1),
-        optimizer=jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes.optimizer), bank=rows,
-        step=np.zeros((), np.int32),
-    )  # fmt: skip
+    params, averages = random_like(shapes.params, 0), random_like(shapes.ema, 1)
+    zeros = lambda tree: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree)  # noqa: E731
+    networks = {
+        name: Trained(params[name], zeros(network.optimizer), averages[name])
+        for name, network in shapes.networks.items()
+    }
+    return DenoisingEBMState(networks, rows, np.zeros((), np.int32))
 
 
 def batch_of(seed, n=BATCH):
@@ -248,8 +252,8 @@ def test_three_updates(config):
 
     @jax.jit
     def step(key, state, batch):
-        rows = examples(config, jax.random.split(key)[0], state, 0.5 * (batch + 1))
-        return rows, *update(config, key, state, batch)
+        draws = draw(config, key, state, batch)
+        return examples(config, draws, state, 0.5 * (batch + 1)), *iterate(config, draws, state, batch)
 
     clipped = 0
     for i in range(3):
@@ -269,7 +273,7 @@ def test_three_updates(config):
             named[f"{name}_gradient_norm"] = norm
             clipped += norm > 0.4
             gradient = jax.tree.map(lambda g: g * min(1.0, 0.4 / norm), gradient)  # noqa: B023
-            old, new = moments(state.optimizer[name]), moments(after.optimizer[name])
+            old, new = moments(state.networks[name].optimizer), moments(after.networks[name].optimizer)
             close(new.mu, jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, old.mu, gradient), 3e-4)
             roots = lambda tree: jax.tree.map(np.sqrt, tree)  # noqa: E731
             expected = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, old.nu, gradient)
@@ -284,9 +288,9 @@ def test_three_updates(config):
         assert set(metrics) == set(named)
         for name, expected in named.items():
             assert float(metrics[name]) == pytest.approx(float(expected), rel=1e-3, abs=1e-4), name
-        decay = (0.1, 0.15, 0.15)[i]  # (1 + t)/(10 + t), until average_decay
-        mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, after.params)  # noqa: B023
-        close(after.average, mixed, 1e-5)
+        decay = (0.1, 0.15, 0.15)[i]  # (1 + t)/(10 + t), until ema_decay
+        mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, after.params)  # noqa: B023
+        close(after.ema, mixed, 1e-5)
         assert int(after.step) == i + 1
         state = after
     assert clipped > 0
@@ -308,7 +312,8 @@ def greys(n):
 
 
 def rows_of(config, state, seed, n):
-    return jax.device_get(jax.jit(functools.partial(examples, config))(key_of(seed), state, greys(n)))
+    made = lambda key, state, x: examples(config, draw(config, key, state, x), state, x)  # noqa: E731
+    return jax.device_get(jax.jit(made)(key_of(seed), state, greys(n)))
 
 
 def normals(a, b):
@@ -431,7 +436,7 @@ def test_a_bank_begins_as_noise(config):
     normals((x - centre) / scale, np.random.default_rng(SEED).standard_normal(x.shape))
     assert np.bincount(state.bank.entries["level"]).tolist() == [400, 400, 400]
     assert not state.bank.ages.any()
-    jax.tree.map(np.testing.assert_array_equal, state.average, state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
 
 
 # sampling
@@ -443,6 +448,11 @@ COLD = dataclasses.replace(
 )
 
 
+def with_ema(state, averages):
+    networks = {name: network._replace(ema=averages[name]) for name, network in state.networks.items()}
+    return state._replace(networks=networks)
+
+
 def sampled(config, state, n=64):
     return jax.device_get(jax.jit(functools.partial(synthesize, config), static_argnums=(2, 3))(key_of(6), state, n, 1))
 
@@ -450,9 +460,9 @@ def sampled(config, state, n=64):
 def test_the_two_stages_on_pixels():
     """Chains that descend F of the averaged weights level by level; a refinement too small to move; a denoising."""
     state = state_of(COLD)
-    average = state.average
+    average = state.ema
     flat = {**average, "head": jax.tree.map(np.zeros_like, average["head"])}
-    start = 0.5 * (sampled(COLD, state._replace(average=flat)).semantic + 1)  # without a slope chains stay
+    start = 0.5 * (sampled(COLD, with_ema(state, flat)).semantic + 1)  # without a slope chains stay
     normals((start - 0.5) / 0.8, np.random.default_rng(SEED).standard_normal(start.shape))
     made = sampled(COLD, state)
     x = start
@@ -500,7 +510,7 @@ def test_refinement_descends_the_averaged_texture_energy(monkeypatch):
         assert (passed, every, given) == (STILL, 0, [])
         if sampling == "two_stage":
             x = 0.5 * (made.semantic + 1)
-            moved = x + np.asarray(predicted(state.average, x, np.full(4, 0.3, np.float32)))
+            moved = x + np.asarray(predicted(state.ema, x, np.full(4, 0.3, np.float32)))
             np.testing.assert_allclose(made.images, 2 * np.clip(moved, 0, 1) - 1, atol=1e-4)
 
 
@@ -518,7 +528,7 @@ def test_the_two_stages_on_latents():
     """The chain on z has averaged weights; g(z) gets noise of σ_J before pixels are refined."""
     config = dataclasses.replace(LATENT, refinement=STILL, chain=dataclasses.replace(LATENT.chain, sampling_steps=2))
     state = state_of(config)
-    average, n = state.average, 64
+    average, n = state.ema, 64
     made = sampled(config, state)
 
     def ends(key):  # the same draws through the chain itself
@@ -542,7 +552,7 @@ def test_the_two_stages_on_latents():
 def test_energies_and_scores_by_value(config):
     """All of the averaged weights; E_sem = F/τ with τ = (bσ)² on pixels, the same at all levels on latents."""
     state, images, key = state_of(config), batch_of(9), key_of(9)
-    average, x, latent = state.average, 0.5 * (images + 1), config.semantic_chain == "latent"
+    average, x, latent = state.ema, 0.5 * (images + 1), config.semantic_chain == "latent"
     method = build(config)
 
     def of(a, sigma):  # F of images
@@ -559,11 +569,15 @@ def test_energies_and_scores_by_value(config):
         np.testing.assert_allclose(found["semantic"], of(x, sigma) / tau(sigma), rtol=1e-4)
         np.testing.assert_allclose(found["texture"], texture(sigma), rtol=1e-4)
     at_score = of(x, 0.3) / tau(0.3)
-    np.testing.assert_allclose(jax.jit(method.energy)(state, images), at_score + 1.7 * texture(0.3), rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(lambda s, x: jax.vmap(method.energy(s))(x))(state, images), at_score + 1.7 * texture(0.3), rtol=1e-4
+    )
 
     denoising_key, noise_key = jax.random.split(key)
     noise = np.asarray(jax.random.normal(noise_key, x.shape))
-    losses = jax.jit(functools.partial(denoising_losses, config))(average, denoising_key, x)
+    losses = jax.jit(functools.partial(denoising_losses, config))(
+        draw_noise(config, denoising_key, x.shape), average, x
+    )
     expected = {
         **losses, "semantic_energy": at_score.mean(),
         "texture_energy": texture(0.3).mean(),
@@ -580,12 +594,12 @@ def test_energies_and_scores_by_value(config):
 
 def test_reconstructions_and_the_generator_are_of_averaged_weights():
     state, images, z = state_of(LATENT), batch_of(3), random_like(np.zeros((2, 6)), 7)
-    average = state.average
+    average = state.ema
     again = np.asarray(decoded(average, encoded(average, 0.5 * (images + 1), np.full(BATCH, 0.05, np.float32))))
     found = jax.jit(lambda state: build(LATENT).reconstruct(key_of(0), state, images))(state)
     np.testing.assert_allclose(found, 2 * again - 1, atol=1e-5)
     found = jax.jit(lambda state, z: jax.vmap(generator_of(LATENT, state))(z))(state, z)
     np.testing.assert_allclose(found, 2 * np.asarray(decoded(average, z)) - 1, atol=1e-5)
-    assert generator_of(PIXEL, state_of(PIXEL)) is None
-    assert build(PIXEL).reconstruct is None
-    assert build(LATENT).parameters(state) == dict(state.params)
+    assert build(PIXEL).generator is build(PIXEL).latent_shape is build(PIXEL).reconstruct is None
+    assert build(LATENT).latent_shape == (6,)
+    assert build(LATENT).networks(state) == state.networks

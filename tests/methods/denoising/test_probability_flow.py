@@ -11,9 +11,9 @@ import pytest
 from jebm.errors import ConfigError
 from jebm.methods import DenoisingEBMConfig
 from jebm.methods.denoising.chains import RefinementConfig, refine
-from jebm.methods.denoising.ebm import evaluation_counts, synthesize
 from jebm.methods.denoising.energies import flow_ladder
 from jebm.methods.denoising.model import initial_parameters
+from jebm.methods.denoising.sampling import evaluation_counts, synthesize
 
 MEAN, DEVIATION = jnp.array([0.2, 0.7, 0.5]), jnp.array([0.05, 0.3, 1.5])
 
@@ -78,7 +78,7 @@ def test_ladders_of_two_ranges():
 
     @jax.jit
     def draw(key):
-        state = types.SimpleNamespace(average=initial_parameters(TINY, key))
+        state = types.SimpleNamespace(ema=initial_parameters(TINY, key))
         return synthesize(texture_only, key, state, 2)
 
     made = draw(jax.random.key(2))

@@ -9,7 +9,7 @@ from helpers import ROOT
 from helpers.runs import command
 from sklearn.metrics import roc_auc_score
 
-from jebm import cli
+from jebm.commands.main import main
 
 TINY_DENOISING = '''
 """A tiny Denoising-EBM."""
@@ -39,7 +39,7 @@ def denoising(tmp_path_factory):
     """(the experiment's file, the directory of a run of it that nothing stopped)."""
     folder = tmp_path_factory.mktemp("denoising")
     (folder / "tiny.py").write_text(TINY_DENOISING)
-    assert cli.main(command(folder / "tiny.py", folder / "run")) == 0
+    assert main(command(folder / "tiny.py", folder / "run")) == 0
     return folder / "tiny.py", folder / "run"
 
 
@@ -89,7 +89,7 @@ def test_outliers_by_both_energies_are_recomputed_from_their_scores(denoising, t
 )
 def test_mistakes_end_in_one_line_and_status_2(tmp_path, capsys, assignment, message):
     words = command(ROOT / "configs/digits/denoising_ebm.py", tmp_path / "run", assignment)
-    assert cli.main(words) == 2
+    assert main(words) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from released.latent_flow import LatentFlow
 
-from jebm.methods.ec.flow_networks import ImageFlow, LatentFlow, local_lipschitz, log_standard_normal
+from jebm.methods.ec.flow_networks import ImageFlow, local_lipschitz, log_standard_normal
 
 FLOWS = {
     "latent": (LatentFlow(5, num_blocks=2, width=6, activation="swish"), (5,)),

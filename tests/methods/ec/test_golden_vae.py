@@ -4,23 +4,21 @@ The files' energies are f/τ; sizes and constants are read from the files.
 """
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.golden import close_to_max, group, load, stats_like, vectors_like
+from helpers.golden import close_to_max, group, head_of, load, stats_like, vectors_like
 
 from jebm import energy, mcmc
 from jebm.convert.arrays import from_flat
-from jebm.methods import ECVAEConfig, latent_chains
+from jebm.methods import ECVAEConfig
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
-from jebm.methods.ec.energy_networks import MSResNet, ResNet
-from jebm.methods.ec.vae import Draws, ECVAEState, iterate, kl_divergence, networks, optimizers
-from jebm.methods.ec.vae_networks import Decoder
+from jebm.methods.ec.energy_model import NetworkState
+from jebm.methods.ec.vae import Draws, ECVAEState, energy_model, initialize, iterate, kl_divergence, networks
 from jebm.networks import spectral_norm
 
 pytestmark = pytest.mark.golden
@@ -30,26 +28,6 @@ pytestmark = pytest.mark.golden
 def _highest_precision():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def network_of(weights):
-    """The energy network whose weights these are, its layers read off their names and shapes."""
-    trunk = "scale1/" if any(name.startswith("scale1/") for name in weights) else ""
-    layers = []
-    for stage in range(9):
-        pattern = re.compile(rf"{trunk}stage{stage}/block\d+/conv_1/kernel")
-        kernels = [weight for name, weight in weights.items() if pattern.fullmatch(name)]
-        if kernels:
-            layers.append((kernels[0].shape[-1], len(kernels)))
-    kind = MSResNet if trunk else ResNet
-    return kind(layers=tuple(layers), head_width=weights["head/fc_1/bias"].size)
-
-
-def head_of(case, prefix="w", image=(16, 16, 3)):
-    weights = group(case, prefix)
-    module = network_of(weights)
-    variables, _ = load(module, case, jnp.zeros((1, *image)), weights=prefix)
-    return module, variables["params"]
 
 
 def settings_of(case, run, **options):
@@ -107,24 +85,6 @@ def test_calibration_chain_without_noise(golden, run):
     np.testing.assert_allclose(clipped, case[f"{run}/out/d"], rtol=1e-4, atol=1e-9)
 
 
-def test_normalized_descent(golden):
-    case, run = golden("E5_sgld_det"), "normalised5"
-    start = case[f"{run}/in/x0"]
-    module, params = head_of(case, image=start.shape[1:])
-    head = energy.bind(lambda params, x: module.apply({"params": params}, x), params)
-    for row, k in enumerate(case[f"{run}/out/x_index"]):
-        if k == 0:
-            continue
-        config = CalibrationConfig(
-            sampler="normalized_descent", num_steps=int(k), step_size=float(case[f"{run}/cfg/step_size"]),
-            temperature=float(case[f"{run}/cfg/tau"]),
-        )  # fmt: skip
-        moved = calibration.calibrate(jax.random.key(0), head, start, config)
-        expected = case[f"{run}/out/x"][row]
-        bound = 2e-6 + 2e-5 * k * np.abs(expected - start).max()
-        np.testing.assert_allclose(moved, expected, rtol=0, atol=bound)
-
-
 @pytest.mark.parametrize("run", ["demo15", "big5"])
 def test_calibration_chain_with_recorded_noise(golden, run):
     case = golden("E5_sgld_noise")
@@ -169,49 +129,6 @@ def test_chain_with_a_power_iteration_at_each_evaluation(golden):
     after = spectral_norm.iterate(params, spectral, config.num_steps)
     expected = vectors_like(spectral, case, f"sn{config.num_steps}")
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=5e-5), after, expected)
-
-
-def latent_case(golden):
-    case = golden("E5_sgld_latent")
-    image = case["joint/in/x0"].shape[1:]
-    module, params = head_of(case, "w/ebm", image)
-    kernel = case["w/dec/init/conv_1/kernel"]
-    decoder = Decoder(
-        width=kernel.shape[-1] // 32, image_size=image[0], channels=image[-1], latent_size=kernel.shape[-2]
-    )
-    template = dict(jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, kernel.shape[-2]))))
-    template["spectral"] = spectral_norm.init(jax.random.key(0), template["params"])
-    variables = from_flat(group(case, "w/dec") | group(case, "sn/dec"), template)
-    normalized = spectral_norm.normalize(variables["params"], variables["spectral"])
-    decode = lambda z: decoder.apply({"params": normalized, "batch_stats": variables["batch_stats"]}, z)  # noqa: E731
-    return case, energy.bind(lambda params, x: module.apply({"params": params}, x), params), decode
-
-
-def assert_energies(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-
-
-def test_lookahead_chain(golden):
-    case, head, decode = latent_case(golden)
-    noise = np.moveaxis(case["z/in/noise_z"], 0, 1)
-    settings = float(case["z/cfg/step_size"]), float(case["z/cfg/tau"])
-    chain = lambda z, noise: latent_chains.lookahead_chain(head, decode, z, noise, *settings)  # noqa: E731
-    z, energies = jax.jit(jax.vmap(chain))(case["z/in/z0"], noise)
-    np.testing.assert_allclose(z, case["z/out/z"], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(decode(z), case["z/out/x"], rtol=0, atol=2e-5)
-    assert_energies(energies.T, case["z/out/energy"])
-
-
-def test_joint_chain(golden):
-    case, head, decode = latent_case(golden)
-    noise = np.moveaxis(case["joint/in/noise_x"].astype(np.float32), 0, 1), np.moveaxis(case["joint/in/noise_z"], 0, 1)
-    steps = float(case["joint/cfg/step_size_x"]), float(case["joint/cfg/step_size_z"])
-    tau = float(case["joint/cfg/tau"])
-    chain = lambda x, z, noise: latent_chains.joint_chain(head, decode, x, z, noise, steps, tau)  # noqa: E731
-    x, z, energies = jax.jit(jax.vmap(chain))(case["joint/in/x0"], case["joint/in/z0"], noise)
-    np.testing.assert_allclose(x, case["joint/out/x"], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(z, case["joint/out/z"], rtol=0, atol=2e-5)
-    assert_energies(energies.T, case["joint/out/energy"])
 
 
 def test_dual_step(golden):
@@ -294,23 +211,24 @@ def iteration_case(golden):
     decoder, decoder_spectral = load(
         nets.decoder, case, jnp.zeros((1, config.latent_size)), weights="w0/vae/decoder", vectors="sn0/vae/decoder"
     )
-    energy_net, energy_spectral = load(nets.energy, case, jnp.zeros((1, *image)), weights="w0/ebm", vectors="sn0/ebm")
-    vae = {"encoder": encoder["params"], "decoder": decoder["params"]}
-    vae_optimizer, energy_optimizer = optimizers(config)
+    f, spectral = load(energy_model(config).network, case, jnp.zeros((1, *image)), weights="w0/ebm", vectors="sn0/ebm")
+    # optimisers and λ are those of a fresh state; parameters, statistics and vectors are the file's
+    fresh = jax.jit(functools.partial(initialize, config))(jax.random.key(0), jnp.zeros((1, *image)))
+    recorded = {"encoder": encoder["params"], "decoder": decoder["params"]}
     state = ECVAEState(
-        vae=vae,
+        vae={name: fresh.vae[name]._replace(params=params, ema=params) for name, params in recorded.items()},
         batch_stats={"encoder": encoder["batch_stats"], "decoder": decoder["batch_stats"]},
         vae_spectral={"encoder": {}, "decoder": decoder_spectral},
-        vae_average=vae,
-        vae_optimizer=vae_optimizer.init(vae),
-        energy=energy_net["params"],
-        energy_spectral=energy_spectral,
-        energy_optimizer=energy_optimizer.init(energy_net["params"]),
-        dual=jnp.float32(config.calibration.dual_initial),
+        energy=NetworkState(fresh.energy.trained._replace(params=f["params"]), spectral),
+        dual=fresh.dual,
     )
     shape = tuple(case["in/noise_sgld_shape"])
     signs = np.unpackbits(case["in/noise_sgld_bits"])[: np.prod(shape)].reshape(shape)
     return case, config, state, np.where(signs, np.float32(1), np.float32(-1))
+
+
+def params_of(state):
+    return {name: network.params for name, network in state.vae.items()}
 
 
 COMPARED = ("kl", "reconstruction", "calibration", "energy_data", "energy_negative")
@@ -324,7 +242,7 @@ def test_two_whole_iterations(golden):
         state, metrics = iterate(config, draws, state, images)
         return state, {name: metrics[name] for name in COMPARED}  # the rest is not compiled
 
-    average = jax.device_get(state.vae)
+    average = jax.device_get(params_of(state))
     tau, lam = config.calibration.temperature, [case["cfg/lam0"]]
     for i in range(2):
         noise = np.moveaxis(signs[i], 1, 2)  # [2 chains, B, K, H, W, C]
@@ -334,7 +252,7 @@ def test_two_whole_iterations(golden):
         decay = (1 + i) / (10 + i)  # rising, far below 0.999 yet
         state, metrics = step(draws, state, case["in/x"][i])
         lam.append(state.dual)
-        average = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, average, jax.device_get(state.vae))
+        average = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, average, jax.device_get(params_of(state)))
         for ours, theirs in [("kl", "kl"), ("reconstruction", "recon"), ("calibration", "calibration")]:
             np.testing.assert_allclose(metrics[ours], case[f"out/{theirs}_loss"][i], rtol=1e-5)
         total = metrics["reconstruction"] + config.kl_weight * metrics["kl"] + dual_before * metrics["calibration"]
@@ -344,18 +262,20 @@ def test_two_whole_iterations(golden):
             bound = (1e-5 if i == 0 else 1e-3) * np.abs(expected).max()
             np.testing.assert_allclose(metrics[ours] / tau, expected.mean(), rtol=0, atol=bound)
         if i == 0:  # with b1 = 0 Adam's first moment is the gradient
-            assert_trees(state.vae_optimizer[0].mu, case, "out/grad1/vae", 3e-4)
-            assert_trees(state.energy_optimizer[0].mu, case, "out/grad1/ebm", 3e-4)
+            moments = {name: network.optimizer[0].mu for name, network in state.vae.items()}
+            assert_trees(moments, case, "out/grad1/vae", 3e-4)
+            assert_trees(state.energy.trained.optimizer[0].mu, case, "out/grad1/ebm", 3e-4)
     np.testing.assert_allclose(np.asarray(lam, np.float32), case["out/lam"], rtol=1e-6)
-    assert_parameters(state.vae, case, "out/p2/vae", config.vae_learning_rate)
-    assert_parameters(state.energy, case, "out/p2/ebm", config.energy_learning_rate)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state.vae_average, average)
+    assert_parameters(params_of(state), case, "out/p2/vae", config.vae_learning_rate)
+    assert_parameters(state.energy.trained.params, case, "out/p2/ebm", config.energy_learning_rate)
+    averages = {name: network.ema for name, network in state.vae.items()}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), averages, average)
     for name in ("encoder", "decoder"):
         expected = stats_like(state.batch_stats[name], case, f"out/stats2/vae/{name}")
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), state.batch_stats[name], expected
         )
-    vectors = {"out/sn2/vae/decoder": state.vae_spectral["decoder"], "out/sn2/ebm": state.energy_spectral}
+    vectors = {"out/sn2/vae/decoder": state.vae_spectral["decoder"], "out/sn2/ebm": state.energy.spectral}
     for prefix, ours in vectors.items():
         expected = vectors_like(ours, case, prefix)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-3), ours, expected)

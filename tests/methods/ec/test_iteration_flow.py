@@ -23,7 +23,7 @@ from helpers.iterations import (
 )
 
 from jebm.methods import ECFlowConfig
-from jebm.methods import _ec_flow as ec_flow
+from jebm.methods.ec import flow as ec_flow
 from jebm.methods.ec.calibration import CalibrationConfig
 from jebm.networks.spectral_norm import iterate as power_iteration
 from jebm.networks.spectral_norm import normalize
@@ -33,7 +33,7 @@ B, SHAPE, D = 5, (2, 2, 1), 4
 ALPHA, TAU, S, K = 0.08, 2e-3, 0.01, 2
 CONFIG = ECFlowConfig(
     image_size=2, channels=1, num_scales=1, num_steps=1, width=4, alpha=ALPHA, energy_layers=((4, 1),),
-    energy_head_width=4, flow_learning_rate=3e-3, energy_learning_rate=7e-4, gradient_clip=0.02, average_decay=0.15,
+    energy_head_width=4, flow_learning_rate=3e-3, energy_learning_rate=7e-4, gradient_clip=0.02, ema_decay=0.15,
     likelihood_tolerance=0.4,
     calibration=CalibrationConfig(
         num_steps=K, step_size=S, temperature=TAU, tolerance=0.01, dual_initial=5.0, dual_rate=0.3
@@ -72,9 +72,9 @@ def written(config, key, state, images):
     noise_key, latent_key, chain_key = jax.random.split(key, 3)
     u = (jnp.round((images + 1) / 2 * 255) + jax.random.uniform(noise_key, images.shape)) / 256
     z = jax.random.normal(latent_key, (B, D))
-    vectors = power_iteration(state.energy.params, state.energy.spectral)
-    f = energy_of(state.energy.params, vectors)
-    generated = samples_of(state.flow, z)
+    vectors = power_iteration(state.energy.trained.params, state.energy.spectral)
+    f = energy_of(state.energy.trained.params, vectors)
+    generated = samples_of(state.flow.params, z)
     calibrated = calibrated_by(f, chain_key, generated, CONFIG.calibration)
 
     def of_samples(params, x):
@@ -85,15 +85,15 @@ def written(config, key, state, images):
         if config.variant == "sample":
             constraint = distance
         else:  # the likelihood of calibrated samples rises, that of the flow's own samples is a constant
-            constraint = of_samples(params, calibrated) - of_samples(state.flow, generated)
+            constraint = of_samples(params, calibrated) - of_samples(state.flow.params, generated)
         return bits + state.dual * constraint, (bits, constraint, distance)
 
     def contrast(params):
         f = energy_of(params, vectors)
         return (jnp.mean(f(images)) - jnp.mean(f(calibrated))) / TAU
 
-    gradient, (bits, constraint, distance) = jax.grad(loss, has_aux=True)(state.flow)
-    gradients = {"flow": gradient, "energy": jax.grad(contrast)(state.energy.params)}
+    gradient, (bits, constraint, distance) = jax.grad(loss, has_aux=True)(state.flow.params)
+    gradients = {"flow": gradient, "energy": jax.grad(contrast)(state.energy.trained.params)}
     metrics = {
         "bits_per_dim": bits, "constraint": constraint, "calibration": distance,
         "energy_data": jnp.mean(f(images)), "energy_negative": jnp.mean(f(calibrated)),
@@ -140,9 +140,9 @@ def clipped(gradients):
 
 def gradients_of(states):
     """Adam's gradients of two steps, from its first moments; of flow and energy."""
-    first, second = jax.device_get([state.optimizer[1][0].mu for state in states[1:]])
+    first, second = jax.device_get([state.flow.optimizer[1][0].mu for state in states[1:]])
     flow = jax.tree.map(lambda a: a / 0.1, first), jax.tree.map(lambda a, b: (b - 0.9 * a) / 0.1, first, second)
-    return flow, [state.energy.optimizer[0].mu for state in states[1:]]
+    return flow, [state.energy.trained.optimizer[0].mu for state in states[1:]]
 
 
 def test_the_gradients_are_those_of_the_written_losses(case):
@@ -164,8 +164,8 @@ def test_the_metrics_are_what_they_are_called(case):
 def test_the_weights_move_by_adam_at_the_rate_of_their_own(case):
     first, _, last = case.states
     flow, energy = gradients_of(case.states)
-    assert_adam(first.flow, last.flow, flow, 3e-3, 0.9, 0.999)
-    assert_adam(first.energy.params, last.energy.params, energy, 7e-4, 0.0, 0.9)
+    assert_adam(first.flow.params, last.flow.params, flow, 3e-3, 0.9, 0.999)
+    assert_adam(first.energy.trained.params, last.energy.trained.params, energy, 7e-4, 0.0, 0.9)
 
 
 def test_the_multiplier_ascends(case):
@@ -184,7 +184,8 @@ def test_the_singular_vectors_make_one_iteration(case):
 def test_the_average_follows_the_weights(case):
     """Its decay is (1 + t)/(10 + t) at first, 0.1 and 2/11, but at most the configured 0.15."""
     for i, decay in enumerate((0.1, 0.15)):
-        assert_moving_average(case.states[i].average, case.states[i + 1].flow, case.states[i + 1].average, decay)
+        before, after = (state.flow for state in case.states[i : i + 2])
+        assert_moving_average(before.ema, after.params, after.ema, decay)
 
 
 # --- after training ---------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def read(sample):
         key = jax.random.key(SEED)
         return {
             "generate": method.generate(key, state, 4),
-            "energy": method.energy(state, images),
+            "energy": jax.vmap(method.energy(state))(images),
             "reconstruct": method.reconstruct(key, state, images),
         } | method.scores(jax.random.key(SEED + 1), state, images)
 
@@ -206,14 +207,17 @@ def read(sample):
 
 
 def test_who_reads_what(sample, read):
-    likelihoods = {"bits_per_dim", "inverse_lipschitz", "generate", "calibration_gap"}
+    calibrated = {"calibration_distance", "calibration_gap"}
+    likelihoods = {"bits_per_dim", "inverse_lipschitz", "generate"} | calibrated
     changed = readers(read, sample.states[-1], SEED)
-    changed["average"] -= {"reconstruct"}  # the images again, up to rounding
+    changed["flow.ema"] -= {"reconstruct"}  # the images again, up to rounding
     assert changed == {
-        "flow": set(),
-        "average": likelihoods,
-        "optimizer": set(),
-        "energy": {"energy", "calibration_gap"},
+        "flow.params": set(),
+        "flow.ema": likelihoods,
+        "flow.optimizer": set(),
+        "energy.trained.params": {"energy"} | calibrated,
+        "energy.trained.optimizer": set(),
+        "energy.spectral": {"energy"} | calibrated,
         "dual": set(),
     }
 
@@ -224,18 +228,20 @@ def test_what_they_read(sample, read):
     @jax.jit
     def expected():
         noise_key, chain_key, latent_key = jax.random.split(jax.random.key(SEED + 1), 3)
-        f = energy_of(state.energy.params, state.energy.spectral)
+        f = energy_of(state.energy.trained.params, state.energy.spectral)
         u = (jnp.round((images + 1) / 2 * 255) + jax.random.uniform(noise_key, images.shape)) / 256
         draws = lambda key, n: jnp.stack([jax.random.normal(jax.random.fold_in(key, i), (D,)) for i in range(n)])  # noqa: E731
-        generated = jnp.clip(samples_of(state.average, draws(latent_key, B)), -1, 1)
+        generated = jnp.clip(samples_of(state.flow.ema, draws(latent_key, B)), -1, 1)
         calibrated = calibrated_by(f, chain_key, generated, CONFIG.calibration)
-        inverse = lambda z: ec_flow.network(CONFIG).apply({"params": state.average}, z[None], method="inverse")[0][0]  # noqa: E731
+        inverse = lambda z: ec_flow.network(CONFIG).apply({"params": state.flow.ema}, z[None], method="inverse")[0][0]  # noqa: E731
         jacobian = jax.jacrev(inverse)(jax.random.normal(latent_key, (D,))).reshape(D, D)
+        distance = jnp.mean(squared(calibrated - generated))
         return {
-            "generate": jnp.clip(samples_of(state.average, draws(jax.random.key(SEED), 4)), -1, 1),
+            "generate": jnp.clip(samples_of(state.flow.ema, draws(jax.random.key(SEED), 4)), -1, 1),
             "energy": f(images) / TAU,
-            "bits_per_dim": bits_of(state.average, u),
-            "calibration_gap": jnp.mean(squared(calibrated - generated)) - K * S * D,
+            "bits_per_dim": bits_of(state.flow.ema, u),
+            "calibration_distance": distance,
+            "calibration_gap": distance - K * S * D,
         }, jacobian
 
     values, jacobian = expected()
@@ -248,7 +254,7 @@ def test_what_they_read(sample, read):
 
 def test_the_bits_are_those_of_the_density_of_levels(sample):
     """``-log₂ (p(u)/256^D)/D`` with p by the whole map's Jacobian, in float64."""
-    params = sample.states[0].flow
+    params = sample.states[0].flow.params
 
     def latents(u):
         p = ALPHA + (1 - 2 * ALPHA) * u.reshape(1, *SHAPE)

@@ -21,7 +21,8 @@ from helpers.iterations import (
 )
 
 from jebm.methods import ECGANConfig
-from jebm.methods import _ec_gan as ec_gan
+from jebm.methods.ec import gan as ec_gan
+from jebm.methods.ec import vae_networks
 from jebm.methods.ec.calibration import CalibrationConfig
 from jebm.networks.spectral_norm import iterate as power_iteration
 from jebm.networks.spectral_norm import normalize
@@ -31,7 +32,7 @@ B, SHAPE, LATENT = 5, (8, 8, 1), 3
 TAU, S, K = 2e-3, 0.01, 2
 CONFIG = ECGANConfig(
     image_size=8, channels=1, latent_size=LATENT, generator_width=1, discriminator_layers=((3, 1),),
-    energy_layers=((4, 1),), head_width=4, learning_rate=3e-3, energy_learning_rate=7e-4, average_decay=0.15,
+    energy_layers=((4, 1),), head_width=4, learning_rate=3e-3, energy_learning_rate=7e-4, ema_decay=0.15,
     calibration=CalibrationConfig(
         num_steps=K, step_size=S, temperature=TAU, tolerance=0.2, dual_initial=5.0, dual_rate=0.3
     ),
@@ -62,17 +63,17 @@ def written(key, state, images):
     z = jax.random.normal(latent_key, (B, LATENT))
     energy, critic = ec_gan.energy_model(CONFIG), ec_gan.discriminator(CONFIG)
     vectors = {
-        "generator": power_iteration(state.generator, state.spectral),
-        "discriminator": power_iteration(state.discriminator.params, state.discriminator.spectral),
-        "energy": power_iteration(state.energy.params, state.energy.spectral),
+        "generator": power_iteration(state.generator.params, state.spectral),
+        "discriminator": power_iteration(state.discriminator.trained.params, state.discriminator.spectral),
+        "energy": power_iteration(state.energy.trained.params, state.energy.spectral),
     }
-    f = score_of(energy, state.energy.params, vectors["energy"])
-    generated = generator_of(state.generator, vectors["generator"], z)
+    f = score_of(energy, state.energy.trained.params, vectors["energy"])
+    generated = generator_of(state.generator.params, vectors["generator"], z)
     calibrated = calibrated_by(f, chain_key, generated, CONFIG.calibration)
 
     def generator_loss(params):
         samples = generator_of(params, vectors["generator"], z)
-        adversarial = -jnp.mean(score_of(critic, state.discriminator.params, vectors["discriminator"])(samples))
+        adversarial = -jnp.mean(score_of(critic, state.discriminator.trained.params, vectors["discriminator"])(samples))
         distance = jnp.mean(squared(calibrated - samples))
         return adversarial + state.dual * distance, (adversarial, distance)
 
@@ -84,12 +85,12 @@ def written(key, state, images):
         f = score_of(energy, params, vectors["energy"])
         return (jnp.mean(f(images)) - jnp.mean(f(calibrated))) / TAU
 
-    gradient, (adversarial, distance) = jax.grad(generator_loss, has_aux=True)(state.generator)
-    hinge, of_discriminator = jax.value_and_grad(hinge_loss)(state.discriminator.params)
+    gradient, (adversarial, distance) = jax.grad(generator_loss, has_aux=True)(state.generator.params)
+    hinge, of_discriminator = jax.value_and_grad(hinge_loss)(state.discriminator.trained.params)
     gradients = {
         "generator": gradient,
         "discriminator": of_discriminator,
-        "energy": jax.grad(contrast)(state.energy.params),
+        "energy": jax.grad(contrast)(state.energy.trained.params),
     }
     metrics = {
         "generator": adversarial, "discriminator": hinge, "calibration": distance,
@@ -112,9 +113,11 @@ def case():
     before, after, metrics, expected = [], [], [], []
     state, update = drawn_state(method, images[0], SEED)._replace(dual=jnp.float32(5.0)), jax.jit(method.update)
     for i, level in enumerate((1.0, -1.0)):
-        params = state.discriminator.params
+        params = state.discriminator.trained.params
         params = {**params, "head": {**params["head"], "fc_2": {**params["head"]["fc_2"], "bias": jnp.array([level])}}}
-        state = state._replace(discriminator=state.discriminator._replace(params=params))
+        state = state._replace(
+            discriminator=state.discriminator._replace(trained=state.discriminator.trained._replace(params=params))
+        )
         before.append(state)
         expected.append(written(keys[i], state, images[i]))
         state, found = update(keys[i], state, images[i])
@@ -126,9 +129,9 @@ def case():
 def of_state(state):
     """(parameters, optimiser, learning rate) of each network."""
     return {
-        "generator": (state.generator, state.optimizer, 3e-3),
-        "discriminator": (state.discriminator.params, state.discriminator.optimizer, 3e-3),
-        "energy": (state.energy.params, state.energy.optimizer, 7e-4),
+        "generator": (state.generator.params, state.generator.optimizer, 3e-3),
+        "discriminator": (state.discriminator.trained.params, state.discriminator.trained.optimizer, 3e-3),
+        "energy": (state.energy.trained.params, state.energy.trained.optimizer, 7e-4),
     }
 
 
@@ -176,7 +179,7 @@ def test_the_singular_vectors_make_one_iteration(case):
 def test_the_average_follows_the_weights(case):
     """Its decay is (1 + t)/(10 + t) at first, 0.1 and 2/11, but at most the configured 0.15."""
     for before, after, decay in zip(case.before, case.after, (0.1, 0.15), strict=True):
-        assert_moving_average(before.average, after.generator, after.average, decay)
+        assert_moving_average(before.generator.ema, after.generator.params, after.generator.ema, decay)
 
 
 # --- after training ---------------------------------------------------------------------------------------------------
@@ -188,28 +191,32 @@ def read(case):
 
     def outputs(state):
         key, images = jax.random.key(SEED), case.images[0]
-        outputs = {"generate": method.generate(key, state, 4), "energy": method.energy(state, images)}
+        outputs = {"generate": method.generate(key, state, 4), "energy": jax.vmap(method.energy(state))(images)}
         return outputs | method.scores(jax.random.key(SEED + 1), state, images)
 
     return jax.jit(outputs)
 
 
 def test_who_reads_what(case, read):
-    scores = {"calibration_gap", "energy_gap"}
+    scores = {"calibration_distance", "calibration_gap", "energy_gap"}
     assert readers(read, case.after[-1], SEED) == {
-        "generator": set(),
+        "generator.params": set(),
+        "generator.ema": scores | {"generate"},
+        "generator.optimizer": set(),
         "spectral": scores | {"generate"},
-        "average": scores | {"generate"},
-        "optimizer": set(),
-        "discriminator": set(),
-        "energy": scores | {"energy"},
+        "discriminator.trained.params": set(),
+        "discriminator.trained.optimizer": set(),
+        "discriminator.spectral": set(),
+        "energy.trained.params": scores | {"energy"},
+        "energy.trained.optimizer": set(),
+        "energy.spectral": scores | {"energy"},
         "dual": set(),
     }
 
 
 def test_what_they_read(case, read):
     state, images, found = case.after[-1], case.images[0], read(case.after[-1])
-    f = score_of(ec_gan.energy_model(CONFIG), state.energy.params, state.energy.spectral)
+    f = score_of(ec_gan.energy_model(CONFIG), state.energy.trained.params, state.energy.spectral)
 
     @jax.jit
     def expected():
@@ -219,6 +226,7 @@ def test_what_they_read(case, read):
         distance = jnp.mean(squared(calibrated - generated))
         return {
             "energy": f(images) / TAU,
+            "calibration_distance": distance,
             "calibration_gap": distance - K * S * 64,
             "energy_gap": jnp.mean(f(generated)) - jnp.mean(f(images)),
         }
@@ -226,7 +234,7 @@ def test_what_they_read(case, read):
     generated = found.pop("generate")
     assert_metrics(found, expected(), 2e-4)
     z = jnp.stack([jax.random.normal(jax.random.fold_in(jax.random.key(SEED), i), (LATENT,)) for i in range(4)])
-    prior = jax.random.normal(jax.random.key(0), (ec_gan.STANDING_LATENTS, LATENT))
-    together = jax.jit(generator_of)(state.average, state.spectral, jnp.concatenate([prior, z]))
+    prior = jax.random.normal(jax.random.key(0), (vae_networks.STANDING_LATENTS, LATENT))
+    together = jax.jit(generator_of)(state.generator.ema, state.spectral, jnp.concatenate([prior, z]))
     # four more latents and the biased variance change the statistics of 256 by little
     np.testing.assert_allclose(generated, together[-4:], atol=0.05)

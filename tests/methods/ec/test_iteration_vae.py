@@ -28,7 +28,8 @@ from helpers.iterations import (
 
 from jebm import losses
 from jebm.methods import ECVAEConfig
-from jebm.methods import _ec_vae as ec_vae
+from jebm.methods.ec import vae as ec_vae
+from jebm.methods.ec import vae_networks
 from jebm.methods.ec.calibration import CalibrationConfig
 from jebm.methods.ec.posterior import PosteriorCalibrationConfig, calibrate_posterior
 from jebm.networks.spectral_norm import iterate as power_iteration
@@ -44,7 +45,7 @@ def config_of(**options):
     return ECVAEConfig(
         image_size=8, channels=1, latent_size=LATENT, encoder_width=2, decoder_width=1, energy_layers=((4, 1),),
         energy_head_width=4, energy_scales=1, kl_weight=BETA, vae_learning_rate=3e-3, energy_learning_rate=7e-4,
-        b1=0.3, b2=0.8, average_decay=0.15,
+        b1=0.3, b2=0.8, ema_decay=0.15,
         calibration=CalibrationConfig(
             num_steps=K, step_size=S, temperature=TAU, tolerance=0.2, dual_initial=5.0, dual_rate=0.3, **chain_options
         ),
@@ -58,12 +59,17 @@ def draws_of(config, seed):
     return draws._replace(calibration_noise=noise(), negative_noise=noise())
 
 
+def params_of(state):
+    return {name: network.params for name, network in state.vae.items()}
+
+
 def squared(x):
     return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
 
 
-def energy_of(nets, params, vectors):
-    return lambda x: nets.energy.apply({"params": normalize(params, vectors) if vectors else params}, x)
+def energy_of(config, params, vectors):
+    network = ec_vae.energy_model(config).network
+    return lambda x: network.apply({"params": normalize(params, vectors) if vectors else params}, x)
 
 
 def primal(config, draws, state, images, vectors):
@@ -99,12 +105,13 @@ def primal(config, draws, state, images, vectors):
             total += posterior_dual * terms["posterior_calibration"]
         generated, decoder, spectral = decode(vae, decoder, spectral, draws.latent)
         start = jax.lax.stop_gradient(generated)
-        calibrated = chain(energy_of(nets, state.energy, vectors), start, draws.calibration_noise, config.calibration)
+        f = energy_of(config, state.energy.trained.params, vectors)
+        calibrated = chain(f, start, draws.calibration_noise, config.calibration)
         terms["calibration"] = jnp.mean(squared(calibrated - generated))
         total += dual * terms["calibration"]
         return total, (terms, {"encoder": encoder["batch_stats"], "decoder": decoder}, spectral, calibrated)
 
-    gradient, (terms, stats, spectral, calibrated) = jax.grad(loss, has_aux=True)(state.vae)
+    gradient, (terms, stats, spectral, calibrated) = jax.grad(loss, has_aux=True)(params_of(state))
     return gradient, terms, stats, spectral, calibrated, decode
 
 
@@ -131,24 +138,23 @@ def ec_vae_stats(nets):
 
 def contrastive(config, draws, state, updated_vae, images):
     """Gradient of the energy's loss, and all metrics; ``updated_vae`` are the weights after the primal step."""
-    nets = ec_vae.networks(config)
-    vectors = power_iteration(state.energy, state.energy_spectral) if config.spectral_norm else {}
+    vectors = power_iteration(state.energy.trained.params, state.energy.spectral) if config.spectral_norm else {}
     vae_gradient, terms, stats, spectral, negatives, decode = primal(config, draws, state, images, vectors)
-    if not config.calibration.reuse_negatives:
+    if not config.reuse_negatives:
         generated, decoder, spectral = decode(updated_vae, stats["decoder"], spectral, draws.latent)
         stats = {**stats, "decoder": decoder}
-        f = energy_of(nets, state.energy, vectors)
+        f = energy_of(config, state.energy.trained.params, vectors)
         negatives = chain(f, generated, draws.negative_noise, config.calibration)
 
     def loss(params):
-        f = energy_of(nets, params, vectors)
+        f = energy_of(config, params, vectors)
         on_data, on_negatives = f(images), f(negatives)
         total = jnp.mean(on_data) - jnp.mean(on_negatives)
         total += config.energy_regularization * (jnp.mean(on_data**2) + jnp.mean(on_negatives**2))
         return total / TAU, (jnp.mean(on_data), jnp.mean(on_negatives))
 
-    gradient, (on_data, on_negatives) = jax.grad(loss, has_aux=True)(state.energy)
-    f = energy_of(nets, state.energy, vectors)
+    gradient, (on_data, on_negatives) = jax.grad(loss, has_aux=True)(state.energy.trained.params)
+    f = energy_of(config, state.energy.trained.params, vectors)
     metrics = terms | {
         "energy_data": on_data, "energy_negative": on_negatives,
         **slopes(f, images, negatives),
@@ -171,7 +177,7 @@ def two_iterations(config):
     for i in range(2):
         draws = draws_of(config, SEED + i)
         state, found = step(draws, states[-1], images[i])
-        expected.append(SimpleNamespace(**again(draws, states[-1], state.vae, images[i])))
+        expected.append(SimpleNamespace(**again(draws, states[-1], params_of(state), images[i])))
         states.append(state)
         metrics.append(found)
     return SimpleNamespace(config=config, states=states, metrics=metrics, expected=expected, images=images)
@@ -188,7 +194,7 @@ def optional():
     return two_iterations(config_of(
         calibrated_posterior=True, energy_regularization=0.4, spectral_norm=False,
         posterior=PosteriorCalibrationConfig(num_steps=1, step_size=0.04, tolerance=0.005, dual_rate=0.6),
-        calibration={"reuse_negatives": True},
+        reuse_negatives=True,
     ))  # fmt: skip
 
 
@@ -199,14 +205,22 @@ def case(request):
 
 def gradients(states, moments, b1=0.3):
     """Adam's gradients of two steps, from its first moments."""
-    first, second = jax.device_get([moments(state)[0].mu for state in states[1:]])
+    first, second = jax.device_get([moments(state) for state in states[1:]])
     one = jax.tree.map(lambda a: a / (1 - b1), first)
     return one, jax.tree.map(lambda a, b: (b - b1 * a) / (1 - b1), first, second)
 
 
+def vae_moments(state):
+    return {name: network.optimizer[0].mu for name, network in state.vae.items()}
+
+
+def energy_moments(state):
+    return state.energy.trained.optimizer[0].mu
+
+
 def test_the_gradients_are_those_of_the_written_losses(case):
-    vae = gradients(case.states, lambda state: state.vae_optimizer)
-    energy = gradients(case.states, lambda state: state.energy_optimizer)
+    vae = gradients(case.states, vae_moments)
+    energy = gradients(case.states, energy_moments)
     for i, expected in enumerate(case.expected):
         assert_trees(vae[i]["encoder"], expected.vae["encoder"], 2e-4)
         assert_trees(vae[i]["decoder"], expected.vae["decoder"], 2e-4)
@@ -227,10 +241,10 @@ def test_the_metrics_are_what_they_are_called(case):
 
 def test_the_weights_move_by_adam_at_the_rate_of_their_own(case):
     first, _, last = case.states
-    vae = gradients(case.states, lambda state: state.vae_optimizer)
-    energy = gradients(case.states, lambda state: state.energy_optimizer)
-    assert_adam(first.vae, last.vae, vae, 3e-3, 0.3, 0.8)
-    assert_adam(first.energy, last.energy, energy, 7e-4, 0.3, 0.8)
+    vae = gradients(case.states, vae_moments)
+    energy = gradients(case.states, energy_moments)
+    assert_adam(params_of(first), params_of(last), vae, 3e-3, 0.3, 0.8)
+    assert_adam(first.energy.trained.params, last.energy.trained.params, energy, 7e-4, 0.3, 0.8)
 
 
 def test_the_multipliers_ascend(case):
@@ -253,15 +267,17 @@ def test_statistics_and_singular_vectors_see_each_pass_of_a_network_once(case):
         assert_trees(state.vae_spectral["decoder"], expected.spectral, 1e-4)
         assert state.vae_spectral["encoder"] == {}
         if case.config.spectral_norm:
-            assert_trees(state.energy_spectral, expected.vectors, 1e-4)
+            assert_trees(state.energy.spectral, expected.vectors, 1e-4)
         else:
-            assert state.energy_spectral == {}
+            assert state.energy.spectral == {}
 
 
 def test_the_average_follows_the_weights(case):
     """Its decay is (1 + t)/(10 + t) at first, 0.1 and 2/11, but at most the configured 0.15."""
     for i, decay in enumerate((0.1, 0.15)):
-        assert_moving_average(case.states[i].vae_average, case.states[i + 1].vae, case.states[i + 1].vae_average, decay)
+        for name, before in case.states[i].vae.items():
+            after = case.states[i + 1].vae[name]
+            assert_moving_average(before.ema, after.params, after.ema, decay)
 
 
 def test_an_update_draws_independent_numbers(plain, monkeypatch):
@@ -291,7 +307,7 @@ def read(plain):
         key = jax.random.key(SEED)
         return {
             "generate": method.generate(key, state, 4),
-            "energy": method.energy(state, images),
+            "energy": jax.vmap(method.energy(state))(images),
             "reconstruct": method.reconstruct(key, state, images),
         } | method.scores(jax.random.key(SEED + 1), state, images)
 
@@ -303,14 +319,14 @@ def test_who_reads_what(plain, read):
     sampled = {"generate", "calibration_distance", "calibration_gap", "energy_gap"}
     energy = {"energy", "calibration_distance", "calibration_gap", "energy_gap"}
     assert readers(read, plain.states[-1], SEED) == {
-        "vae": set(),
+        "vae.params": set(),
+        "vae.ema": sampled | {"reconstruct", "kl", "elbo"},
+        "vae.optimizer": set(),
         "batch_stats": {"reconstruct", "kl", "elbo"},
         "vae_spectral": sampled | {"reconstruct", "elbo"},
-        "vae_average": sampled | {"reconstruct", "kl", "elbo"},
-        "vae_optimizer": set(),
-        "energy": energy,
-        "energy_spectral": energy,
-        "energy_optimizer": set(),
+        "energy.trained.params": energy,
+        "energy.trained.optimizer": set(),
+        "energy.spectral": energy,
         "dual": set(),
     }
 
@@ -321,11 +337,11 @@ def test_what_they_read(plain, read):
 
     @jax.jit
     def expected(state):
-        f = energy_of(nets, state.energy, state.energy_spectral)
-        decoder = normalize(state.vae_average["decoder"], state.vae_spectral["decoder"])
+        f = energy_of(config, state.energy.trained.params, state.energy.spectral)
+        decoder = normalize(state.vae["decoder"].ema, state.vae_spectral["decoder"])
 
         def running(module, name, x):
-            params = {"encoder": state.vae_average["encoder"], "decoder": decoder}[name]
+            params = {"encoder": state.vae["encoder"].ema, "decoder": decoder}[name]
             return module.apply({"params": params, "batch_stats": state.batch_stats[name]}, x)
 
         mu, logvar = running(nets.encoder, "encoder", images)
@@ -351,8 +367,8 @@ def test_what_they_read(plain, read):
     images_found = found.pop("generate")
     assert_metrics(found, expected(state), 2e-4)
     z = jnp.stack([jax.random.normal(jax.random.fold_in(jax.random.key(SEED), i), (LATENT,)) for i in range(4)])
-    params = normalize(state.vae_average["decoder"], state.vae_spectral["decoder"])
-    prior = jax.random.normal(jax.random.key(0), (ec_vae.STANDING_LATENTS, LATENT))
+    params = normalize(state.vae["decoder"].ema, state.vae_spectral["decoder"])
+    prior = jax.random.normal(jax.random.key(0), (vae_networks.STANDING_LATENTS, LATENT))
     decode = jax.jit(functools.partial(nets.decoder.apply, train=True, mutable=["batch_stats"]))
     together, _ = decode({"params": params, "batch_stats": state.batch_stats["decoder"]}, jnp.concatenate([prior, z]))
     # four more latents and the biased variance change the statistics of 256 by little

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from jebm.methods import ECGANConfig, _ec_gan
-from jebm.methods.ec import calibration
+from jebm.methods import ECGANConfig
+from jebm.methods.ec import calibration, gan
 from jebm.methods.ec.calibration import CalibrationConfig, calibrate, calibration_loss
 
 # --- a signal generator of one's own: nothing below knows of images ---------------------------------------------------
@@ -47,8 +47,8 @@ GAN = ECGANConfig(
 def test_a_fresh_gan():
     """Its iteration: `test_iteration_ec_gan`."""
     images = jnp.zeros((4, 8, 8, 1))
-    state = jax.jit(_ec_gan.build(GAN).init)(jax.random.key(0), images)
-    jax.tree.map(np.testing.assert_array_equal, state.average, state.generator)
+    state = jax.jit(gan.build(GAN).init)(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, state.generator.ema, state.generator.params)
     assert float(state.dual) == 7.0
-    leaves = zip(jax.tree.leaves(state.energy.params), jax.tree.leaves(state.discriminator.params), strict=True)
-    assert any(not np.array_equal(a, b) for a, b in leaves)  # of one shape, not of one key
+    f, d = (jax.tree.leaves(network.trained.params) for network in (state.energy, state.discriminator))
+    assert any(not np.array_equal(a, b) for a, b in zip(f, d, strict=True))  # of one shape, not of one key

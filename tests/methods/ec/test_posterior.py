@@ -11,7 +11,8 @@ from helpers.laws import Move, accept, exact_law, gaussian_test, reject
 from scipy.stats import multivariate_normal
 
 from jebm.energy import bind
-from jebm.methods.ec import posterior as posterior
+from jebm.methods.ec import posterior
+from jebm.methods.ec.calibration import calibration_loss, dual_step, noise_floor, tolerance
 from jebm.methods.ec.posterior import PosteriorCalibrationConfig, calibrate_posterior
 
 RNG = np.random.default_rng(2)
@@ -77,7 +78,7 @@ def test_the_pull_acts_beyond_its_hinge_and_fades():
 def test_the_multiplier_stays_in_its_range():
     config = PosteriorCalibrationConfig(tolerance=0.05, dual_rate=0.1, dual_max=3.0)
     for dual, loss, expected in ((2.0, 1.05, 2.1), (2.99, 50.0, 3.0), (1e-4, 0.0, 0.0)):
-        found = posterior.posterior_dual_step(jnp.float32(dual), jnp.float32(loss), config, LATENT)
+        found = dual_step(jnp.float32(dual), jnp.float32(loss), config, LATENT)
         assert float(found) == pytest.approx(expected)
 
 
@@ -101,12 +102,10 @@ def test_from_the_posterior_the_chain_moves_by_less_than_the_floor():
     n, x = 20_000, RNG.standard_normal(D)
     z = jnp.asarray(RNG.multivariate_normal(posterior_mean(x), np.linalg.inv(PRECISION), n), jnp.float32)
     tiled = jnp.tile(jnp.asarray(x, jnp.float32), (n, 1))
-    loss = float(
-        posterior.posterior_loss(calibrate_posterior(jax.random.key(0), DECODER, tiled, z, VARIANCE, CONFIG), z)
-    )
+    loss = float(calibration_loss(calibrate_posterior(jax.random.key(0), DECODER, tiled, z, VARIANCE, CONFIG), z))
     assert loss == pytest.approx(stationary_distance(CONFIG), rel=0.03)
-    assert loss < 0.95 * posterior.floor(CONFIG, LATENT)
-    assert posterior.tolerance(CONFIG, LATENT) == pytest.approx(1.085 * 6 * 0.02 * LATENT)
+    assert loss < 0.95 * noise_floor(CONFIG, LATENT)
+    assert tolerance(CONFIG, LATENT) == pytest.approx(1.085 * 6 * 0.02 * LATENT)
 
 
 def test_gradients_flow_into_the_encoder_alone():
@@ -116,7 +115,7 @@ def test_gradients_flow_into_the_encoder_alone():
     def loss(z, x, weights):
         decoder = bind(affine, weights, jnp.zeros(D))
         calibrated = calibrate_posterior(jax.random.key(0), decoder, x, z, VARIANCE, CONFIG)
-        return posterior.posterior_loss(calibrated, z), calibrated
+        return calibration_loss(calibrated, z), calibrated
 
     gradients, calibrated = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(z, x, jnp.asarray(WEIGHTS, jnp.float32))
     np.testing.assert_allclose(gradients[0], 2 * (z - calibrated) / 3, atol=1e-6)
@@ -152,12 +151,12 @@ def train(num_steps=1500, **settings):
 
         def loss(params):
             elbo, z = bound(params, latent_key, x)
-            distance = posterior.posterior_loss(calibrate_posterior(chain_key, DECODER, x, z, VARIANCE, config), z)
+            distance = calibration_loss(calibrate_posterior(chain_key, DECODER, x, z, VARIANCE, config), z)
             return -elbo.mean() + dual * distance, distance
 
         gradients, distance = jax.grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradients, state)
-        dual = posterior.posterior_dual_step(dual, distance, config, LATENT)
+        dual = dual_step(dual, distance, config, LATENT)
         return (optax.apply_updates(params, updates), state, dual), None
 
     params = {"weights": jnp.zeros((D, LATENT)), "logvar": jnp.zeros(LATENT)}

@@ -15,8 +15,8 @@ from jebm import methods
 from jebm.energy import bind
 from jebm.errors import ConfigError
 from jebm.methods import ECFlowConfig, ECGANConfig, ECVAEConfig
-from jebm.methods import _ec_vae as ec_vae
-from jebm.methods.ec import calibration
+from jebm.methods.ec import calibration, vae_networks
+from jebm.methods.ec import vae as ec_vae
 from jebm.methods.ec.calibration import CalibrationConfig, calibrate, calibration_loss, dual_step, hinged_distance
 from jebm.methods.ec.posterior import PosteriorCalibrationConfig
 from jebm.networks import spectral_norm
@@ -79,15 +79,6 @@ def test_a_linear_energy_drifts_by_k_half_steps():
     noise = jax.random.normal(jax.random.key(3), (3, 7, *SHAPE))
     noisy = calibrate(jax.random.key(2), bind(linear, slope), start, config, noise) - start
     np.testing.assert_allclose(noisy - moved, np.sqrt(3e-4) * noise.sum(1), rtol=1e-3, atol=2e-5)
-
-
-def test_normalized_descent_takes_steps_of_length_s():
-    config = CalibrationConfig(sampler="normalized_descent", num_steps=5, step_size=0.02)
-    slope = jax.random.normal(jax.random.key(0), SHAPE)
-    start = jnp.zeros((2, *SHAPE))
-    moved = calibrate(jax.random.key(1), bind(linear, slope), start, config)
-    expected = -5 * 0.02 * slope / jnp.linalg.norm(slope)
-    np.testing.assert_allclose(moved, jnp.broadcast_to(expected, moved.shape), rtol=1e-5)
 
 
 # --- the conditional term ---------------------------------------------------------------------------------------------
@@ -182,9 +173,10 @@ def test_the_dual_variable_stays_in_its_range():
 @pytest.mark.parametrize("family", [ECFlowConfig, ECGANConfig, ECVAEConfig])
 def test_long_runs_walk_in_half_steps_of_the_energy_over_the_temperature(family):
     config = family(calibration=CalibrationConfig(num_steps=7, step_size=3e-4, temperature=2e-3))
-    num_steps, step_size, temperature, bound = methods.build(config).training_chain
-    assert (num_steps, temperature, bound) == (7, 1.0, None)
-    assert step_size == pytest.approx(1.5e-4)
+    method = methods.build(config)
+    num_steps, step_size, bound = method.chain
+    assert (num_steps, method.temperature, bound) == (7, 2e-3, None)
+    assert step_size * method.temperature == pytest.approx(1.5e-4)
 
 
 def test_tolerance_and_hinge_follow_the_noise():
@@ -245,7 +237,8 @@ def model():
 
 def test_a_fresh_state(model):
     config, state, _, _ = model
-    jax.tree.map(np.testing.assert_array_equal, state.vae_average, state.vae)
+    for network in state.vae.values():
+        jax.tree.map(np.testing.assert_array_equal, network.ema, network.params)
     assert float(state.dual) == config.calibration.dual_initial == 30.0
     settings = PosteriorCalibrationConfig(dual_initial=2.5)
     both = dataclasses.replace(config, calibrated_posterior=True, posterior=settings)
@@ -262,11 +255,20 @@ def test_generation_is_a_function_of_key_and_state(model):
     np.testing.assert_array_equal(images, generate(jax.random.key(0), state, 5))
     assert float(jnp.abs(images - generate(jax.random.key(1), state, 5)).max()) > 1e-3
     np.testing.assert_allclose(generate(jax.random.key(0), state, 3), images[:3], atol=1e-5)
-    other = state._replace(vae_average=jax.tree.map(lambda a: 1.1 * a, state.vae_average))
+    scaled = lambda tree: jax.tree.map(lambda a: 1.1 * a, tree)  # noqa: E731
+    decoder = state.vae["decoder"]
+    other = state._replace(vae={**state.vae, "decoder": decoder._replace(ema=scaled(decoder.ema))})
     assert float(jnp.abs(images - generate(jax.random.key(0), other, 5)).max()) > 1e-4
     # the weights that generate are the averaged ones; the energy has no part in it
-    for field in ("vae", "energy", "energy_spectral", "dual"):
-        other = state._replace(**{field: jax.tree.map(lambda a: 1.1 * a, getattr(state, field))})
+    raw = state._replace(vae={**state.vae, "decoder": decoder._replace(params=scaled(decoder.params))})
+    f = state.energy.trained
+    others = [
+        raw,
+        state._replace(energy=state.energy._replace(trained=f._replace(params=scaled(f.params)))),
+        state._replace(energy=state.energy._replace(spectral=scaled(state.energy.spectral))),
+        state._replace(dual=1.1 * state.dual),
+    ]
+    for other in others:
         np.testing.assert_array_equal(images, generate(jax.random.key(0), other, 5))
 
 
@@ -278,7 +280,7 @@ def test_generation_is_one_pass_of_the_decoder(model, monkeypatch):
                         apply(self, z, train))  # fmt: skip
     jax.eval_shape(lambda key, state: method.generate(key, state, 7), jax.random.key(0), state)
     # the statistics of a fixed set of latents, once whatever the number of images; then one pass
-    assert calls == [(ec_vae.STANDING_LATENTS, True), (7, False)]
+    assert calls == [(vae_networks.STANDING_LATENTS, True), (7, False)]
 
 
 def chains_of(config, monkeypatch):
@@ -295,14 +297,16 @@ def chains_of(config, monkeypatch):
 
 def test_reused_negatives_save_the_second_chain(monkeypatch):
     assert chains_of(config_of(), monkeypatch) == 2
-    assert chains_of(config_of(calibration={"reuse_negatives": True}), monkeypatch) == 1
+    assert chains_of(config_of(reuse_negatives=True), monkeypatch) == 1
 
 
 @pytest.mark.slow
 def test_power_iterations_of_both_kinds_agree_when_the_vectors_have_converged(model):
     config, state, batch, _ = model
     converged = state._replace(
-        energy_spectral=spectral_norm.iterate(state.energy, state.energy_spectral, num_iterations=500)
+        energy=state.energy._replace(
+            spectral=spectral_norm.iterate(state.energy.trained.params, state.energy.spectral, num_iterations=500)
+        )
     )
     draws = ec_vae.draw(config, jax.random.key(7), 6)
     draws = draws._replace(
@@ -328,15 +332,16 @@ def test_power_iterations_of_both_kinds_agree_when_the_vectors_have_converged(mo
 def test_the_posterior_is_that_of_the_decoder_as_it_reconstructs(model):
     config, state, _, _ = model
     nets, z = ec_vae.networks(config), jax.random.normal(jax.random.key(1), (64, 4))
-    images, after, spectral = ec_vae._decode(nets, state.vae, state.batch_stats, state.vae_spectral, z)
-    decoder = ec_vae._decoder_of_batch(nets, state.vae, state.batch_stats, after, spectral)
+    params = {name: network.params for name, network in state.vae.items()}
+    images, after, spectral = ec_vae._decode(nets, params, state.batch_stats, state.vae_spectral, z)
+    decoder = ec_vae._decoder_of_batch(nets, params, state.batch_stats, after, spectral)
     np.testing.assert_allclose(jax.vmap(decoder)(z), images, atol=5e-3)  # the unbiased variance stands for the biased
     running = decoder_of_running_averages(nets, state, after, spectral)
     assert float(jnp.abs(jax.vmap(running)(z) - images).max()) > 0.1
 
 
 def decoder_of_running_averages(nets, state, after, spectral):
-    params = spectral_norm.normalize(state.vae["decoder"], spectral["decoder"])
+    params = spectral_norm.normalize(state.vae["decoder"].params, spectral["decoder"])
     return bind(nets.decoder.apply, {"params": params, "batch_stats": after["decoder"]})
 
 

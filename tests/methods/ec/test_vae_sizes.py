@@ -18,7 +18,7 @@ def test_larger_networks_learn(size, layers):
     """Reconstruction of two images falls: encoder, decoder and energy of that size, in one program."""
     config = ECVAEConfig(
         image_size=size, latent_size=4, encoder_width=4, decoder_width=2, energy_layers=layers, energy_head_width=4,
-        energy_scales=1, vae_learning_rate=2e-3, calibration=CalibrationConfig(num_steps=1, reuse_negatives=True),
+        energy_scales=1, vae_learning_rate=2e-3, calibration=CalibrationConfig(num_steps=1), reuse_negatives=True,
     )  # fmt: skip
     method = methods.build(config)
     row = jnp.linspace(-0.9, 0.9, size)

@@ -1,27 +1,25 @@
 """Hat EBM: the laws its chains follow, one evaluation of G a step, the bank, frozen generators, mistakes."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from helpers.laws import accept, ks_test
 
 import jebm
 from jebm.energy import bind
 from jebm.errors import ConfigError
-from jebm.methods import ChainConfig, HatEBMConfig
-from jebm.methods.hat import autoencoder as build_autoencoder
+from jebm.methods import ChainConfig, HatAutoencoderConfig, HatEBMConfig, with_weights
+from jebm.methods import hat_autoencoder as build_autoencoder
+from jebm.methods import hat_ebm as build
 from jebm.methods.hat import chains as hat_chains
-from jebm.methods.hat import ebm as build
-from jebm.methods.hat.autoencoder import HatAutoencoderConfig, decoder
 from jebm.methods.hat.ebm import base_generator, draw, hat_network, iterate
 from jebm.methods.hat.networks import HatGenerator
 
-JOINT = ChainConfig(
-    num_steps=4, noise_scale=0.05, latent_noise_scale=0.07, residual_precision=3.0, max_displacement=0.02
-)
+JOINT = ChainConfig(num_steps=4, noise_scale=0.05, latent_noise_scale=0.07, residual_precision=3.0, max_drift=0.02)
 
 
 def curved_hat(weights, x):
@@ -53,7 +51,7 @@ def plain_kernel(pair, config, temperature):
     step = lambda scale: jebm.mcmc.from_noise_scale(scale, temperature)  # noqa: E731
     return jebm.langevin(
         energy, {"z": step(config.latent_noise_scale), "y": step(config.noise_scale)}, temperature, blocks=("z", "y"),
-        max_displacement={"z": jnp.inf, "y": config.max_displacement or jnp.inf},
+        max_drift={"z": jnp.inf, "y": config.max_drift or jnp.inf},
     )  # fmt: skip
 
 
@@ -66,7 +64,7 @@ def test_joint_kernel_equals_the_plain_form_draw_for_draw(key, pair, prior):
     np.testing.assert_allclose(samples.z, state.position["z"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(samples.y, state.position["y"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(samples.image, jax.vmap(generator)(samples.z) + samples.y, rtol=1e-5)
-    bound = config.max_displacement
+    bound = config.max_drift
     assert 0.5 * bound < float(samples.residual_drift) < 0.99 * bound  # it bites on some chains, not on all
 
 
@@ -131,7 +129,7 @@ def half_square(x):
 def test_stationary_variance_of_a_conditional_chain(key):
     """H = ‖x‖²/2 at T: the variance of x is T / (1 - ε²/(4T)), around 0 wherever G(z) lies."""
     temperature, noise_scale, chains = 0.25, 0.6, 4000
-    config = ChainConfig(num_steps=60, noise_scale=noise_scale, max_displacement=None)
+    config = ChainConfig(num_steps=60, noise_scale=noise_scale, max_drift=None)
     z = jnp.full((chains, 2), 1.5)
     samples = hat_chains.run_chains(
         key, bind(half_square), bind(lambda z: 2 * z), z, jnp.zeros_like(z), config, temperature
@@ -149,7 +147,7 @@ def test_law_of_a_joint_chain_with_its_proper_density_options(key):
     matrix = np.array([[1.0], [-2.0]])
     config = ChainConfig(
         num_steps=400, noise_scale=0.15, latent_noise_scale=0.1, residual_precision=tau, latent_prior=True,
-        max_displacement=None,
+        max_drift=None,
     )  # fmt: skip
     linear = bind(lambda a, z: a @ z, jnp.asarray(matrix, jnp.float32))
     samples = hat_chains.run_chains(
@@ -161,9 +159,42 @@ def test_law_of_a_joint_chain_with_its_proper_density_options(key):
     np.testing.assert_allclose(found, np.linalg.inv(precision), atol=0.03)
 
 
+def downhill(x):
+    """Unbounded below, as a network of rectifiers."""
+    return -jnp.sum(jnp.abs(x))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_box_holds_long_chains_of_an_energy_unbounded_below(key, joint):
+    chains, latent_noise_scale = 200, 0.05 if joint else 0.0
+    free = ChainConfig(num_steps=300, noise_scale=0.3, latent_noise_scale=latent_noise_scale, max_drift=None)
+    z, y = jax.random.uniform(key, (chains, 2), minval=-0.4, maxval=0.4), jnp.zeros((chains, 2))
+
+    def images(config):
+        return np.asarray(hat_chains.run_chains(key, bind(downhill), bind(jnp.sin), z, y, config, 0.5).image)
+
+    assert np.abs(images(free)).min(1).mean() > 5  # they run away
+    inside = images(dataclasses.replace(free, box=1.25))
+    assert np.abs(inside).max() <= 1.25 + 1e-6
+    assert (np.abs(inside) > 1.0).any()
+    # a box that no chain meets changes nothing
+    short = dataclasses.replace(free, num_steps=2)
+    np.testing.assert_array_equal(images(dataclasses.replace(short, box=50.0)), images(short))
+
+
+def test_a_box_restricts_the_law_of_a_conditional_chain(key):
+    """H = ‖x‖²/2 at T, wherever G(z) is in the box: x is normal of variance T, truncated at ±B."""
+    temperature, box, chains = 0.5, 0.6, 6000
+    config = ChainConfig(num_steps=300, noise_scale=0.1, max_drift=None, box=box)
+    z = jnp.full((chains, 1), 0.4)
+    samples = hat_chains.run_chains(key, bind(half_square), bind(jnp.sin), z, jnp.zeros_like(z), config, temperature)
+    scale = np.sqrt(temperature)
+    accept(ks_test(samples.image, scipy.stats.truncnorm(-box / scale, box / scale, scale=scale).cdf))
+
+
 SMALL = HatEBMConfig(
     image_size=8, channels=1, latent_size=4, energy_width=8, generator_width=8, bank_size=20,
-    chain=ChainConfig(num_steps=3), test_chain=ChainConfig(num_steps=4, max_displacement=None),
+    chain=ChainConfig(num_steps=3), test_chain=ChainConfig(num_steps=4, max_drift=None),
 )  # fmt: skip
 FROZEN = dataclasses.replace(
     SMALL, application="refinement", generator="network", temperature=1e-3,
@@ -178,11 +209,11 @@ def batch():
 
 
 def test_a_step_of_synthesis_uses_and_overwrites_these_rows_alone(key, batch):
-    base = base_generator(SMALL)
-    state = jax.jit(build(SMALL).init)(key, batch)
+    base, method = base_generator(SMALL), build(SMALL)
+    state = jax.jit(method.init)(key, batch)
     assert state.bank.size == 18
     np.testing.assert_allclose(
-        jax.vmap(functools.partial(base.apply, state.generator))(state.bank.entries["z"]),
+        jax.vmap(method.generator(state))(state.bank.entries["z"]),
         state.bank.entries["image"], atol=1e-6,
     )  # fmt: skip
     draws = draw(SMALL, jax.random.key(1), state, batch)
@@ -193,7 +224,7 @@ def test_a_step_of_synthesis_uses_and_overwrites_these_rows_alone(key, batch):
     assert sorted(np.flatnonzero(changed)) == sorted(draws.indices.tolist())
     np.testing.assert_array_equal(after.bank.entries["z"][draws.indices], draws.latent)
     assert after.bank.ages.tolist() == [0 if row in draws.indices.tolist() else 1 for row in range(18)]
-    starts = jax.vmap(functools.partial(base.apply, state.generator))(draws.latent)
+    starts = jax.vmap(method.generator(state))(draws.latent)
     moved = np.asarray(after.bank.entries["image"][draws.indices] - starts)
     assert 0 < np.abs(moved).max() < 3 * 2.5 + 0.1
     np.testing.assert_allclose(
@@ -229,7 +260,7 @@ def test_refinement_leaves_its_generator_alone(key, batch):
     jax.tree.map(np.testing.assert_array_equal, after.generator, state.generator)
     assert float(metrics["latent_drift"]) > 0
     assert "generator_loss" not in metrics
-    assert (after.energy["head"]["kernel"] != state.energy["head"]["kernel"]).any()
+    assert (after.energy.params["head"]["kernel"] != state.energy.params["head"]["kernel"]).any()
     images = jax.jit(method.generate, static_argnums=2)(key, state, 3)
     more = jax.jit(method.generate, static_argnums=2)(key, state, 5)
     np.testing.assert_allclose(more[:3], images, atol=1e-5)
@@ -242,11 +273,12 @@ def picture(z):
 def given_generators(key):
     network = HatGenerator(8, 8, 1, 1.0)
     autoencoder = HatAutoencoderConfig(image_size=8, channels=1, width=4)
-    stage_one = build_autoencoder(autoencoder).init(key, jnp.zeros((2, 8, 8, 1)))
+    stage_one = build_autoencoder(autoencoder)
+    decoder = stage_one.generator(stage_one.init(key, jnp.zeros((2, 8, 8, 1))))
     return {
         "sn_gan": (FROZEN, bind(network.apply, network.init(key, jnp.zeros(4)))),
         "closure": (FROZEN, picture),
-        "decoder": (dataclasses.replace(FROZEN, application="retrofit"), decoder(autoencoder, stage_one)),
+        "decoder": (dataclasses.replace(FROZEN, application="retrofit"), decoder),
     }
 
 
@@ -268,13 +300,44 @@ def test_any_pure_function_can_be_refined(key, batch, name):
     np.testing.assert_allclose(start, jnp.stack(expected), atol=1e-5)
 
 
-def test_energy_is_the_hat_and_the_average_is_used_when_asked(key, batch):
-    state = jax.jit(build(SMALL).init)(key, batch)
-    state = state._replace(energy_average=jax.tree.map(lambda a: 2 * a, state.energy))
-    averaged = dataclasses.replace(SMALL, weights="average")
-    for config, params in ((SMALL, state.energy), (averaged, state.energy_average)):
-        expected = hat_network(config).apply({"params": params}, batch)
-        np.testing.assert_allclose(build(config).energy(state, batch), expected, rtol=1e-6)
+def test_energy_is_the_hat_over_the_temperature_and_the_average_is_used_when_asked(key, batch):
+    method = build(SMALL)
+    state = jax.jit(method.init)(key, batch)
+    state = state._replace(energy=state.energy._replace(ema=jax.tree.map(lambda a: 2 * a, state.energy.params)))
+    assert method.weights == "raw"
+    for weights, params in ((None, state.energy.params), ("raw", state.energy.params), ("ema", state.energy.ema)):
+        used = state if weights is None else with_weights(state, weights)
+        expected = hat_network(SMALL).apply({"params": params}, batch) / SMALL.temperature
+        np.testing.assert_allclose(jax.vmap(method.energy(used))(batch), expected, rtol=1e-6)
+
+
+def test_new_weights_retrace_neither_energy_nor_generator(key, batch):
+    for config, generator in ((SMALL, None), (FROZEN, None), given_generators(key)["sn_gan"]):
+        method = build(config, generator)
+        states = [jax.eval_shape(method.init, k, batch) for k in jax.random.split(key)]
+        for function in (method.energy, method.generator):
+            one, other = (jax.tree.structure(function(state)) for state in states)
+            assert one == other
+
+
+def test_a_recovery_backs_off_rates_and_noise_scales():
+    """The fields that a recovery changes are there, and the changed configuration is a valid one."""
+    for config in (SMALL, FROZEN, HatAutoencoderConfig()):
+        for name in (name for names in config.BACK_OFF.values() for name in names):
+            head, _, rest = name.partition(".")
+            child = getattr(config, head)
+            assert getattr(child, rest) >= 0 if rest else child is not None
+    half = dataclasses.replace(FROZEN.chain, noise_scale=FROZEN.chain.noise_scale / 2)
+    backed_off = build(dataclasses.replace(FROZEN, chain=half))
+    assert backed_off.chain.step_size == pytest.approx(build(FROZEN).chain.step_size / 4)
+    assert HatEBMConfig.BACK_OFF["step_size"] == ("chain.noise_scale", "chain.latent_noise_scale")
+    assert HatEBMConfig.BACK_OFF["learning_rate"] == ("energy_learning_rate", "generator_learning_rate")
+
+
+@pytest.mark.parametrize(("name", "run"), [("", None), ("network", None), ("runs/x", "runs/x")])
+def test_which_generators_are_runs(name, run):
+    config = dataclasses.replace(FROZEN if name else SMALL, generator=name)
+    assert config.generator_run == jebm.methods.given_generator(config) == run
 
 
 @pytest.mark.parametrize(
@@ -301,7 +364,9 @@ def test_a_frozen_generator_is_not_drawn_at_random(tmp_path):
     from jebm.training import train
 
     config = Config(method=FROZEN, data=DataConfig(source="digits", batch_size=4))
-    with pytest.raises(ConfigError, match="method.generator='network': there are no weights of it in this --workdir"):
+    with pytest.raises(
+        ConfigError, match="method.generator is a frozen network, and there are no weights of it in this --"
+    ):
         train(config, RunDirectory(tmp_path / "run"), lambda line: None)
 
 

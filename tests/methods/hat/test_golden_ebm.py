@@ -3,6 +3,7 @@
 Sizes and constants are read from the files.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -16,9 +17,10 @@ from jebm import mcmc
 from jebm.convert.arrays import from_flat
 from jebm.energy import bind
 from jebm.mcmc import bank
-from jebm.methods import ChainConfig, HatAutoencoderConfig, HatEBMConfig
+from jebm.methods import ChainConfig, HatAutoencoderConfig, HatEBMConfig, Trained
 from jebm.methods.hat import chains as hat_chains
-from jebm.methods.hat import keras as keras_optimizers
+from jebm.methods.hat import keras
+from jebm.methods.hat.autoencoder import Draws as AutoencoderDraws
 from jebm.methods.hat.autoencoder import HatAutoencoderState
 from jebm.methods.hat.autoencoder import iterate as iterate_autoencoder
 from jebm.methods.hat.autoencoder import loss as autoencoder_loss
@@ -87,7 +89,7 @@ def test_chain(golden, name):
         num_steps=num_steps, noise_scale=number(case, "epsilon"),
         latent_noise_scale=number(case, "epsilon_latent") if joint else 0.0,
         residual_precision=number(case, "tau_res"),
-        max_displacement=number(case, "max_norm") if case["cfg/clip"] else None,
+        max_drift=number(case, "max_norm") if case["cfg/clip"] else None,
     )  # fmt: skip
 
     @jax.jit
@@ -137,7 +139,11 @@ def assert_parameters(actual, case, prefix, bound, quantile=1.0):
 
 
 def empty_state():
-    return HatEBMState({}, {}, (), {}, {}, (), None)
+    return HatEBMState(Trained({}, ()), {}, {}, None)
+
+
+def trained(params, optimizer):
+    return Trained(params, optimizer.init(params), params)
 
 
 @pytest.mark.parametrize("name", ["clip", "noclip", "smallgrad"])
@@ -148,19 +154,17 @@ def test_hat_updates(golden, name):
     config = HatEBMConfig(
         image_size=size, energy_width=params["head"]["kernel"].shape[0], temperature=number(case, "mcmc_temp"),
         energy_gradient_clip=number(case, "max_grad_norm") if case["cfg/clip"] else None,
-        energy_learning_rate=((rate, 0),), energy_average_decay=number(case, "avg_decay"),
+        energy_learning_rate=((rate, 0),), ema_decay=number(case, "avg_decay"),
     )  # fmt: skip
     assert (number(case, "beta1"), number(case, "beta2"), number(case, "eps")) == (0.9, 0.999, 1e-7)
-    state = empty_state()._replace(
-        energy=params, energy_average=params, energy_optimizer=optimizers(config)[0].init(params)
-    )
+    state = empty_state()._replace(energy=trained(params, optimizers(config)[0]))
 
     gradients, _ = jax.jit(jax.grad(functools.partial(energy_loss, config), has_aux=True))(
         params, case["in/images_data"][0], case["in/images_samp"][0]
     )
     if case["cfg/clip"]:
         assert_tree(gradients, case, "out/grad1_raw", 1e-4)
-        gradients = keras_optimizers.clip_each_tensor(config.energy_gradient_clip).update(gradients, ())[0]
+        gradients = keras.clip_each_tensor(config.energy_gradient_clip).update(gradients, ())[0]
     assert_tree(gradients, case, "out/grad1", 1e-4)
 
     step = jax.jit(functools.partial(update_energy, config))
@@ -168,13 +172,13 @@ def test_hat_updates(golden, name):
         state, metrics = step(state, case["in/images_data"][i], case["in/images_samp"][i])
         np.testing.assert_allclose(metrics["energy_loss"], case["out/loss"][i], rtol=2e-5)
         if i == 0:
-            assert_parameters(state.energy, case, "out/p1", 0.02 * rate)
-    assert_parameters(state.energy, case, "out/p3", 0.05 * rate)
+            assert_parameters(state.energy.params, case, "out/p1", 0.02 * rate)
+    assert_parameters(state.energy.params, case, "out/p3", 0.05 * rate)
     if group(case, "out/avg3"):
-        assert_parameters(state.energy_average, case, "out/avg3", 0.05 * rate)
+        assert_parameters(state.energy.ema, case, "out/avg3", 0.05 * rate)
     if group(case, "out/adam_m3"):
-        assert_tree(adam_moments(state.energy_optimizer).mu, case, "out/adam_m3", 1e-3)
-        assert_tree(adam_moments(state.energy_optimizer).nu, case, "out/adam_v3", 1e-3)
+        assert_tree(adam_moments(state.energy.optimizer).mu, case, "out/adam_m3", 1e-3)
+        assert_tree(adam_moments(state.energy.optimizer).nu, case, "out/adam_v3", 1e-3)
 
 
 def trainable(arrays):
@@ -187,7 +191,7 @@ def test_optax_adam_would_fail_where_gradients_are_small(golden):
     _, params = hat_of(case, "w0", size)
     gradients = from_flat(group(case, "out/grad1"), {"params": params})["params"]
     moved = {}
-    for name, optimizer in (("keras", keras_optimizers.adam(((rate, 0),))), ("optax", optax.adam(rate, eps=1e-7))):
+    for name, optimizer in (("keras", keras.adam(((rate, 0),))), ("optax", optax.adam(rate, eps=1e-7))):
         updates, _ = optimizer.update(gradients, optimizer.init(params), params)
         moved[name] = optax.apply_updates(params, updates)
     assert_parameters(moved["keras"], case, "out/p1", 0.02 * rate)
@@ -203,11 +207,11 @@ def test_generator_updates(golden):
     config = HatEBMConfig(
         image_size=size, channels=channels, generator_width=generator.width, latent_size=case["in/z"].shape[-1],
         output_scale=generator.output_scale, generator_learning_rate=((rate, 0),),
-        generator_average_decay=number(case, "avg_decay"), generator_loss_scale=number(case, "loss_factor"),
+        ema_decay=number(case, "avg_decay"), generator_loss_scale=number(case, "loss_factor"),
     )  # fmt: skip
     base, params = base_generator(config), variables["params"]
     state = empty_state()._replace(
-        generator=variables, generator_average=params, generator_optimizer=optimizers(config)[1].init(params)
+        generator=trained(params, optimizers(config)[1]), batch_stats=variables["batch_stats"]
     )
     loss = lambda p: generator_loss(  # noqa: E731
         config, base, {**variables, "params": p}, case["in/z"][0], case["in/images"][0]
@@ -218,9 +222,13 @@ def test_generator_updates(golden):
         state, value = step(state, case["in/z"][i], case["in/images"][i])
         np.testing.assert_allclose(value, case["out/loss"][i], rtol=2e-5)
         if i == 0:
-            assert_variables(state.generator, case, "out/p1", 0.02 * rate)
-    assert_variables(state.generator, case, "out/p3", 0.05 * rate)
-    assert_parameters(state.generator_average, case, "out/avg3", 0.05 * rate)
+            assert_variables(variables_of(state), case, "out/p1", 0.02 * rate)
+    assert_variables(variables_of(state), case, "out/p3", 0.05 * rate)
+    assert_parameters(state.generator.ema, case, "out/avg3", 0.05 * rate)
+
+
+def variables_of(state):
+    return {"params": state.generator.params, "batch_stats": state.batch_stats}
 
 
 def assert_variables(variables, case, prefix, bound, quantile=1.0):
@@ -237,7 +245,7 @@ def test_learning_rate_steps(golden):
     assert names
     for name in names:
         steps = tuple((float(rate), int(first)) for rate, first in case[name])
-        rates = jax.vmap(keras_optimizers.learning_rate_steps(steps))(case["in/steps"].astype(np.int32))
+        rates = jax.vmap(keras.learning_rate_steps(steps))(case["in/steps"].astype(np.int32))
         np.testing.assert_allclose(rates, case[f"out/lr_{name.rpartition('_')[2]}"], rtol=1e-7)
 
 
@@ -251,7 +259,7 @@ def whole_step_case(case, application):
         num_steps=int(case["cfg/mcmc_steps"]), noise_scale=number(case, "epsilon"),
         latent_noise_scale=number(case, "epsilon_latent") if case["cfg/update_latents"] else 0.0,
         residual_precision=number(case, "tau_res"),
-        max_displacement=number(case, "max_langevin_norm_res") if case["cfg/clip_langevin_grad_res"] else None,
+        max_drift=number(case, "max_langevin_norm_res") if case["cfg/clip_langevin_grad_res"] else None,
         residual_start_scale=number(case, "init_scale_res"),
     )  # fmt: skip
     config = HatEBMConfig(
@@ -262,14 +270,9 @@ def whole_step_case(case, application):
         generator_learning_rate=((float(case.get("cfg/gen_lr", 1.0)), 0),),
         energy_gradient_clip=number(case, "max_grad_norm") if case["cfg/clip_ebm_grad"] else None,
         data_noise=number(case, "data_epsilon"), generator_loss_scale=number(case, "gen_loss_factor_coop"),
-        energy_average_decay=number(case, "ebm_avg_decay"),
-        generator_average_decay=float(case.get("cfg/gen_avg_decay", 0.5)),
+        ema_decay=number(case, "ebm_avg_decay"),
     )  # fmt: skip
-    state = empty_state()._replace(
-        energy=energy, energy_average=energy, energy_optimizer=optimizers(config)[0].init(energy),
-        generator=variables,
-    )  # fmt: skip
-    return config, state
+    return config, empty_state()._replace(energy=trained(energy, optimizers(config)[0]), generator=variables)
 
 
 def run_two_steps(case, config, state):
@@ -279,9 +282,10 @@ def run_two_steps(case, config, state):
     @jax.jit
     def step(draws, state, images):
         y0 = config.chain.residual_start_scale * draws.residual
-        start = jax.vmap(functools.partial(base.apply, state.generator))(draws.latent) + y0
+        variables = variables_of(state) if isinstance(state.generator, Trained) else state.generator
+        start = jax.vmap(functools.partial(base.apply, variables))(draws.latent) + y0
         samples = hat_chains.run_chains(
-            draws.chain_key, bind(hat.apply, {"params": state.energy}), bind(base.apply, state.generator),
+            draws.chain_key, bind(hat.apply, {"params": state.energy.params}), bind(base.apply, variables),
             draws.latent, y0, config.chain, config.temperature, draws.chain_noise,
         )  # fmt: skip
         return start, samples.image, *iterate(config, base, draws, state, images)
@@ -312,22 +316,26 @@ def run_two_steps(case, config, state):
             np.testing.assert_allclose(metrics["latent_norm"], case["out/z_norm"][i], rtol=1e-4)
             np.testing.assert_allclose(metrics["latent_drift"], case["out/mean_disp_latent"][i], rtol=1e-4)
     rate = number(case, "ebm_lr")
-    assert_parameters(state.energy, case, "out/p2/ebm", 0.05 * rate, 0.995)
-    assert_parameters(state.energy_average, case, "out/avg2/ebm", 0.05 * rate, 0.995)
+    assert_parameters(state.energy.params, case, "out/p2/ebm", 0.05 * rate, 0.995)
+    if config.ema_decay == number(case, "ebm_avg_decay"):
+        assert_parameters(state.energy.ema, case, "out/avg2/ebm", 0.05 * rate, 0.995)
     return state
 
 
 def test_two_steps_of_synthesis(golden):
     case = golden("H7_synth_step")
     config, state = whole_step_case(case, "synthesis")
-    params = state.generator["params"]
+    generator = state.generator
     pairs = bank.init({"z": case["in/bank_z0"], "image": case["in/bank_x0"]})
-    optimizer = optimizers(config)[1].init(params)
-    state = state._replace(generator_average=params, generator_optimizer=optimizer, bank=pairs)
-    state = run_two_steps(case, config, state)
+    start = state._replace(
+        generator=trained(generator["params"], optimizers(config)[1]), batch_stats=generator["batch_stats"], bank=pairs
+    )
+    state = run_two_steps(case, config, start)
     rate = number(case, "gen_lr")
-    assert_variables(state.generator, case, "out/p2/gen", 0.05 * rate, 0.995)
-    assert_parameters(state.generator_average, case, "out/avg2/gen", 0.05 * rate, 0.995)
+    assert_variables(variables_of(state), case, "out/p2/gen", 0.05 * rate, 0.995)
+    # theirs has a decay for each network, and no weight depends on an average
+    other = run_two_steps(case, dataclasses.replace(config, ema_decay=number(case, "gen_avg_decay")), start)
+    assert_parameters(other.generator.ema, case, "out/avg2/gen", 0.05 * rate, 0.995)
     np.testing.assert_array_equal(state.bank.entries["z"], case["out/bank_z2"])
     moved = np.abs(case["out/bank_x2"] - case["in/bank_x0"]).max()
     np.testing.assert_allclose(state.bank.entries["image"], case["out/bank_x2"], rtol=0, atol=1e-4 * moved)
@@ -352,8 +360,10 @@ def test_two_steps_of_the_autoencoder(golden):
         loss_scale=number(case, "loss_factor"), learning_rate=((rate, 0),),
     )  # fmt: skip
     params = {"encoder": encoder["params"], "decoder": decoder["params"]}
-    optimizer = keras_optimizers.adam(config.learning_rate).init(params)
-    state = HatAutoencoderState(params, decoder["batch_stats"], params, optimizer)
+    optimizer = keras.adam(config.learning_rate)
+    state = HatAutoencoderState(
+        trained(encoder["params"], optimizer), trained(decoder["params"], optimizer), decoder["batch_stats"]
+    )
     value = autoencoder_loss(config, params, state.batch_stats, case["in/images"][0])
     np.testing.assert_allclose(value, case["out/test_loss0"][0], rtol=2e-5)
 
@@ -365,8 +375,8 @@ def test_two_steps_of_the_autoencoder(golden):
     assert_tree(gradients["decoder"], case, "out/grad1/gen", 2e-5)
     step = jax.jit(functools.partial(iterate_autoencoder, config))
     for i in range(2):
-        state, metrics = step(case["in/n_latent"][i], state, case["in/images"][i])
+        state, metrics = step(AutoencoderDraws(case["in/n_latent"][i]), state, case["in/images"][i])
         np.testing.assert_allclose(metrics["loss"], case["out/train_loss"][i], rtol=2e-5)
-    assert_parameters(state.params["encoder"], case, "out/p2/enc", 0.05 * rate)
-    decoder = {"params": state.params["decoder"], "batch_stats": state.batch_stats}
+    assert_parameters(state.encoder.params, case, "out/p2/enc", 0.05 * rate)
+    decoder = {"params": state.decoder.params, "batch_stats": state.batch_stats}
     assert_variables(decoder, case, "out/p2/gen", 0.05 * rate)

@@ -19,12 +19,12 @@ import pytest
 from jebm import mcmc
 from jebm.energy import bind
 from jebm.mcmc import bank
-from jebm.methods import ChainConfig, HatEBMConfig, latent_chains
-from jebm.methods.hat import autoencoder as build_autoencoder
-from jebm.methods.hat import ebm as build
-from jebm.methods.hat import keras as keras_optimizers
-from jebm.methods.hat.autoencoder import HatAutoencoderConfig, HatAutoencoderState
-from jebm.methods.hat.autoencoder import decoder as decoder_of
+from jebm.methods import ChainConfig, HatAutoencoderConfig, HatEBMConfig, Trained, with_weights
+from jebm.methods import hat_autoencoder as build_autoencoder
+from jebm.methods import hat_ebm as build
+from jebm.methods.hat import keras
+from jebm.methods.hat.autoencoder import Draws as AutoencoderDraws
+from jebm.methods.hat.autoencoder import HatAutoencoderState
 from jebm.methods.hat.autoencoder import iterate as iterate_autoencoder
 from jebm.methods.hat.chains import conditional_drift
 from jebm.methods.hat.ebm import Draws, HatEBMState, base_generator, draw, generate, iterate, optimizers, starts
@@ -33,21 +33,21 @@ BATCH, STEPS, SEED = 4, 2, 0
 
 SYNTHESIS = HatEBMConfig(
     image_size=8, channels=1, latent_size=3, energy_width=4, generator_width=4, bank_size=3 * BATCH, temperature=0.03,
-    chain=ChainConfig(num_steps=STEPS, noise_scale=0.2, max_displacement=0.8, residual_start_scale=0.3),
+    chain=ChainConfig(num_steps=STEPS, noise_scale=0.2, max_drift=0.8, residual_start_scale=0.3),
     test_chain=ChainConfig(num_steps=1), energy_learning_rate=((3e-3, 0), (2e-3, 1)),
     generator_learning_rate=((5e-3, 0), (7e-4, 1)), energy_regularization=0.4, data_noise=0.5,
-    generator_loss_scale=70.0, energy_average_decay=0.7, generator_average_decay=0.4,
+    generator_loss_scale=70.0, ema_decay=0.7,
 )  # fmt: skip
 JOINT = dataclasses.replace(
     SYNTHESIS, application="retrofit", generator="network", energy_regularization=0.0, energy_gradient_clip=0.5,
     chain=ChainConfig(
         num_steps=STEPS, noise_scale=0.2, latent_noise_scale=0.3, residual_precision=3.0, latent_prior=True,
-        max_displacement=0.8, residual_start_scale=0.3,
+        max_drift=0.8, residual_start_scale=0.3,
     ),
     test_chain=ChainConfig(num_steps=1, latent_noise_scale=0.1),
 )  # fmt: skip
 # where sampling is tested: so cold that chains descend, their noise being below rounding
-COLD = {"num_steps": STEPS, "noise_scale": 1e-6, "max_displacement": 0.5, "residual_start_scale": 0.2}
+COLD = {"num_steps": STEPS, "noise_scale": 1e-6, "max_drift": 0.5, "residual_start_scale": 0.2}
 COLD_SYNTHESIS = dataclasses.replace(SYNTHESIS, temperature=2e-13, test_chain=ChainConfig(**COLD))
 COLD_JOINT = dataclasses.replace(
     JOINT, temperature=2e-13, test_chain=ChainConfig(**COLD, latent_noise_scale=2e-6, residual_precision=2e10)
@@ -103,7 +103,7 @@ class SmallEncoder(nn.Module):
 @pytest.fixture(autouse=True, scope="module")
 def _small_networks():
     with pytest.MonkeyPatch.context() as patch:
-        synthesis, autoencoder = (sys.modules[f"jebm.methods.{name}"] for name in ("hat_ebm", "hat_autoencoder"))
+        synthesis, autoencoder = (sys.modules[f"jebm.methods.hat.{name}"] for name in ("ebm", "autoencoder"))
         patch.setattr(synthesis, "HatEnergy", SmallHat)
         patch.setattr(synthesis, "HatGenerator", SmallGenerator)
         patch.setattr(synthesis, "HatDecoder", SmallDecoder)
@@ -185,7 +185,7 @@ def plain_chain(network, params, variables, z, y, noise, c):
 def constants(chain, temperature):
     return {
         "temperature": temperature, "tau": chain.residual_precision, "prior": float(chain.latent_prior),
-        "scale": chain.noise_scale, "latent_scale": chain.latent_noise_scale, "bound": chain.max_displacement,
+        "scale": chain.noise_scale, "latent_scale": chain.latent_noise_scale, "bound": chain.max_drift,
     }  # fmt: skip
 
 
@@ -209,9 +209,9 @@ def moments(optimizer_state):
     return next(node for node in jax.tree.leaves(optimizer_state, is_leaf=is_adam) if is_adam(node))
 
 
-def assert_adam(rate, count, before, after, before_state, after_state, gradient):
+def assert_adam(rate, count, before, after, gradient):
     """The step of Keras's Adam on this gradient: moments from it, parameters from the moments."""
-    old, new = moments(before_state), moments(after_state)
+    old, new = moments(before.optimizer), moments(after.optimizer)
     assert int(new.count) == count
     close(new.mu, jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, old.mu, gradient), 3e-4)
     roots = lambda tree: jax.tree.map(np.sqrt, tree)  # noqa: E731
@@ -221,11 +221,11 @@ def assert_adam(rate, count, before, after, before_state, after_state, gradient)
     def step(p, q, m, v):
         np.testing.assert_allclose(q - p, -factor * m / (np.sqrt(v) + 1e-7), rtol=1e-3, atol=2e-4 * rate)
 
-    jax.tree.map(step, before, after, new.mu, new.nu)
+    jax.tree.map(step, before.params, after.params, new.mu, new.nu)
 
 
-def assert_average(decay, before, weights, after):
-    close(after, jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, before, weights), 1e-5)
+def assert_average(decay, before, after):
+    close(after.ema, jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, before.ema, after.params), 1e-5)
 
 
 @functools.lru_cache
@@ -234,13 +234,18 @@ def state_of(config):
     shapes = jax.eval_shape(build(config).init, jax.random.key(0), jnp.zeros((BATCH, 8, 8, 1)))
     zeros = lambda tree: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree)  # noqa: E731
     trains = shapes.bank is not None
-    statistics = random_like(shapes.generator["batch_stats"], 0)
+    trained = lambda net, seed: Trained(  # noqa: E731
+        random_like(net.params, seed), zeros(net.optimizer), random_like(net.params, seed + 1)
+    )
+    if trains:
+        network, statistics = trained(shapes.generator, 3), random_like(shapes.batch_stats, 0)
+    else:
+        network = {
+            name: random_like(shapes.generator[name], seed) for name, seed in (("params", 3), ("batch_stats", 0))
+        }
+        statistics = {}
     return HatEBMState(
-        energy=random_like(shapes.energy, 1), energy_average=random_like(shapes.energy, 2),
-        energy_optimizer=zeros(shapes.energy_optimizer),
-        generator={"params": random_like(shapes.generator["params"], 3), "batch_stats": statistics},
-        generator_average=random_like(shapes.generator["params"], 4) if trains else (),
-        generator_optimizer=zeros(shapes.generator_optimizer),
+        energy=trained(shapes.energy, 1), generator=network, batch_stats=statistics,
         bank=bank.Bank(random_like(shapes.bank.entries, 5), np.arange(3 * BATCH, dtype=np.int32)) if trains else None,
     )  # fmt: skip
 
@@ -263,6 +268,13 @@ def batch_of(seed):
     return np.random.default_rng((SEED, seed)).uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32)
 
 
+def variables_of(state):
+    """Of the generator, whether it trains or not."""
+    if isinstance(state.generator, Trained):
+        return {"params": state.generator.params, "batch_stats": state.batch_stats}
+    return state.generator
+
+
 @functools.lru_cache
 def two_iterations(config):
     """[(draws, images, state before, state after, metrics)] of two iterations, one program."""
@@ -282,17 +294,17 @@ def test_the_hats_part_of_an_iteration(config):
     network = generator if config.application == "synthesis" else decoder
     for i, (draws, images, before, after, metrics) in enumerate(two_iterations(config)):
         z, y, negatives, residual_drift, latent_drift = plain_chain(
-            network, before.energy, before.generator, draws.latent, 0.3 * draws.residual, draws.chain_noise,
+            network, before.energy.params, variables_of(before), draws.latent, 0.3 * draws.residual, draws.chain_noise,
             constants(config.chain, 0.03),
         )  # fmt: skip
         assert 0.1 < residual_drift < 0.8  # chains move
         (loss, (on_data, on_negatives)), gradient = jax.device_get(
             plain_energy_gradient(
-                before.energy, images + 0.5 * draws.data, negatives, 0.03, config.energy_regularization
+                before.energy.params, images + 0.5 * draws.data, negatives, 0.03, config.energy_regularization
             )
         )
         for name, expected in {
-            "energy_loss": loss, "energy_data": on_data, "energy_sample": on_negatives,
+            "energy_loss": loss, "energy_data": on_data, "energy_negative": on_negatives,
             "energy_gradient_norm": 0.03 * length(gradient), "residual_norm": norms(y).mean(),
             "latent_norm": norms(z).mean(), "residual_drift": residual_drift,
             "latent_drift": latent_drift, "saturated_pixels": (np.abs(negatives) >= 1).mean(),
@@ -303,30 +315,27 @@ def test_the_hats_part_of_an_iteration(config):
             assert max(jax.tree.leaves(lengths)) > 0.5
             gradient = jax.tree.map(lambda g, n: g * min(1.0, 0.5 / float(n)), gradient, lengths)
         rate = (3e-3, 2e-3)[i]
-        assert_adam(rate, i + 1, before.energy, after.energy, before.energy_optimizer, after.energy_optimizer, gradient)
-        assert_average(0.7, before.energy_average, after.energy, after.energy_average)
+        assert_adam(rate, i + 1, before.energy, after.energy, gradient)
+        assert_average(0.7, before.energy, after.energy)
 
 
 def test_the_generators_part_of_an_iteration():
     for i, (draws, _, before, after, metrics) in enumerate(two_iterations(SYNTHESIS)):
         old = jax.tree.map(lambda a: a[draws.indices], before.bank.entries)  # noqa: B023
-        params, statistics = before.generator["params"], before.generator["batch_stats"]
+        params, statistics = before.generator.params, before.batch_stats
         loss, gradient = jax.device_get(plain_generator_gradient(params, statistics, old["z"], old["image"], 70.0))
         assert metrics["generator_loss"] == pytest.approx(float(loss), rel=1e-4)
         assert metrics["bank_age"] == pytest.approx(float(before.bank.ages[draws.indices].mean()), abs=1e-5)
-        assert_adam(
-            (5e-3, 7e-4)[i], i + 1, params, after.generator["params"], before.generator_optimizer,
-            after.generator_optimizer, gradient,
-        )  # fmt: skip
-        jax.tree.map(np.testing.assert_array_equal, after.generator["batch_stats"], statistics)
-        assert_average(0.4, before.generator_average, after.generator["params"], after.generator_average)
+        assert_adam((5e-3, 7e-4)[i], i + 1, before.generator, after.generator, gradient)
+        jax.tree.map(np.testing.assert_array_equal, after.batch_stats, statistics)
+        assert_average(0.7, before.generator, after.generator)
 
 
 def test_the_bank_takes_the_chains_ends_of_the_old_generator():
     for draws, _, before, after, _ in two_iterations(SYNTHESIS):
         _, _, ends, *_ = plain_chain(
-            generator, before.energy, before.generator, draws.latent, 0.3 * draws.residual, draws.chain_noise,
-            constants(SYNTHESIS.chain, 0.03),
+            generator, before.energy.params, variables_of(before), draws.latent, 0.3 * draws.residual,
+            draws.chain_noise, constants(SYNTHESIS.chain, 0.03),
         )  # fmt: skip
         expected = {name: np.array(a) for name, a in before.bank.entries.items()}
         ages = np.array(before.bank.ages) + 1
@@ -340,7 +349,8 @@ def test_a_given_generator_stays():
     for _, _, before, after, metrics in two_iterations(JOINT):
         jax.tree.map(np.testing.assert_array_equal, after.generator, before.generator)
         assert after.bank is None
-        assert after.generator_average == after.generator_optimizer == ()
+        assert not isinstance(after.generator, Trained)
+        assert after.batch_stats == {}
         assert not {"generator_loss", "bank_age"} & set(metrics)
 
 
@@ -373,17 +383,17 @@ def test_an_update_iterates_on_its_own_draws(monkeypatch):
 # what generates and scores
 
 
-@pytest.mark.parametrize("weights", ["raw", "average"])
+@pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("config", [COLD_SYNTHESIS, COLD_JOINT], ids=["synthesis", "joint"])
 def test_samples_are_of_these_weights_at_this_temperature(config, weights):
-    config = dataclasses.replace(config, weights=weights)
     network = generator if config.application == "synthesis" else decoder
     state, key = state_of(SYNTHESIS if config.application == "synthesis" else JOINT), jax.random.key(SEED + 8)
-    params, variables = state.energy, state.generator
-    if weights == "average":
-        params = state.energy_average
+    params, variables = state.energy.params, variables_of(state)
+    if weights == "ema":
+        params = state.energy.ema
         if config.application == "synthesis":
-            variables = {**variables, "params": state.generator_average}
+            variables = {**variables, "params": state.generator.ema}
+        state = with_weights(state, "ema")
     z, y = jax.jit(lambda key: starts(config, jax.random.split(key)[0], BATCH))(key)
     zeros = {"y": np.zeros((BATCH, STEPS, 8, 8, 1)), "z": np.zeros((BATCH, STEPS, *z.shape[1:]))}
     if config.application == "synthesis":
@@ -395,8 +405,8 @@ def test_samples_are_of_these_weights_at_this_temperature(config, weights):
     assert along > 0.01 or config.application == "synthesis"
     images = jax.jit(lambda key, state: build(config).generate(key, state, BATCH))(key, state)
     assert np.abs(images - expected).mean() < 2e-3 * drift
-    energy = jax.jit(build(config).energy)(state, images)
-    np.testing.assert_allclose(energy, jax.jit(hat)(params, images), rtol=1e-4, atol=1e-6)  # H, not H/T, not -H
+    energy = 2e-13 * jax.jit(lambda state, images: jax.vmap(build(config).energy(state))(images))(state, images)
+    np.testing.assert_allclose(energy, jax.jit(hat)(params, images), rtol=1e-4, atol=1e-6)  # H/T, not H, not -H/T
 
 
 def test_starts_are_standard_latents_and_scaled_residuals():
@@ -423,7 +433,7 @@ def test_scores_are_means_of_samples_minus_mean_of_data(monkeypatch):
         jax.random.key(SEED + 6), state, images
     )
     h = jax.jit(hat)
-    mean = lambda x: float(np.mean(h(state.energy, x)))  # noqa: E731
+    mean = lambda x: float(np.mean(h(state.energy.params, x)))  # noqa: E731
     expected = {
         "energy_gap": mean(-1.5 * images) - mean(images), "energy_gap_generator": mean(begun) - mean(images),
     }  # fmt: skip
@@ -432,10 +442,10 @@ def test_scores_are_means_of_samples_minus_mean_of_data(monkeypatch):
 
 
 def test_the_logged_drift_is_what_moved():
-    config = ChainConfig(noise_scale=0.2, max_displacement=0.5)
+    config = ChainConfig(noise_scale=0.2, max_drift=0.5)
     lengths = [float(conditional_drift(np.float32(norm), config, 0.1)) for norm in (1.0, 10.0)]
     assert lengths == pytest.approx([0.2**2 / (2 * 0.1), 0.5])
-    free = dataclasses.replace(config, max_displacement=None)
+    free = dataclasses.replace(config, max_drift=None)
     assert float(conditional_drift(np.float32(10.0), free, 0.1)) == pytest.approx(2.0)
 
 
@@ -444,12 +454,15 @@ def test_the_method_states_its_costs_parameters_and_training_chain():
     method, joint = build(SYNTHESIS), build(COLD_JOINT)
     assert method.evaluations_per_image == 1 + 1
     assert joint.evaluations_per_image == 2 + 3 * STEPS
-    assert method.training_chain.num_steps == STEPS
-    assert method.training_chain.step_size == pytest.approx(0.2**2 / (2 * 0.03))
-    assert (method.training_chain.temperature, method.training_chain.max_displacement) == (0.03, 0.8)
-    found = method.parameters(state)
-    assert found["energy"] is state.energy
-    assert found["generator"] is state.generator["params"]
+    assert method.chain.num_steps == STEPS
+    assert method.chain.step_size == pytest.approx(0.2**2 / (2 * 0.03))
+    assert (method.temperature, method.chain.max_drift) == (0.03, 0.8)
+    assert (method.image_shape, method.latent_shape, joint.latent_shape) == ((8, 8, 1), (3,), (4, 4, 1))
+    networks = method.networks(state)
+    assert networks["energy"] is state.energy
+    assert networks["generator"] is state.generator
+    frozen = state_of(JOINT)
+    assert joint.networks(frozen)["generator"] is frozen.generator["params"]
 
 
 def test_rates_go_to_their_networks():
@@ -468,7 +481,7 @@ def test_rates_go_to_their_networks():
 def test_adam_by_its_formula(size):
     """Gradients as small as eps tell where eps stands."""
     rates, b1, b2, eps = [0.1, 0.1, 0.02, 0.02], 0.8, 0.95, 1e-7
-    optimizer = keras_optimizers.adam([(0.1, 0), (0.02, 2)], b1, b2, eps)
+    optimizer = keras.adam([(0.1, 0), (0.02, 2)], b1, b2, eps)
     step = jax.jit(optimizer.update)
     gradients = size * np.array([[1.0, -2.0, 0.0], [0.5, 0.5, 0.0], [-3.0, 1e-3, 0.0], [1.0, 1.0, 1.0]])
     state, m, v = optimizer.init(jnp.zeros(3)), np.zeros(3), np.zeros(3)
@@ -481,7 +494,7 @@ def test_adam_by_its_formula(size):
 
 def test_tensors_are_clipped_one_by_one():
     tree = {"long": jnp.array([[3.0, -4.0]]), "short": jnp.array([0.6, 0.8]), "zero": jnp.zeros(2)}
-    clipped, _ = keras_optimizers.clip_each_tensor(2.0).update(tree, optax.EmptyState())
+    clipped, _ = keras.clip_each_tensor(2.0).update(tree, optax.EmptyState())
     np.testing.assert_allclose(clipped["long"], [[1.2, -1.6]], rtol=1e-6)
     np.testing.assert_array_equal(clipped["short"], tree["short"])
     np.testing.assert_array_equal(clipped["zero"], tree["zero"])
@@ -492,18 +505,24 @@ def test_tensors_are_clipped_one_by_one():
 
 AUTOENCODER = HatAutoencoderConfig(
     image_size=8, channels=1, width=4, latent_noise=0.3, loss_scale=50.0, learning_rate=((4e-3, 0), (1e-3, 1)),
-    average_decay=0.6,
+    ema_decay=0.6,
 )  # fmt: skip
 
 
 @functools.lru_cache
 def autoencoder_state():
     shapes = jax.eval_shape(build_autoencoder(AUTOENCODER).init, jax.random.key(0), jnp.zeros((BATCH, 8, 8, 1)))
-    return HatAutoencoderState(
-        params=random_like(shapes.params, 0), average=random_like(shapes.params, 1),
-        batch_stats=random_like(shapes.batch_stats, 2),
-        optimizer=jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes.optimizer),
+    trained = lambda net, seed: Trained(  # noqa: E731
+        random_like(net.params, seed), jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), net.optimizer),
+        random_like(net.params, seed + 1),
     )  # fmt: skip
+    return HatAutoencoderState(
+        trained(shapes.encoder, 0), trained(shapes.decoder, 3), random_like(shapes.batch_stats, 2)
+    )
+
+
+def both(state, field="params"):
+    return {"encoder": getattr(state.encoder, field), "decoder": getattr(state.decoder, field)}
 
 
 def plain_codes(params, images):
@@ -528,14 +547,13 @@ def test_two_iterations_of_the_autoencoder():
     for i, rate in enumerate((4e-3, 1e-3)):
         noise = np.random.default_rng((SEED, i)).standard_normal((BATCH, 4, 4, 1)).astype(np.float32)
         images = batch_of(i)
-        after, metrics = jax.device_get(step(noise, state, images))
-        loss, gradient = jax.device_get(
-            plain_autoencoder_gradient(state.params, state.batch_stats, images, 0.3 * noise)
-        )
+        after, metrics = jax.device_get(step(AutoencoderDraws(noise), state, images))
+        loss, gradient = jax.device_get(plain_autoencoder_gradient(both(state), state.batch_stats, images, 0.3 * noise))
         assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-4)
         assert float(metrics["gradient_norm"]) == pytest.approx(length(gradient), rel=1e-3)
-        assert_adam(rate, i + 1, state.params, after.params, state.optimizer, after.optimizer, gradient)
-        assert_average(0.6, state.average, after.params, after.average)
+        for name in ("encoder", "decoder"):
+            assert_adam(rate, i + 1, getattr(state, name), getattr(after, name), gradient[name])
+            assert_average(0.6, getattr(state, name), getattr(after, name))
         jax.tree.map(np.testing.assert_array_equal, after.batch_stats, state.batch_stats)
         state = after
 
@@ -546,7 +564,7 @@ def test_an_update_of_the_autoencoder_draws_standard_normals(monkeypatch):
     monkeypatch.setattr(module, "iterate", lambda *arguments: given.append(arguments) or "done")
     images = jnp.zeros((256, 8, 8, 1))
     assert build_autoencoder(AUTOENCODER).update(jax.random.key(SEED + 1), "state", images) == "done"
-    config, noise, state, batch = given[0]
+    config, (noise,), state, batch = given[0]
     assert (config, state) == (AUTOENCODER, "state")
     assert batch is images
     assert noise.shape == (256, 4, 4, 1)
@@ -554,11 +572,11 @@ def test_an_update_of_the_autoencoder_draws_standard_normals(monkeypatch):
     assert float(noise.var()) == pytest.approx(1.0, abs=6 * np.sqrt(2) / 64)
 
 
-@pytest.mark.parametrize("weights", ["raw", "average"])
+@pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_the_autoencoder_uses_these_weights(weights):
-    config, state, images = dataclasses.replace(AUTOENCODER, weights=weights), autoencoder_state(), batch_of(3)
-    method, key = build_autoencoder(config), jax.random.key(SEED + 2)
-    params = state.params if weights == "raw" else state.average
+    images, method, key = batch_of(3), build_autoencoder(AUTOENCODER), jax.random.key(SEED + 2)
+    params = both(autoencoder_state(), "params" if weights == "raw" else "ema")
+    state = with_weights(autoencoder_state(), weights)
 
     @jax.jit
     def expected(params, statistics, images, z):
@@ -568,7 +586,7 @@ def test_the_autoencoder_uses_these_weights(weights):
     @jax.jit
     def found(state, images, z):
         return (
-            method.reconstruct(key, state, images), decoder_of(config, state)(z), method.energy(state, images),
+            method.reconstruct(key, state, images), method.generator(state)(z), jax.vmap(method.energy(state))(images),
             method.scores(key, state, images), method.generate(key, state, 3),
         )  # fmt: skip
 
@@ -580,69 +598,21 @@ def test_the_autoencoder_uses_these_weights(weights):
     np.testing.assert_allclose(samples, decoded, atol=2e-5)
     np.testing.assert_allclose(energy, np.sum((images - again) ** 2, (1, 2, 3)), rtol=1e-4)
     assert float(held_out["loss"]) == pytest.approx(50.0 * float(np.mean((images - again) ** 2)), rel=1e-4)
-    assert method.parameters(state) == dict(state.params)
-
-
-# latent chains, in numpy: a quadratic head over a linear generator
-
-MATRIX = np.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]])
-CURVATURE, SLOPE = np.diag([2.0, 0.5, 1.0]), np.array([0.3, -0.2, 0.1])
-
-
-def head(x):
-    return 0.5 * x @ jnp.asarray(CURVATURE) @ x + jnp.asarray(SLOPE) @ x
-
-
-def plain_head(x):
-    return 0.5 * x @ CURVATURE @ x + SLOPE @ x, CURVATURE @ x + SLOPE
-
-
-linear = functools.partial(jnp.matmul, jnp.asarray(MATRIX, jnp.float32))
-
-
-def test_the_lookahead_chain_by_its_formula():
-    step, tau, z = 0.09, 0.7, np.array([0.4, -1.1])
-    noise = np.random.default_rng(SEED).standard_normal((3, 2))
-    end, energies = jax.jit(lambda z, noise: latent_chains.lookahead_chain(head, linear, z, noise, step, tau))(z, noise)
-    delta, expected = np.zeros(3), []
-    for xi in noise:
-        f, slope = plain_head(MATRIX @ z + delta)
-        expected.append(f / tau)
-        z = z - 0.5 * step * MATRIX.T @ slope / tau + np.sqrt(step) * xi
-        delta = -0.5 * step * slope / tau
-    np.testing.assert_allclose(end, z, rtol=1e-4)
-    np.testing.assert_allclose(energies, expected, rtol=1e-4)
-
-
-def test_the_joint_latent_chain_by_its_formula():
-    (step_x, step_z), tau, x, z = (0.05, 0.2), 0.7, np.array([0.5, -0.3, 0.9]), np.array([0.4, -1.1])
-    rng = np.random.default_rng(SEED)
-    noise = rng.standard_normal((3, 3)), rng.standard_normal((3, 2))
-    chain = jax.jit(lambda x, z, noise: latent_chains.joint_chain(head, linear, x, z, noise, (step_x, step_z), tau))
-    end_x, end_z, energies = chain(x, z, noise)
-    expected = []
-    for xi_x, xi_z in zip(*noise, strict=True):
-        x = x + np.sqrt(step_x) * xi_x
-        f, slope = plain_head(x)
-        expected.append(f / tau)
-        x = x - 0.5 * step_x * slope / tau
-        z = z - 0.5 * step_z * MATRIX.T @ slope / tau + np.sqrt(step_z) * xi_z
-    np.testing.assert_allclose(end_x, x, rtol=1e-4)
-    np.testing.assert_allclose(end_z, z, rtol=1e-4)
-    np.testing.assert_allclose(energies, expected, rtol=1e-4)
+    assert method.networks(state) == {"encoder": state.encoder, "decoder": state.decoder}
+    assert (method.image_shape, method.latent_shape, method.weights) == ((8, 8, 1), (4, 4, 1), "raw")
 
 
 def test_a_hat_over_a_given_function_keeps_its_weights_in_the_state():
     """Refinement of any pure function: samples follow the weights that the state holds, not those of the build."""
-    config = dataclasses.replace(COLD_JOINT, application="refinement", weights="average")
+    config = dataclasses.replace(COLD_JOINT, application="refinement")
     given = bind(lambda w, z: jnp.tanh(w * z.sum()) * jnp.ones((8, 8, 1)), jnp.asarray(0.5))
     base = base_generator(config, given)
-    state = state_of(JOINT)._replace(generator=[np.float32(1.5)])
+    state = with_weights(state_of(JOINT)._replace(generator=[np.float32(1.5)]), "ema")
     z, y = jax.jit(lambda key: starts(config, jax.random.split(key)[0], BATCH))(jax.random.key(SEED + 4))
     zeros = {"y": np.zeros((BATCH, STEPS, 8, 8, 1)), "z": np.zeros((BATCH, STEPS, 3))}
     network = lambda w, z: jnp.tanh(w * z.sum(-1))[:, None, None, None] * jnp.ones((8, 8, 1))  # noqa: E731
     _, _, expected, drift, _ = plain_chain(
-        network, state.energy_average, 1.5, z, y, zeros, constants(config.test_chain, 2e-13)
+        network, state_of(JOINT).energy.ema, 1.5, z, y, zeros, constants(config.test_chain, 2e-13)
     )
     images = jax.jit(lambda key, state: generate(config, base, key, state, BATCH))(jax.random.key(SEED + 4), state)
     assert np.abs(images - expected).mean() < 2e-3 * drift

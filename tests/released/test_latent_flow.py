@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jebm.methods.ec.flow_networks import LatentFlow
+from released.latent_flow import LatentFlow
 
 pytestmark = pytest.mark.golden
 

@@ -1,8 +1,8 @@
-"""Latent chains through a generator, as the authors of EC-VAE ship them (arXiv 2311.04071, released code).
+"""Latent chains through a generator, as in the EC-VAE release (arXiv 2311.04071), whose demo uses neither.
 
-Their demo calls neither. Both move latents ``z`` of ``x = G(z)`` under ``E(x) = f(x)/τ`` with **no prior term on z and
-no data term**, so no normalisable density of z need exist; add ``½‖z‖²`` through `jebm.energy.latent` for a proper
-one and run `jebm.langevin` on it.
+Both move latents ``z`` of ``x = G(z)`` under ``E(x) = f(x)/τ`` with **no prior term on z and no data term**, so that a
+normalisable density of z need not exist; add ``½‖z‖²`` through `jebm.energy.latent` for a proper one and run
+`jebm.langevin` on it.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,6 @@ from jax import Array
 from jebm import mcmc
 from jebm.energy import Energy, value
 from jebm.mcmc.langevin import floating
-
-__all__ = ["joint_chain", "lookahead_chain"]
 
 
 def lookahead_chain(

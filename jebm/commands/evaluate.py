@@ -1,0 +1,82 @@
+"""``jebm evaluate DIR``: scores a trained model."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jebm.commands import common, report
+from jebm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jebm.evaluation import Record
+    from jebm.runs.run import Run
+
+HELP = "Score a trained model: one JSON record per metric in DIR/evaluation."
+EXAMPLE = "jebm evaluate runs/digits --metrics generation,ood"
+MEMORY = "lower --num, or evaluation.batch_size in DIR/config.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """DIR, the metrics, and how they are measured."""
+    common.add_run(parser)
+    parser.add_argument(
+        "--metrics",
+        help="comma-separated: generation, reconstruction, scores, ood, likelihood, long_run, step_sizes (default: the "
+        "first four)",
+    )
+    common.add_step(parser)
+    parser.add_argument("--seed", type=common.seed, help="seed of the draws (default: evaluation.seed of the run)")
+    parser.add_argument(
+        "--num", type=common.integer(20), help="number of generated images (default: evaluation.num_samples of the run)"
+    )
+    parser.add_argument("--weights", choices=["raw", "ema"], help="which weights (default: those of the family)")
+    parser.add_argument(
+        "--features", choices=["auto", "inception", "substitute"], default="auto",
+        help="where FID is measured: Inception, or a declared substitute, never called FID (default: Inception for "
+        "images of 32 px and more if 'jebm convert inception' has installed its weights)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", choices=["test", "train"], default="test",
+        help="the split to compare with (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ood", metavar="SOURCE", action="append", default=[],
+        help="a data source of outliers, in addition to the synthetic ones; may be repeated",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Scores, and renews the report."""
+    from jebm.evaluation import METRICS
+
+    metrics = tuple(options.metrics.split(",")) if options.metrics else None
+    for name in metrics or ():
+        if name not in METRICS:
+            raise ConfigError(f"--metrics {name!r}: there are {', '.join(METRICS)}")
+    trained = common.load(options.dir, options.step)
+    chosen = {"metrics": metrics} if metrics else {}
+    score(
+        trained, seed=options.seed, n=options.num, weights=options.weights, space=options.features,
+        reference=options.reference, outliers=tuple(options.ood), **chosen,
+    )  # fmt: skip
+    report.write(trained.directory)
+    print(f"records: {trained.directory.evaluation}   report: {trained.directory.report}")
+
+
+def score(trained: "Run", **options: Any) -> None:
+    """Evaluates, and prints a line for each record."""
+    from tqdm import tqdm
+
+    from jebm.evaluation.run import evaluate_run
+
+    headline = f"scores of step {trained.step} (each record says how it was measured):"
+
+    def show(record: "Record") -> None:
+        nonlocal headline
+        if headline:
+            print(headline)
+            headline = ""
+        print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
+
+    with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+        evaluate_run(trained, log=common.log, on_record=show, on_features=bar.update, **options)

@@ -1,0 +1,99 @@
+"""``jebm train CONFIG --workdir DIR``: trains an experiment, and prints the keys of its configuration."""
+
+import argparse
+import shlex
+from typing import TYPE_CHECKING
+
+from jebm.commands import common, evaluate, report
+
+if TYPE_CHECKING:
+    from jebm.config import Config
+
+HELP = "Train an experiment; resumes automatically if DIR contains checkpoints."
+EXAMPLE = "jebm train configs/digits/ec_vae.py --workdir runs/digits --set training.num_steps=500"
+MEMORY = "lower data.batch_size, or training.num_samples of the sample grids (--set data.batch_size=N)"
+AGAIN = "; the same command resumes from the newest checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG, and a directory to train in or ``--keys``."""
+    parser.add_argument("config", metavar="CONFIG", type=common.path, help="a file with a function get_config()")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--workdir", metavar="DIR", type=common.path, help="the run directory")
+    either.add_argument(
+        "--keys", action="store_true",
+        help="print every key that --set can change, with its type, value, range and meaning; train nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY.PATH=VALUE", action="append", default=[],
+        help="change a key, or several: --set a=1 b=2; all are checked together",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-changed-data", action="store_true",
+        help="resume even if the images, or the frozen generator, differ from those that the run started with",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains, or prints the keys."""
+    from jebm.config import load_file, override
+    from jebm.training.output import surviving_streams
+
+    if options.keys:
+        print(_table(override(load_file(options.config), options.set)))
+        return
+    with surviving_streams(), common.leaving_at_once():  # until the training loop, which saves on Ctrl-C
+        _train(override(load_file(options.config), options.set), options)
+
+
+def _table(config: "Config") -> str:
+    """A line for each key: name, type, value, range, meaning."""
+    from jebm.typed import described, keys, written
+
+    rows = [(key.name, described(key.kind), written(key.value), key.rule, key.meaning) for key in keys(config)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    )
+
+
+def _train(config: "Config", options: argparse.Namespace) -> None:
+    from jebm import sharding
+
+    several = sharding.initialize()  # before anything asks for a device
+    common.enable_compilation_cache()
+    from jebm.runs.directory import RunDirectory
+    from jebm.training import train
+
+    directory = RunDirectory(options.workdir)
+    main_process = not several or sharding.is_main()
+    train(
+        config, directory, log=common.log if main_process else lambda line: None,
+        allow_changed_data=options.allow_changed_data,
+    )  # fmt: skip
+    if not main_process:
+        return
+    scored = config.training.evaluate_at_end and not several  # reading checkpoints needs all processes
+    if scored:
+        trained = common.load(options.workdir)
+        evaluate.score(trained)
+        report.walk(trained)
+    report.write(directory)
+    newest = sorted(directory.samples.glob("step_*.png"))
+    print(f"\ntrained {config.training.num_steps} steps")
+    if newest:
+        print(f"  sample grid   {newest[-1]}")
+    print(f"  metrics       {directory.metrics}")
+    if scored:
+        print(f"  scores        {directory.evaluation}")
+    print(f"  report        {directory.report}")
+    assigned = dict(text.split("=", 1) for text in options.set)
+    assigned["training.num_steps"] = str(2 * config.training.num_steps)
+    longer = " ".join(shlex.quote(f"{key}={value}") for key, value in assigned.items())
+    workdir = shlex.quote(str(options.workdir))
+    print("next:")
+    print(f"  jebm sample {workdir} --num 100 --out samples.png")
+    if not scored:
+        print(f"  jebm evaluate {workdir}")
+    print(f"  jebm train {shlex.quote(str(options.config))} --workdir {workdir} --set {longer}")
