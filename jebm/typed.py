@@ -115,18 +115,21 @@ def keys(node: Any, prefix: str = "") -> list[Key]:
 
 def _rules(kind: type) -> dict[str, str]:
     """The rules that ``__post_init__`` gives to `jebm.errors.check`, read from its source."""
-    if "__post_init__" not in vars(kind):
-        return {}
-    tree = ast.parse(textwrap.dedent(inspect.getsource(vars(kind)["__post_init__"])))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check"]
-    given = [keyword for call in calls for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
-    return {keyword.arg: str(keyword.value.value) for keyword in given if keyword.arg}  # type: ignore[attr-defined]
+    rules: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        if "__post_init__" in vars(owner):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(vars(owner)["__post_init__"])))
+            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            given = [k for call in calls if getattr(call.func, "id", "") == "check" for k in call.keywords]
+            rules |= {k.arg: str(k.value.value) for k in given if k.arg and isinstance(k.value, ast.Constant)}
+    return rules
 
 
 def _meanings(kind: type) -> dict[str, str]:
     """The first sentence of each field in the section ``Attributes`` of a docstring."""
-    text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    texts = [inspect.cleandoc(vars(owner).get("__doc__") or "") for owner in reversed(kind.__mro__)]
+    sections = [text.partition("Attributes:\n")[2] for text in texts]
+    found = [pair for text in sections for pair in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)]
     return {name: re.split(r"(?<=\.) (?=[A-Z])", " ".join(meaning.split()))[0] for name, meaning in found}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jebm.data import permutation, to_uint8
+from jebm.errors import DataError
 from jebm.evaluation.records import Record, cost, file_stem
 from jebm.evaluation.subject import Samples, Subject
 from jebm.files import write_arrays
@@ -42,7 +43,7 @@ def generate_images(method: Method, state: State, key: Array, n: int, *, batch_s
     batches = [jax.device_get(one_batch(key, i, state)) for i in range(-(-n // size))]
     images, finite = (np.concatenate(parts)[:n] for parts in zip(*batches, strict=True))
     if not finite.all():
-        raise ValueError(f"{n - finite.sum():,} of {n:,} generated images hold NaN or an infinity")
+        raise DataError(f"{n - finite.sum():,} of {n:,} generated images hold NaN or an infinity")
     return images
 
 

@@ -14,7 +14,7 @@ from jax import Array
 
 from jebm import mcmc
 from jebm.data import permutation, to_uint8
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, DataError
 from jebm.evaluation.records import Record, cost, file_stem
 from jebm.evaluation.subject import Subject
 from jebm.files import write_arrays
@@ -90,7 +90,7 @@ def evaluate_long_run(key: Array, subject: Subject, *, multiples: tuple[int, ...
     records = []
     for m, images in zip(multiples, run.positions, strict=True):
         if not np.isfinite(images).all():
-            raise ValueError(f"after {m * chain.num_steps:,} steps the chains hold NaN or an infinity")
+            raise DataError(f"after {m * chain.num_steps:,} steps the chains hold NaN or an infinity")
         moved = features.function(np.asarray(to_uint8(images))).astype(np.float64) - at_start
         about = {
             **subject.protocol,

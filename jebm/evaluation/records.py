@@ -16,6 +16,7 @@ import numpy as np
 
 from jebm import files
 from jebm.data import Source
+from jebm.errors import DataError
 
 __all__ = ["Record", "cost", "file_stem", "read_all", "read_record", "run_protocol", "write_record"]
 
@@ -45,7 +46,7 @@ class Record:
         if not self.metric or not all(c.isascii() and (c.isalnum() or c in "_-") for c in self.metric):
             raise ValueError(f"metric '{self.metric}' cannot name a file; use letters, digits, '_' and '-'")
         if not math.isfinite(self.value):
-            raise ValueError(f"{self.metric} came out as {self.value}; only finite numbers are recorded")
+            raise DataError(f"{self.metric} came out as {self.value}; only finite numbers are recorded")
         if self.n < 1:
             raise ValueError(f"{self.metric} was measured on n = {self.n} images; a record needs at least one")
 

