@@ -7,10 +7,10 @@ import os
 import shutil
 import tempfile
 
-# the emitters of fusions take most of the time of a compilation; its 32 threads have as much work to be set up
+from helpers import FAST_TO_COMPILE
+
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
+    f"--xla_force_host_platform_device_count=2 {FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

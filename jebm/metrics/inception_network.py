@@ -60,6 +60,7 @@ class Convolution(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
         )  # fmt: skip
         y = y[:, 1:-1, 1:-1] if cut else y
+        beta, mean, var = (lax.broadcast_to_rank(a, y.ndim) for a in (beta, mean, var))
         return nn.relu((y - mean) / jnp.sqrt(var + 1e-3) + beta)
 
 

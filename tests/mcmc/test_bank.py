@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import FAST_TO_COMPILE, ROOT
 
 import jebm
 from jebm.mcmc import bank
@@ -17,7 +17,9 @@ from jebm.mcmc import bank
 
 def numbered(size):
     rows = jnp.arange(size, dtype=jnp.float32)
-    return bank.init({"z": rows[:, None] * jnp.ones(3), "image": rows[:, None, None, None] * jnp.ones((2, 2, 1))})
+    return bank.init(
+        {"z": rows[:, None] * jnp.ones((1, 3)), "image": rows[:, None, None, None] * jnp.ones((1, 2, 2, 1))}
+    )
 
 
 def test_draws_are_distinct_rows_with_their_own_entries(key):
@@ -204,7 +206,7 @@ SCRIPT = textwrap.dedent(
 
 
 def test_rows_spread_over_eight_devices():
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {FAST_TO_COMPILE}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -27,7 +27,7 @@ GAUSSIAN_LOG_Z = 1.5 * np.log(2 * np.pi) - 0.5 * np.log(np.linalg.det(PRECISION)
 
 def exact_gaussian(key, n):
     factor = jnp.linalg.cholesky(jnp.linalg.inv(PRECISION))
-    return MEAN + jax.random.normal(key, (n, 3)) @ factor.T
+    return MEAN[None] + jax.random.normal(key, (n, 3)) @ factor.T
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_mean_weights_are_exact_with_two_levels(steps_per_level, seed):
     energy, base, steps = bind(gaussian, mean, precision), ais.Base((1,), scale=0.8), jnp.array([0.3, 0.2])
     log_z = 0.5 * np.log(2 * np.pi / 2.0)
     start_key, forward_key, reverse_key = jax.random.split(jax.random.key(seed), 3)
-    exact = mean + jax.random.normal(start_key, (size, 1)) / jnp.sqrt(2.0)
+    exact = mean[None] + jax.random.normal(start_key, (size, 1)) / jnp.sqrt(2.0)
     given = {"steps_per_level": steps_per_level}
     forward = ais.forward_weights(forward_key, energy, base, steps, num_chains=size, **given).log_weights - log_z
     reverse = log_z - ais.reverse_weights(reverse_key, energy, base, steps, exact, **given).log_weights

@@ -126,12 +126,10 @@ def imports(module, source):
         else:
             continue
         for name in names:
-            parents = {name.rsplit(".", count)[0] for count in range(name.count(".") + 1)}
-            known = parents & MODULES.keys()
-            face = {"jebm"} - {max(known, key=len, default="")}  # every import of jebm runs it
-            found |= {other for other in known - face if not f"{module}.".startswith(f"{other}.")}
-            if max(known, key=len, default="") == module.rpartition(".")[0]:
-                found.add(module.rpartition(".")[0])  # it asks its own package for a name
+            known = [".".join(name.split(".")[:count]) for count in range(1, name.count(".") + 2)]
+            known = [other for other in known if other in MODULES]
+            found |= {other for other in known[1:] if not f"{module}.".startswith(f"{other}.")}
+            found |= set(known[-1:]) - {module}  # of its own package it may ask by name only
     return found
 
 

@@ -12,7 +12,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import FAST_TO_COMPILE, ROOT
 
 import jebm
 from jebm import sharding
@@ -56,7 +56,7 @@ EIGHT = textwrap.dedent(
 
 
 def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {FAST_TO_COMPILE}"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
 
