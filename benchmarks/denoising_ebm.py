@@ -30,8 +30,8 @@ import jebm
 from jebm import images
 from jebm.config import Config, load_file, override
 from jebm.evaluation import frechet_distance, source_features, statistics
-from jebm.methods.denoising.ebm import evaluation_counts, synthesize
 from jebm.methods.denoising.model import DenoisingEBMConfig
+from jebm.methods.denoising.sampling import evaluation_counts, synthesize
 from jebm.runs.directory import RunDirectory
 from jebm.runs.run import Run, load_source
 from jebm.training import loop
@@ -108,7 +108,7 @@ def measured(
             seconds = train(experiment(config, model, settings, seed), directory)
             run = jebm.load(directory)
             if features is None or held_out is None:
-                source = load_source(run.config)
+                source = load_source(run.config, run.method.image_shape)
                 features = source_features(source)
                 held_out = statistics(features.function(source.test))
             picture = strip(run.config.method, run)

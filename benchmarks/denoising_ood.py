@@ -28,9 +28,8 @@ from jebm.data import load, to_float
 from jebm.evaluation import auroc, auroc_interval, match_resolutions
 from jebm.methods.denoising.ebm import part_energies
 from jebm.methods.denoising.model import semantic_levels
-from jebm.metrics import outlier_sets as outliers
 from jebm.metrics.batches import map_batches
-from jebm.metrics.outlier_sets import channel_statistics
+from jebm.metrics.outlier_sets import channel_statistics, outliers
 from jebm.runs.run import Run, load_source
 
 Scores = dict[str, np.ndarray]
@@ -117,7 +116,7 @@ def main() -> None:
     parser.add_argument("--scores", type=pathlib.Path, required=True, help="a folder")
     options = parser.parse_args()
     run = jebm.load(options.run)
-    source, size = load_source(run.config), run.config.method.image_size
+    source, size = load_source(run.config, run.method.image_shape), run.method.image_shape[0]
     scorer = Scorer(run, few(source.train, options.num), options.batch)
     original = few(load(run.config.data.source).test, options.num)
     own = few(source.test, options.num)

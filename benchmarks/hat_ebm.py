@@ -31,8 +31,7 @@ from jebm.commands.main import main as command_line
 from jebm.data import Source, to_float
 from jebm.evaluation import Statistics, frechet_distance, source_features, statistics
 from jebm.methods.hat.chains import run_chains
-from jebm.methods.hat.ebm import base_generator, networks_of, starts
-from jebm.runs import run as runs
+from jebm.methods.hat.ebm import base_generator, networks, starts
 from jebm.runs.run import Run, load_source
 
 MULTIPLES = (1.0, 2.5, 10.0, 100.0)
@@ -114,15 +113,12 @@ def train(config: str, settings: Sequence[str], seed: int, directory: pathlib.Pa
 def chains(run: Run, num_steps: int, batch_size: int = 250) -> Callable[[Array, Array, Array], Ends]:
     """(key, z, y) -> where test chains of ``num_steps`` end, ``batch_size`` of them at a time."""
     config = run.config.method
-    given = None
-    if config.generator not in ("", "network"):
-        given = runs.generator_of(jebm.load(config.generator))
-    base = base_generator(config, given)
+    base = base_generator(config, run.method.generator(run.state) if config.generator_run else None)
     chain = dataclasses.replace(config.test_chain, num_steps=num_steps)
 
     @jax.jit
     def one_batch(state: Any, key: Array, z: Array, y: Array) -> Ends:
-        hat, generator = networks_of(config, base, state)
+        hat, generator = networks(config, base, state)
         ends = run_chains(key, hat, generator, z, y, chain, config.temperature)
         return Ends(ends.z, ends.y, ends.image - ends.y, jax.vmap(hat)(ends.image))
 
@@ -187,7 +183,7 @@ def along_the_chain(run: Run, measure: Yardstick, n: int) -> tuple[list[dict[str
     z, y = starts(config, jax.random.fold_in(key, 0), n)
     stretch = config.chain.num_steps // 2  # goes an odd number of times into 2.5
     move, data = chains(run, stretch), to_float(measure.source.test)
-    on_data = float(np.mean(run.method.energy(run.state, data)))
+    on_data = float(np.mean(run.method.temperature * jax.vmap(run.energy)(data)))
     rows, strips, done = [], [], 0
     for multiple in MULTIPLES:
         while done < round(multiple * config.chain.num_steps):
@@ -227,7 +223,7 @@ def measured(
                 changes.append(f"method.generator={base}")
             seconds = train(experiment.hat, changes, seed, directory)
             run = jebm.load(directory)
-            measure = measure or yardstick(load_source(run.config))
+            measure = measure or yardstick(load_source(run.config, run.method.image_shape))
             about = {
                 "experiment": name, "application": application, "seed": seed,
                 "training_steps": run.step, "n": n,

@@ -22,9 +22,8 @@ import numpy as np
 from langevin_chain import assert_same
 from networks import TensorflowOperations, hat
 
-from jebm.methods import ChainConfig, HatEBMConfig
-from jebm.methods.hat import ebm as build
-from jebm.methods.hat.ebm import HatEBMState, base_generator, hat_network
+from jebm.methods import ChainConfig, HatEBMConfig, build
+from jebm.methods.hat.ebm import HatEBMState, base_generator, networks
 
 Tree = Any
 
@@ -87,8 +86,8 @@ class TensorflowStep:
         import tensorflow as tf
 
         self.tf, self.config, self.ops, self.state = tf, config, TensorflowOperations(), state
-        self.energy = self.ops.parameters(state.energy)
-        self.generator = self.ops.parameters(state.generator["params"])
+        self.energy = self.ops.parameters(state.energy.params)
+        self.generator = self.ops.parameters(state.generator.params)
         assert state.bank is not None
         self.bank_z = tf.Variable(np.asarray(state.bank.entries["z"]))
         self.bank_x = tf.Variable(np.asarray(state.bank.entries["image"]))
@@ -112,9 +111,9 @@ class TensorflowStep:
 
         @jax.jit
         def ours(state: HatEBMState, x: Any, z: Any) -> Any:
-            energy = lambda x: hat_network(config).apply({"params": state.energy}, x)  # noqa: E731
+            energy, generator = networks(config, base_generator(config), state)
             values, gradient = jax.vmap(jax.value_and_grad(energy))(x)
-            return values, gradient, base_generator(config).apply(state.generator, z)
+            return values, gradient, jax.vmap(generator)(z)
 
         their_values, their_gradient, their_images = (a.numpy() for a in theirs(tf.constant(images), tf.constant(z)))
         values, gradient, generated = map(np.asarray, ours(self.state, images, z))

@@ -14,7 +14,9 @@ import pathlib
 import statistics
 from typing import Any
 
-from jebm.config import RecoveryConfig, from_dict
+from jebm.config import RecoveryConfig
+from jebm.runs import RunDirectory
+from jebm.runs import run as runs
 from jebm.training import recovery
 
 
@@ -76,9 +78,9 @@ def scale_of(path: pathlib.Path) -> recovery.Scale:
     """The scale of the run whose log it is; that of digits where no configuration lies beside it."""
     config = path.with_name("config.json")
     if not config.exists():
-        return recovery.Scale(64)
-    method = from_dict(json.loads(config.read_text())).method
-    return recovery.scale_of(method, method.image_size**2 * method.channels)
+        return recovery.Scale(64, 1e-5)
+    method = runs.method_of(RunDirectory(path.parent))
+    return recovery.Scale(math.prod(method.image_shape), method.temperature)
 
 
 def nearest(lines: list[dict[str, float]], scale: recovery.Scale) -> dict[str, float]:

@@ -95,7 +95,7 @@ def main() -> None:
             restored = jax.block_until_ready(restore(jax.random.key(options.seed), prior, operator, y, config))
             scores[arm] = measure(restored, operator, y, originals)
             mean = jnp.clip(restored.samples.mean(1), -1.0, 1.0)
-            scores[arm]["psnr_mean"] = np.asarray(psnr(mean, originals))
+            scores[arm]["psnr_mean"] = psnr(np.asarray(mean), np.asarray(originals))
             spread = float(jnp.sqrt(restored.samples.var(1, ddof=1).mean()))
             row = {"task": name, "arm": arm, "processor_seconds": round(time.process_time() - start, 1)}
             row |= {key: round(float(value.mean()), 5) for key, value in scores[arm].items()}

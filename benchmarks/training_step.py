@@ -13,6 +13,7 @@ a CPU XLA merges what is computed again with the first evaluation, on an acceler
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -42,7 +43,7 @@ def main() -> None:
     config = override(load_file(options.config), options.set)
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    images = load_source(config).train
+    images = load_source(config, runs.build(config).image_shape).train
     batch = data.Loader(images, config.data.batch_size).batch(0)
     probe = data.Loader(images, NUM_PROBES).batch(0)
 
@@ -86,11 +87,12 @@ def compiled(config: Config, batch: Any, probe: Any, *, watch: bool = True, dona
     if not watch:
         diagnostics.gradient_norms = diagnostics.saturation = lambda *_: {}  # type: ignore[assignment]
     try:
-        step: Any = make_step(config, runs.build(config), probe=probe)
+        method = runs.build(config)
+        step: Any = make_step(config, method, probe=probe)
         if not donate:
             step = jax.jit(step.__wrapped__)
         begun = time.perf_counter()
-        state = runs.abstract_state(config)
+        state = runs.abstract_state(method, config)
         return step.lower(state, batch).compile(), time.perf_counter() - begun
     finally:
         diagnostics.gradient_norms, diagnostics.saturation = norms, saturation
@@ -106,8 +108,10 @@ def fresh(config: Config, batch: Any) -> TrainState:
 
 def kept_by_gradient(config: Config, images: jax.Array) -> int:
     """Bytes that the gradient of the summed energies with respect to the images keeps from the energies."""
-    method, state = runs.build(config), runs.abstract_state(config).method
-    pulled = jax.eval_shape(lambda state, x: jax.vjp(lambda x: method.energy(state, x).sum(), x)[1], state, images)
+    method = runs.build(config)
+    state = runs.abstract_state(method, config).method
+    total = lambda state, x: jax.vmap(method.energy(state))(x).sum()  # noqa: E731
+    pulled = jax.eval_shape(lambda state, x: jax.vjp(functools.partial(total, state), x)[1], state, images)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pulled))
 
 

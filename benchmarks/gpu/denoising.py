@@ -28,8 +28,8 @@ import jebm
 from jebm import images
 from jebm.evaluation import frechet_distance, source_features, statistics
 from jebm.methods.denoising.chains import RefinementConfig
-from jebm.methods.denoising.ebm import evaluation_counts, synthesize
 from jebm.methods.denoising.model import DenoisingEBMConfig
+from jebm.methods.denoising.sampling import evaluation_counts, synthesize
 from jebm.metrics.inception import inception_features
 from jebm.metrics.kernel import kernel_distance, precision_recall
 from jebm.runs.run import Run, load_source
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     begun = time.perf_counter()
     run = jebm.load(options.run)
-    source = load_source(run.config)
+    source = load_source(run.config, run.method.image_shape)
     features = inception_features(options.weights) if options.weights else source_features(source)
     training = features.function(np.asarray(source.train[:]))
     reference, some = statistics(training), min(options.some, len(source.test), len(source.train))

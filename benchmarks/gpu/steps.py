@@ -67,12 +67,12 @@ def main() -> None:
 def measure(experiment: str, settings: list[str], repeats: int) -> dict[str, Any]:
     """Times of the compiled step."""
     config = override(load_file(experiment), settings)
-    images = load_source(config).train
+    method = runs.build(config)
+    images = load_source(config, method.image_shape).train
     batch = jnp.asarray(data.Loader(images, config.data.batch_size).batch(0))
     probe = data.Loader(images, NUM_PROBES).batch(0)
-    method = runs.build(config)
     begun = time.perf_counter()
-    step: Any = make_step(config, method, probe=probe).lower(runs.abstract_state(config), batch).compile()
+    step: Any = make_step(config, method, probe=probe).lower(runs.abstract_state(method, config), batch).compile()
     compiled = time.perf_counter() - begun
     begun = time.perf_counter()
     state = jax.block_until_ready(jax.jit(lambda: initial_state(method, 0, jnp.zeros(batch.shape)))())

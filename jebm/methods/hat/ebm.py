@@ -49,7 +49,7 @@ from jebm.methods.shared import Trained, descend, train
 
 __all__ = [
     "BaseGenerator", "Draws", "HatEBMState", "base_generator", "build", "draw", "energy_loss", "generator_loss",
-    "hat_network", "initialize", "iterate", "optimizers", "starts", "update_energy", "update_generator",
+    "hat_network", "initialize", "iterate", "networks", "optimizers", "starts", "update_energy", "update_generator",
 ]  # fmt: skip
 
 Tree = Mapping[str, Any]
@@ -211,7 +211,7 @@ def iterate(
     config: HatEBMConfig, base: BaseGenerator, draws: Draws, state: HatEBMState, images: Array
 ) -> tuple[HatEBMState, Metrics]:
     """One training iteration; see the module's docstring."""
-    hat, generator = _networks(config, base, state)
+    hat, generator = networks(config, base, state)
     samples = run_chains(
         draws.chain_key, hat, generator, draws.latent, config.chain.residual_start_scale * draws.residual, config.chain,
         config.temperature, draws.chain_noise,
@@ -275,7 +275,7 @@ def update_generator(
     return state._replace(generator=generator), loss_value
 
 
-def _networks(config: HatEBMConfig, base: BaseGenerator, state: HatEBMState) -> tuple[Energy, Generator]:
+def networks(config: HatEBMConfig, base: BaseGenerator, state: HatEBMState) -> tuple[Energy, Generator]:
     """H of one image and G of one latent."""
     return bind(hat_network(config).apply, {"params": state.energy.params}), _generator(base, state)
 
@@ -304,7 +304,7 @@ def generate(config: HatEBMConfig, base: BaseGenerator, key: Array, state: HatEB
     Sample i does not depend on ``n``. Not clamped.
     """
     start_key, chain_key = jax.random.split(key)
-    hat, generator = _networks(config, base, state)
+    hat, generator = networks(config, base, state)
     z, y = starts(config, start_key, n)
     return run_chains(chain_key, hat, generator, z, y, config.test_chain, config.temperature).image
 
@@ -312,7 +312,7 @@ def generate(config: HatEBMConfig, base: BaseGenerator, key: Array, state: HatEB
 def scores(config: HatEBMConfig, base: BaseGenerator, key: Array, state: HatEBMState, images: Array) -> Metrics:
     """Held-out scores: mean H of samples, and of the same chains' starts, each minus mean H of data."""
     start_key, chain_key = jax.random.split(key)
-    hat, generator = _networks(config, base, state)
+    hat, generator = networks(config, base, state)
     z, y = starts(config, start_key, images.shape[0])
     mean = lambda x: hat(x).mean()  # noqa: E731
     ends = run_chains(chain_key, hat, generator, z, y, config.test_chain, config.temperature).image
