@@ -28,7 +28,7 @@ from jebm.images import save_png
 from jebm.methods import DenoisingEBMConfig
 from jebm.restoration import files
 from jebm.runs.directory import RunDirectory
-from jebm.runs.run import abstract_state, load_source
+from jebm.runs.run import abstract_state, build, load_source
 from jebm.typed import leaves
 
 FILES = sorted(str(path) for path in (ROOT / "configs").rglob("*.py"))
@@ -236,9 +236,10 @@ def attempt(tmp_path, monkeypatch):
 
     def train(config, directory, say, **options):
         if config.method.image_size <= 64 and config.data.source == "digits":
-            load_source(config)
+            method = build(config)
+            load_source(config, method.image_shape)
             if watched.deep:
-                abstract_state(config)
+                abstract_state(method, config)
         raise ConfigError("as far as this test goes")
 
     def enough(run):

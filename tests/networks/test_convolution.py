@@ -312,10 +312,11 @@ def kernel_sizes(params):
 def test_no_training_step_makes_a_kernel_gradient_for_each_image(name, change):
     batch = 7  # a factor that nothing else here has, as 9 is one of kernels alone
     config = override(load_file(ROOT / f"configs/digits/{name}.py"), [f"data.batch_size={batch}", *change])
-    state = runs.abstract_state(config).method
+    method = runs.build(config)
+    state = runs.abstract_state(method, config).method
     images = jax.ShapeDtypeStruct((batch, 8, 8, 1), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = jax.make_jaxpr(runs.build(config).update)(key, state, images)
+    traced = jax.make_jaxpr(method.update)(key, state, images)
     sizes = kernel_sizes(state)
     assert sizes
     shapes = {v.aval.shape for e in equations(traced.jaxpr) for v in e.outvars if hasattr(v.aval, "shape")}

@@ -47,8 +47,9 @@ def test_every_family_hands_the_option_to_its_energy(path):
     counts = []
     for on in (False, True):
         config = override(load_file(ROOT / "configs" / f"{path}.py"), [f"method.rematerialize={str(on).lower()}"])
-        method, state = runs.build(config), runs.abstract_state(config).method
-        x = jnp.zeros((2, config.method.image_size, config.method.image_size, 3))
-        of = jax.eval_shape(lambda state, x, e=method.energy: jax.vjp(lambda x: e(state, x), x)[1], state, x)
+        method = runs.build(config)
+        state = runs.abstract_state(method, config).method
+        x = jnp.zeros((2, *method.image_shape))
+        of = jax.eval_shape(lambda state, x, e=method.energy: jax.vjp(jax.vmap(e(state)), x)[1], state, x)
         counts.append(sum(leaf.size for leaf in jax.tree.leaves(of)))
     assert counts[1] < counts[0]

@@ -76,7 +76,8 @@ LONG_TO_TRACE = {"configs/denoising_ebm/church64.py", "configs/denoising_ebm/cel
 def test_an_iteration_by_shape(file, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # of this size; a CPU's convolutions are slow to trace
     config = on_its_own(load_file(file))
-    method, state = methods.build(config), abstract_state(config).method
+    method = methods.build(config)
+    state = abstract_state(method, config).method
     size, channels = config.method.image_size, config.method.channels
     batch = jax.ShapeDtypeStruct((config.data.batch_size, size, size, channels), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
