@@ -15,11 +15,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax import Array
 
-from jebm.errors import ConfigError, DataError
+from jebm.errors import ConfigError
 from jebm.metrics.batches import map_batches
 from jebm.metrics.features import Features
 from jebm.metrics.inception_network import NUM_FEATURES, Inception
-from jebm.metrics.inception_weights import HOW_TO, WEIGHTS_SHA256, installed, read_weights, weights_hash
+from jebm.metrics.inception_weights import HOW_TO, WEIGHTS_SHA256, checked_weights, installed
 
 __all__ = ["inception_features"]
 
@@ -34,14 +34,12 @@ def inception_features(path: Path | None = None) -> Features:
 
     Raises:
         ConfigError: no weights in the cache (the message says how to get them).
-        DataError: other weights.
+        DataError: a file that cannot be read, or other weights.
     """
     path = installed() if path is None else path
     if path is None:
         raise ConfigError(HOW_TO)
-    weights = read_weights(path)
-    if weights_hash(weights) != WEIGHTS_SHA256:
-        raise DataError(f"{path}: not the weights of the FID network; {HOW_TO}")
+    weights = checked_weights(path)
     params = unflatten_dict({tuple(name.split("/")): jnp.asarray(array) for name, array in weights.items()})
     declaration = {
         "feature_space": "Inception",

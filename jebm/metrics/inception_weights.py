@@ -21,7 +21,8 @@ from jebm.files import cache_directory, write_arrays
 from jebm.metrics.inception_network import Inception
 
 __all__ = [
-    "FETCH", "HOW_TO", "WEIGHTS_SHA256", "install", "installed", "network_shapes", "read_weights", "weights_hash",
+    "FETCH", "HOW_TO", "WEIGHTS_SHA256", "checked_weights", "install", "installed", "network_shapes", "read_weights",
+    "weights_hash",
 ]  # fmt: skip
 
 
@@ -55,6 +56,16 @@ def install(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> 
     Raises:
         DataError: a file that is not there or not of these kinds, or weights other than those of the FID network.
     """
+    write_arrays(_path(), checked_weights(path, shapes))
+    return _path()
+
+
+def checked_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:
+    """The named tensors of a file (`read_weights`), if they are those of the FID network.
+
+    Raises:
+        DataError: what `read_weights` refuses, or weights of another hash.
+    """
     weights = read_weights(path, shapes)
     found = weights_hash(weights)
     if found != WEIGHTS_SHA256:
@@ -62,8 +73,7 @@ def install(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> 
             f"{path}: the tensors' hash is {found[:16]}..., that of the FID network is {WEIGHTS_SHA256[:16]}...: "
             "other weights, which are refused"
         )
-    write_arrays(_path(), weights)
-    return _path()
+    return weights
 
 
 def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:

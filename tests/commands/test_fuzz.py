@@ -246,7 +246,7 @@ def attempt(tmp_path, monkeypatch):
         raise ConfigError("as far as this test goes")
 
     monkeypatch.setattr("jebm.training.train", train)
-    monkeypatch.setattr(files, "prior_of", enough)
+    monkeypatch.setattr(files, "prior", enough)
     settings = SimpleNamespace(image_size=8, channels=1)
     digits = SimpleNamespace(config=SimpleNamespace(method=settings), method=SimpleNamespace(image_shape=(8, 8, 1)))
     load = common.load

@@ -171,7 +171,8 @@ SCRIPT = textwrap.dedent(
     import warnings
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
-    from jebm import bank, sharding
+    from jebm import sharding
+    from jebm.mcmc import bank
 
     warnings.simplefilter("error")
     mesh = sharding.make_mesh()

@@ -106,4 +106,4 @@ class Swish(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         beta: Any = self.param("beta", nn.initializers.constant(0.5), (1,), jnp.float32)
-        return x * jax.nn.sigmoid(jax.nn.softplus(beta) * x) / 1.1
+        return x * jax.nn.sigmoid(jax.lax.broadcast_to_rank(jax.nn.softplus(beta), x.ndim) * x) / 1.1

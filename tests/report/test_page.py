@@ -9,7 +9,6 @@ import subprocess
 import zipfile
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from PIL import Image
 from jebm import data, methods
 from jebm.commands.main import main
 from jebm.config import Config, DataConfig
+from jebm.energy import bind
 from jebm.evaluation import Record, write_record
 from jebm.images import save_png
 from jebm.methods.base import Chain
@@ -172,14 +172,14 @@ def test_what_does_not_move_is_no_film(directory, tmp_path):
         assert ("<h2>A chain</h2>" in copy.report.read_text()) == shown
 
 
-def chain_run(tmp_path, energy, step_size, num_steps=10, temperature=0.0):
-    """A run of two pixels that starts at 0 and walks on an energy."""
-    chain = Chain(num_steps, step_size, temperature, None)
+def chain_run(tmp_path, energy, step_size, num_steps=10, temperature=1e-14):
+    """A run of two pixels that starts at 0 and walks on T E as good as without noise."""
     generate = lambda key, state, n: jnp.zeros((n, 1, 2, 1))  # noqa: E731
     method = SimpleNamespace(
-        chain=chain, generate=generate, energy=lambda state, x: jax.vmap(energy)(x),
+        chain=Chain(num_steps, step_size), generate=generate, temperature=temperature, weights="raw",
+        energy=lambda state: bind(lambda x: energy(x) / temperature),
     )  # fmt: skip
-    config = SimpleNamespace(evaluation=SimpleNamespace(seed=0), method=SimpleNamespace(weights="raw"))
+    config = SimpleNamespace(evaluation=SimpleNamespace(seed=0))
     return SimpleNamespace(directory=RunDirectory(tmp_path), config=config, method=method, state=jnp.zeros(()), step=3)
 
 

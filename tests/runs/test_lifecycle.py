@@ -72,8 +72,6 @@ def _cheap(tmp_path, monkeypatch):
     """Less of what says nothing of a family: features, resamples, chains of restoration, one program for three runs."""
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("jebm.evaluation.run.source_features", evaluation.random_features)
-    monkeypatch.setattr("jebm.evaluation.detection.NUM_RESAMPLES", 5)
-    monkeypatch.setattr("jebm.restoration.prior.SAMPLES", 4)
     config, make_step, made = restoration.RestorationConfig, loop.make_step, []
     cheap = lambda **given: config(descent_steps=2, num_steps=2, step_size=1e-3, **given)  # noqa: E731
     monkeypatch.setattr(restoration, "RestorationConfig", cheap)

@@ -42,10 +42,11 @@ EIGHT = textwrap.dedent(
 
     one = on(1, 1, 6, "one").method
     state = on(8, 4, 3, "eight").method
-    for weights in (state.params["weights"], state.optimizer[0].mu["weights"], state.optimizer[0].nu["weights"]):
+    adam = state.network.optimizer[0]
+    for weights in (state.network.params["weights"], adam.mu["weights"], adam.nu["weights"]):
         assert weights.shape == (64, 1024) and shards(weights) == {(64, 256)}
         assert len(weights.sharding.device_set) == 8
-    assert shards(state.params["mean"]) == {(8, 8, 1)}
+    assert shards(state.network.params["mean"]) == {(8, 8, 1)}
     assert shards(state.bank.entries["x"]) == {(4, 8, 8, 1)} and shards(state.bank.ages) == {(4,)}
     shutil.copytree(out / "eight", out / "moved")
     for state in (on(8, 4, 6, "eight").method, on(1, 1, 6, "moved").method):

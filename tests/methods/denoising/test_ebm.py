@@ -197,7 +197,7 @@ def test_the_bank_keeps_ends_of_chains_with_their_levels(config, key):
     # chains went on from the bank's rows at the rows' own levels
     levels = jnp.asarray(semantic_levels(config), jnp.float32)[state.bank.entries["level"]]
     for start, sigma, end in zip(rows.starts, rows.sigmas, rows.negatives, strict=True):
-        (row,) = np.flatnonzero(np.all(np.asarray(state.bank.entries["x"] == start).reshape(12, -1), 1))
+        (row,) = np.flatnonzero(np.all(np.asarray(state.bank.entries["x"] == start[None]).reshape(12, -1), 1))
         assert levels[row] == sigma
         np.testing.assert_array_equal(rows.bank.entries["x"][row], end)
 

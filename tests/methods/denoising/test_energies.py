@@ -41,7 +41,7 @@ def mlp(params, x, sigma):
     log_sigma = jnp.log(sigma)
     features = jnp.stack([x, x / jnp.sqrt(0.3 + sigma**2), log_sigma, jnp.ones_like(x)], -1)
     for i, (kernel, bias) in enumerate(params):
-        features = features @ kernel + bias
+        features = features @ kernel + jax.lax.broadcast_to_rank(bias, features.ndim)
         features = jnp.tanh(features) if i < len(params) - 1 else features
     return features[..., 0]
 
@@ -179,7 +179,7 @@ VARIANCE = WIDTH**2 + SIGMA**2
 def two_modes(x, sigma):
     """The optimal u of the two modes: σ ∇log p_σ."""
     variance = WIDTH**2 + sigma**2
-    centred = x - jnp.asarray(MODES)
+    centred = x[None] - jnp.asarray(MODES)
     weights = jax.nn.softmax(jnp.log(jnp.asarray(MODE_WEIGHTS)) - 0.5 * jnp.sum(centred**2, -1) / variance)
     return -sigma * (weights @ centred) / variance
 

@@ -74,7 +74,9 @@ class SmallDecoder(nn.Module):
     @nn.compact
     def __call__(self, z):
         mean = self.variable("batch_stats", "mean", jnp.zeros, 16).value
-        x = nn.Dense(self.channels * 64)(jnp.tanh(z.reshape(*z.shape[:-3], 16)) - mean)
+        x = nn.Dense(self.channels * 64)(
+            jnp.tanh(z.reshape(*z.shape[:-3], 16)) - jax.lax.broadcast_to_rank(mean, z.ndim - 2)
+        )
         return self.output_scale * jnp.tanh(x.reshape(*z.shape[:-3], 8, 8, self.channels))
 
 
@@ -610,7 +612,7 @@ def test_a_hat_over_a_given_function_keeps_its_weights_in_the_state():
     state = with_weights(state_of(JOINT)._replace(generator=[np.float32(1.5)]), "ema")
     z, y = jax.jit(lambda key: starts(config, jax.random.split(key)[0], BATCH))(jax.random.key(SEED + 4))
     zeros = {"y": np.zeros((BATCH, STEPS, 8, 8, 1)), "z": np.zeros((BATCH, STEPS, 3))}
-    network = lambda w, z: jnp.tanh(w * z.sum(-1))[:, None, None, None] * jnp.ones((8, 8, 1))  # noqa: E731
+    network = lambda w, z: jnp.tanh(w * z.sum(-1))[:, None, None, None] * jnp.ones((1, 8, 8, 1))  # noqa: E731
     _, _, expected, drift, _ = plain_chain(
         network, state_of(JOINT).energy.ema, 1.5, z, y, zeros, constants(config.test_chain, 2e-13)
     )
