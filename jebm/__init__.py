@@ -23,9 +23,15 @@ if TYPE_CHECKING:
     from jebm.mcmc.chains import sample as sample
     from jebm.mcmc.chains import sample_chains as sample_chains
     from jebm.mcmc.langevin import langevin as langevin
+    from jebm.mcmc.metropolis import from_blackjax as from_blackjax
     from jebm.mcmc.metropolis import hmc as hmc
     from jebm.mcmc.metropolis import mala as mala
     from jebm.mcmc.metropolis import nuts as nuts
+    from jebm.mcmc.paths import annealed_langevin as annealed_langevin
+    from jebm.mcmc.paths import smc as smc
+    from jebm.mcmc.preconditioned import preconditioned_langevin as preconditioned_langevin
+    from jebm.mcmc.tempering import parallel_tempering as parallel_tempering
+    from jebm.mcmc.underdamped import underdamped_langevin as underdamped_langevin
     from jebm.runs.run import load as load
 
 __version__ = "0.1.0"
@@ -37,8 +43,10 @@ _PARTS = (
     "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
-    "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "hmc": "mcmc", "langevin": "mcmc", "load": "runs",
-    "mala": "mcmc", "nuts": "mcmc", "sample": "mcmc", "sample_chains": "mcmc",
+    "annealed_langevin": "mcmc", "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run",
+    "from_blackjax": "mcmc", "hmc": "mcmc", "langevin": "mcmc", "load": "runs", "mala": "mcmc", "nuts": "mcmc",
+    "parallel_tempering": "mcmc", "preconditioned_langevin": "mcmc", "sample": "mcmc", "sample_chains": "mcmc",
+    "smc": "mcmc", "underdamped_langevin": "mcmc",
 }  # fmt: skip
 __all__ = ["__version__", *_PARTS, *_FUNCTIONS]  # noqa: PLE0604
 

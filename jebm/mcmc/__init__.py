@@ -1,4 +1,4 @@
-"""Kernels (`langevin`, and blackjax's `mala`, `hmc`, `nuts`) and the loop that runs them."""
+"""Kernels (`langevin`, `underdamped_langevin`, ..., and blackjax's) and the loop that runs them."""
 
 from jebm.mcmc.chains import Kernel as Kernel
 from jebm.mcmc.chains import chain_keys as chain_keys
@@ -12,9 +12,21 @@ from jebm.mcmc.langevin import from_half_step as from_half_step
 from jebm.mcmc.langevin import from_noise_scale as from_noise_scale
 from jebm.mcmc.langevin import langevin as langevin
 from jebm.mcmc.langevin import table_schedule as table_schedule
+from jebm.mcmc.metropolis import BlackjaxState as BlackjaxState
+from jebm.mcmc.metropolis import from_blackjax as from_blackjax
 from jebm.mcmc.metropolis import hmc as hmc
 from jebm.mcmc.metropolis import mala as mala
 from jebm.mcmc.metropolis import nuts as nuts
+from jebm.mcmc.paths import SMCResult as SMCResult
+from jebm.mcmc.paths import annealed_langevin as annealed_langevin
+from jebm.mcmc.paths import smc as smc
+from jebm.mcmc.preconditioned import preconditioned_langevin as preconditioned_langevin
+from jebm.mcmc.tempering import TemperingInfo as TemperingInfo
+from jebm.mcmc.tempering import TemperingState as TemperingState
+from jebm.mcmc.tempering import parallel_tempering as parallel_tempering
 from jebm.mcmc.tuning import Tuned as Tuned
 from jebm.mcmc.tuning import short_run_step_size as short_run_step_size
 from jebm.mcmc.tuning import tune_step_size as tune_step_size
+from jebm.mcmc.underdamped import UnderdampedInfo as UnderdampedInfo
+from jebm.mcmc.underdamped import UnderdampedState as UnderdampedState
+from jebm.mcmc.underdamped import underdamped_langevin as underdamped_langevin

@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,10 @@ class Kernel(Protocol):
     """A sampler: two pure functions, and a pytree (its parameters are leaves)."""
 
     def init(self, position: PyTree) -> Any:
-        """The state at ``position``; it has an attribute ``position``."""
+        """The state at ``position``; it has an attribute ``position``.
+
+        With an int32 field ``step``, the number of steps made, chains can go on from it.
+        """
 
     def step(self, key: Array, state: Any) -> tuple[Any, Any]:
         """The next state, and a NamedTuple of diagnostics."""
@@ -39,6 +42,8 @@ def sample(
     position: PyTree,
     num_steps: int,
     *,
+    burn_in: int = 0,
+    thin: int = 1,
     trace: Sequence[str] | None = None,
     positions_every: int = 0,
 ) -> tuple[Any, dict[str, Array]]:
@@ -47,28 +52,34 @@ def sample(
     Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step is unrolled, so
     that XLA removes its energy and gradient when they are unused (a training chain): K steps cost K gradients.
 
+    A state in the place of the position goes on where it was left: with the same key as before, m steps and then n are
+    the m + n steps of an unbroken chain.
+
     A chain that leaves the finite numbers raises a warning, outside compiled programs.
 
     Args:
         key: a typed PRNG key, for this chain alone.
         kernel: any kernel: `langevin`, `mala`, `hmc`, `nuts`, or your own.
-        position: one example, a pytree of float32 (or float64) arrays without a chain axis.
-        num_steps: an int of at least 0; static.
-        trace: which fields of the kernel's info to record at each step, such as
-            ``("energy", "gradient_norm")``; by default the energy, where the kernel reports it.
-        positions_every: n > 0 also records ``info["position"]`` after steps n, 2n, ...
+        position: one example, a pytree of float32 (or float64) arrays without a chain axis; or the last state of a
+            chain of the same kernel, which has a field ``position``.
+        num_steps: an int of at least 0, the steps after the burn-in; static.
+        burn_in: steps before them, of which nothing is recorded; static.
+        thin: n ≥ 1: of the ``num_steps`` steps n, 2n, ... are recorded; static.
+        trace: which fields of the kernel's info to record, such as ``("energy", "gradient_norm")``; by default energy,
+            acceptance and Hamiltonian, where the kernel reports them.
+        positions_every: m > 0 also records ``info["position"]`` with records m, 2m, ...: 1 records each.
 
     Returns:
         The last state (``state.position``), and a dict from trace name to an array with a leading axis
-        ``num_steps`` (``num_steps // positions_every`` for ``"position"``).
+        ``num_steps // thin`` (``num_steps // (thin * positions_every)`` for ``"position"``).
 
     Raises:
-        ValueError: a number of steps that is negative or no int, a position of integers or of half precision, or a
-            name that the kernel's info has not.
+        ValueError: a number of steps that is negative or no int, a position of integers or of half precision, a
+            name that the kernel's info has not, or a state without a field ``step``.
     """
-    num_steps, positions_every = _counts(num_steps, positions_every)
-    position = jax.tree.map(floating, position)
-    state, info, finite = _sample_jitted(key, kernel, position, num_steps, _names(trace), positions_every)
+    counts = _counts(num_steps, burn_in, thin, positions_every)
+    position = _start(position)
+    state, info, finite = _sample_jitted(key, kernel, position, _names(trace), counts)
     _watch(kernel, finite)
     return state, info
 
@@ -79,6 +90,8 @@ def sample_chains(
     positions: PyTree,
     num_steps: int,
     *,
+    burn_in: int = 0,
+    thin: int = 1,
     trace: Sequence[str] | None = None,
     positions_every: int = 0,
     mesh: Mesh | None = None,
@@ -94,21 +107,25 @@ def sample_chains(
     Args:
         key: a typed PRNG key.
         kernel: as in `sample`, shared by all chains.
-        positions: a pytree whose leaves have a leading chain axis. Of many processes, each brings all of them.
-        num_steps: an int of at least 0; static.
+        positions: a pytree whose leaves have a leading chain axis, or the last state of such chains. Of many processes,
+            each brings all of them.
+        num_steps: as in `sample`.
+        burn_in: as in `sample`.
+        thin: as in `sample`.
         trace: as in `sample`.
         positions_every: as in `sample`.
         mesh: spread the chains over all devices of this mesh (`jebm.sharding.make_mesh`). Where these do not divide
             the number of chains, some more are run and dropped.
 
     Returns:
-        As `sample`, with a leading chain axis on every leaf.
+        As `sample`, with a leading chain axis on every leaf: traces are [chains, draws, ...], as ArviZ and blackjax
+        take them; see `jebm.diagnostics`.
 
     Raises:
         ValueError: as `sample`.
     """
-    num_steps, positions_every = _counts(num_steps, positions_every)
-    positions = jax.tree.map(floating, positions)
+    counts = _counts(num_steps, burn_in, thin, positions_every)
+    positions = _start(positions)
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(positions)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"positions need one leading chain axis common to all leaves, got {sorted(sizes)}")
@@ -119,7 +136,7 @@ def sample_chains(
         positions = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[:1], extra, 0)]), positions)
     if mesh is not None:
         keys, positions = sharding.shard_batch((keys, positions), mesh)
-    result = _sample_chains_jitted(keys, kernel, positions, num_steps, _names(trace), positions_every)
+    result = _sample_chains_jitted(keys, kernel, positions, _names(trace), counts)
     if extra:
         result = jax.tree.map(lambda a: a[:num_chains], result)
     elif mesh is not None:  # what is the same in all chains, as the step count, comes back replicated otherwise
@@ -153,38 +170,62 @@ def _watch(kernel: Kernel, finite: Array) -> None:
         warn_of_lost_chains(finite, stacklevel=3)
 
 
-def _counts(num_steps: Any, positions_every: Any) -> tuple[int, int]:
-    return require_int(num_steps, "num_steps", 0), require_int(positions_every, "positions_every", 0)
+class _Counts(NamedTuple):
+    num_steps: int
+    burn_in: int
+    thin: int
+    positions_every: int
+
+
+def _counts(num_steps: Any, burn_in: Any, thin: Any, positions_every: Any) -> _Counts:
+    return _Counts(
+        require_int(num_steps, "num_steps", 0), require_int(burn_in, "burn_in", 0),
+        require_int(thin, "thin", 1), require_int(positions_every, "positions_every", 0),
+    )  # fmt: skip
+
+
+def _start(position: PyTree) -> PyTree:
+    if not hasattr(position, "position"):
+        return jax.tree.map(floating, position)
+    if not hasattr(position, "step"):
+        raise ValueError(
+            f"a chain goes on from a state with a field step, the number of steps made, which {type(position).__name__}"
+            " has not: give it one, or begin again from state.position with another key"
+        )
+    return position
 
 
 def _sample(
-    key: Array,
-    kernel: Kernel,
-    position: PyTree,
-    num_steps: int,
-    trace: tuple[str, ...] | None,
-    positions_every: int,
+    key: Array, kernel: Kernel, start: PyTree, trace: tuple[str, ...] | None, counts: _Counts
 ) -> tuple[Any, dict[str, Array], Array]:
-    num_kept = num_steps // positions_every if positions_every else 0
+    num_steps, burn_in, thin, _ = counts
+    every = thin * counts.positions_every
+    num_kept = num_steps // every if every else 0
 
     def body(carry: tuple[Any, PyTree], k: Array) -> tuple[tuple[Any, PyTree], dict[str, Array]]:
         state, kept = carry
-        state, info = kernel.step(jax.random.fold_in(key, k), state)
+        state, info = kernel.step(jax.random.fold_in(key, first + k), state)
         if num_kept:
             # an index out of range drops the write, so only every n-th position lands
-            slot = jnp.where((k + 1) % positions_every == 0, (k + 1) // positions_every - 1, num_kept)
+            slot = jnp.where((k + 1) % every == 0, (k + 1) // every - 1, num_kept)
             kept = jax.tree.map(lambda buffer, a: buffer.at[slot].set(a, mode="drop"), kept, state.position)
         return (state, kept), _select(info, trace)
 
-    state = kernel.init(position)
+    goes_on = hasattr(start, "position")
+    state, first = (start, start.step) if goes_on else (kernel.init(start), 0)
+    if burn_in:
+        step = lambda state, k: (kernel.step(jax.random.fold_in(key, k), state)[0], None)  # noqa: E731
+        state, _ = jax.lax.scan(step, state, first + jnp.arange(burn_in))
+        first += burn_in
     kept: PyTree = None
-    if positions_every:
+    if every:
         kept = jax.tree.map(lambda a: jnp.zeros((num_kept, *a.shape), a.dtype), state.position)
     carry, traces = jax.lax.scan(body, (state, kept), jnp.arange(max(num_steps - 1, 0)))
     if num_steps > 0:
         (state, kept), last = body(carry, jnp.asarray(num_steps - 1))
         traces = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), traces, last)
-    if positions_every:
+    traces = jax.tree.map(lambda a: a[thin - 1 :: thin], traces)
+    if every:
         traces["position"] = kept
     finite = jax.tree.map(lambda a: jnp.isfinite(a).all(), state.position)
     return state, traces, jax.tree.reduce(jnp.logical_and, finite, jnp.asarray(True))
@@ -196,19 +237,18 @@ def _names(trace: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _select(info: Any, trace: tuple[str, ...] | None) -> dict[str, Array]:
     if trace is None:
-        trace = tuple(name for name in ("energy",) if name in info._fields)
+        trace = tuple(name for name in ("energy", "acceptance", "hamiltonian") if name in info._fields)
     unknown = [name for name in trace if name not in info._fields]
     if unknown:
         raise ValueError(f"trace: {type(info).__name__} has no {unknown}; it has {list(info._fields)}")
-    return {name: getattr(info, name) for name in trace}
+    return {name: jax.tree.map(jnp.asarray, getattr(info, name)) for name in trace}
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "trace", "positions_every"))
-def _sample_jitted(key, kernel, position, num_steps, trace, positions_every):  # type: ignore[no-untyped-def]
-    return _sample(key, kernel, position, num_steps, trace, positions_every)
+@functools.partial(jax.jit, static_argnames=("trace", "counts"))
+def _sample_jitted(key, kernel, start, trace, counts):  # type: ignore[no-untyped-def]
+    return _sample(key, kernel, start, trace, counts)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "trace", "positions_every"))
-def _sample_chains_jitted(keys, kernel, positions, num_steps, trace, positions_every):  # type: ignore
-    run = lambda key, x: _sample(key, kernel, x, num_steps, trace, positions_every)  # noqa: E731
-    return jax.vmap(run)(keys, positions)
+@functools.partial(jax.jit, static_argnames=("trace", "counts"))
+def _sample_chains_jitted(keys, kernel, starts, trace, counts):  # type: ignore[no-untyped-def]
+    return jax.vmap(lambda key, start: _sample(key, kernel, start, trace, counts))(keys, starts)

@@ -114,18 +114,18 @@ class LangevinKernel:
         return jax.value_and_grad(lambda x: value(energy, x))(position)
 
     def _move(self, x: PyTree, gradient: PyTree, noise: PyTree, step: Array) -> PyTree:
-        step_size = jax.tree.map(_wide, _per_leaf(self.step_size, x, step))
-        temperature = _wide(_at(self.temperature, step))
+        step_size = jax.tree.map(_wide, per_leaf(self.step_size, x, step))
+        temperature = _wide(entry_at(self.temperature, step))
         drift = jax.tree.map(lambda eta, g: eta * g, step_size, gradient)
         if self.max_drift is not None:
-            bounds = _per_leaf(self.max_drift, x, step)
+            bounds = per_leaf(self.max_drift, x, step)
             drift = jax.tree.map(_clip_norm, drift, bounds)
         moved = jax.tree.map(
             lambda a, d, eta, xi: (a - d + jnp.sqrt(2.0 * eta * temperature) * xi).astype(a.dtype),
             x, drift, step_size, noise,
         )  # fmt: skip
         if self.box is not None:
-            low, high = (_per_leaf(side, x, step) for side in self.box)
+            low, high = (per_leaf(side, x, step) for side in self.box)
             moved = jax.tree.map(reflect, moved, low, high)
         return moved
 
@@ -175,9 +175,9 @@ def langevin(
         _check_box(*box)
     return LangevinKernel(
         energy=energy if isinstance(energy, Annealed) else as_partial(energy),
-        step_size=_schedules_to_partials(step_size),
-        temperature=_schedules_to_partials(temperature),
-        max_drift=_schedules_to_partials(max_drift),
+        step_size=schedules_to_partials(step_size),
+        temperature=schedules_to_partials(temperature),
+        max_drift=schedules_to_partials(max_drift),
         box=box,
         noise=jax.tree.map(floating, noise),
     )
@@ -238,16 +238,16 @@ def _wide(a: Any) -> Any:
     return jnp.asarray(a, jnp.float32) if jnp.result_type(a).itemsize < 4 else a
 
 
-def _schedules_to_partials(tree: PyTree) -> PyTree:
+def schedules_to_partials(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: as_partial(a) if callable(a) else a, tree, is_leaf=callable)
 
 
-def _at(entry: ScalarOrSchedule, step: Array) -> Array:
+def entry_at(entry: ScalarOrSchedule, step: Array) -> Array:
     return entry(step) if callable(entry) else entry  # type: ignore[return-value]
 
 
-def _per_leaf(tree: PyTree, x: PyTree, step: Array) -> PyTree:
-    values = jax.tree.map(lambda entry: _at(entry, step), tree, is_leaf=callable)
+def per_leaf(tree: PyTree, x: PyTree, step: Array) -> PyTree:
+    values = jax.tree.map(lambda entry: entry_at(entry, step), tree, is_leaf=callable)
     try:
         values = jax.tree.broadcast(values, x)
         fits = all(jax.tree.leaves(jax.tree.map(_broadcasts_to, values, x)))

@@ -61,7 +61,7 @@ def tune_step_size(
         parameters = {**kernel.parameters, "step_size": jnp.exp(averaging.log_step_size)}
         moved = dataclasses.replace(kernel, parameters=parameters)
         states, info = jax.vmap(moved.step)(chain_keys(key, num_chains), states)
-        rate = jnp.mean(info.acceptance_rate)
+        rate = jnp.mean(info.acceptance)
         return (states, update(averaging, rate)), rate
 
     start = (jax.vmap(kernel.init)(positions), init(kernel.parameters["step_size"]))

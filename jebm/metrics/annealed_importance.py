@@ -225,7 +225,7 @@ def _walk(
 
     def step(state: tuple, i: Array) -> tuple[tuple, Array]:
         state, info = kernel.step(jax.random.fold_in(key, i), state)
-        return state, info.acceptance_rate
+        return state, info.acceptance
 
     state, acceptance = jax.lax.scan(step, kernel.init(x), jnp.arange(num_steps))
     return state.position, acceptance.mean()

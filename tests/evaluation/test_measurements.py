@@ -484,7 +484,7 @@ def test_step_sizes_are_found_and_kept(key, tmp_path):
     for name, make in {"mala": mcmc.mala, "hmc": lambda e, s, t: mcmc.hmc(e, s, 5, t)}.items():
         kernel = make(lambda x: jnp.square(x).sum() / (2 * SIGMA**2), found[f"step_size_{name}"].value, temperature)
         keys = jax.random.split(key, len(x))
-        rate = jax.vmap(kernel.step)(keys, jax.vmap(kernel.init)(x))[1].acceptance_rate.mean()
+        rate = jax.vmap(kernel.step)(keys, jax.vmap(kernel.init)(x))[1].acceptance.mean()
         protocol = found[f"step_size_{name}"].protocol
         assert float(rate) == pytest.approx(protocol["target_acceptance"], abs=0.06)
         assert protocol["acceptance"] == pytest.approx(protocol["target_acceptance"], abs=0.06)

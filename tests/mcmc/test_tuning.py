@@ -58,7 +58,7 @@ def test_targets_are_reached_in_many_dimensions(algorithm, dimension):
     tune = jax.jit(functools.partial(mcmc.tune_step_size, num_steps=300))
     found = tune(jax.random.key(0), make(0.01), x[:40]).step_size
     kernel, keys = make(found), jax.random.split(jax.random.key(2), 256)
-    rate = jax.jit(jax.vmap(lambda key, x: kernel.step(key, kernel.init(x))[1].acceptance_rate))(keys, x).mean()
+    rate = jax.jit(jax.vmap(lambda key, x: kernel.step(key, kernel.init(x))[1].acceptance))(keys, x).mean()
     assert abs(float(rate) - mcmc.tuning.TARGETS[algorithm]) < 0.03
 
 

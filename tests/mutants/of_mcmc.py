@@ -4,6 +4,7 @@ from .mutant import of
 
 LAW = ("tests/mcmc/test_langevin_law.py", "tests/mcmc/test_chains.py")
 RUN = ("tests/mcmc/test_chains.py",)
+GOING_ON = ("tests/mcmc/test_metropolis.py",)
 
 MUTANTS = (
     *of(
@@ -13,8 +14,8 @@ MUTANTS = (
         ("jnp.sqrt(2.0 * eta * temperature) * xi", "2.0 * eta * temperature * xi", "noise without its root"),
         ("jnp.sqrt(2.0 * eta * temperature) * xi", "jnp.sqrt(2.0 * eta) * xi", "noise without temperature"),
         ("jnp.sqrt(2.0 * eta * temperature) * xi", "jnp.sqrt(2.0 * eta) * temperature * xi", "T for sqrt(T)"),
-        ("_at(self.temperature, step)", "_at(self.temperature, step + 1)", "temperature of the next step"),
-        ("_per_leaf(self.step_size, x, step)", "_per_leaf(self.step_size, x, step + 1)",
+        ("entry_at(self.temperature, step)", "entry_at(self.temperature, step + 1)", "temperature of the next step"),
+        ("per_leaf(self.step_size, x, step)", "per_leaf(self.step_size, x, step + 1)",
          "step size of the next step"),
         ("energy, gradient = self._evaluate(position, step)\n        displacement",
          "energy, gradient = self._evaluate(position, state.step)\n        displacement",
@@ -27,7 +28,7 @@ MUTANTS = (
         ("folded = low + jnp.minimum(offset, 2.0 * (high - low) - offset)", "folded = low + offset",
          "nothing comes back from the high side"),
         ("x, jnp.clip(folded, low, high))", "x, jnp.clip(x, low, high))", "clamped, not reflected"),
-        ("low, high = (_per_leaf", "high, low = (_per_leaf", "sides of the box swapped"),
+        ("low, high = (per_leaf", "high, low = (per_leaf", "sides of the box swapped"),
         ("LangevinInfo(energy, optax.tree.norm(state.gradient)",
          "LangevinInfo(energy, optax.tree.norm(state.gradient) ** 2", "squared gradient norm reported"),
         ("optax.tree.norm(optax.tree.sub(position, state.position))",
@@ -45,13 +46,19 @@ MUTANTS = (
         "jebm/mcmc/chains.py", RUN,
         ("jax.vmap(jax.random.fold_in, (None, 0))(key, ", "jax.vmap(jax.random.fold_in, (None, 0))(key, 0 * ",
          "one key for all chains"),
-        ("kernel.step(jax.random.fold_in(key, k), state)", "kernel.step(key, state)", "one key for all steps"),
+        ("kernel.step(jax.random.fold_in(key, first + k), state)", "kernel.step(key, state)", "one key for all steps"),
         ("body(carry, jnp.asarray(num_steps - 1))", "body(carry, jnp.asarray(num_steps))",
          "another key for the last step"),
         ("jnp.arange(max(num_steps - 1, 0))", "jnp.arange(num_steps)", "one step more than asked for"),
-        ("(k + 1) // positions_every - 1, num_kept)", "k // positions_every - 1, num_kept)",
-         "positions land in the wrong rows"),
-        ("(k + 1) % positions_every == 0", "k % positions_every == 0", "positions one step late"),
+        ("(k + 1) // every - 1, num_kept)", "k // every - 1, num_kept)", "positions land in the wrong rows"),
+        ("(k + 1) % every == 0", "k % every == 0", "positions one step late"),
+        ("every = thin * counts.positions_every", "every = counts.positions_every",
+         "positions are not thinned", GOING_ON),
+        ("a[thin - 1 :: thin]", "a[::thin]", "thinned traces begin with the first step", GOING_ON),
+        ("a[thin - 1 :: thin]", "a", "traces are not thinned", GOING_ON),
+        ("(start, start.step) if goes_on", "(start, 0) if goes_on", "a chain that goes on repeats its draws", GOING_ON),
+        ("        first += burn_in\n", "", "the draws of the burn-in come again", GOING_ON),
+        ("first + jnp.arange(burn_in))", "first + jnp.arange(burn_in - 1))", "burn-in one step short", GOING_ON),
         ("jnp.concatenate([many, one[None]])", "jnp.concatenate([one[None], many])", "the last step first in traces"),
         ("lambda a: a[:num_chains], result)", "lambda a: a[-num_chains:], result)",
          "the chains that fill up a mesh are kept", ("tests/core/test_devices.py",)),
