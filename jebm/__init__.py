@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jebm import config as config
     from jebm import data as data
+    from jebm import diagnostics as diagnostics
     from jebm import energy as energy
     from jebm import evaluation as evaluation
     from jebm import losses as losses
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from jebm import methods as methods
     from jebm import metrics as metrics
     from jebm import networks as networks
+    from jebm import plot as plot
+    from jebm import problems as problems
     from jebm import report as report
     from jebm import restoration as restoration
     from jebm import runs as runs
@@ -39,8 +42,8 @@ __version__ = "0.1.0"
 # loaded when first used: parts bring JAX, optimisers, checkpoints and image libraries along, and the command line is to
 # answer, and to hear Ctrl-C, before they are there
 _PARTS = (
-    "config", "convert", "data", "energy", "evaluation", "images", "losses", "mcmc", "methods", "metrics", "networks",
-    "report", "restoration", "runs", "sharding", "training",
+    "config", "convert", "data", "diagnostics", "energy", "evaluation", "images", "losses", "mcmc", "methods",
+    "metrics", "networks", "plot", "problems", "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
     "annealed_langevin": "mcmc", "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run",

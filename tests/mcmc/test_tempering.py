@@ -35,11 +35,11 @@ def left(tilt):
     ids=["mala", "hmc", "underdamped"],
 )
 def test_a_barrier_of_eight_temperatures_is_crossed(kernel_at):
-    start = jnp.full(4096, 1.0)
+    start = jnp.full(1024, 1.0)
     alone = jebm.sample_chains(KEY, kernel_at(1.0), start, 100, trace=())[0].position
-    assert not (alone < 0).any()
+    assert (alone < 0).mean() < 0.02
     tempered = jebm.parallel_tempering(kernel_at, TEMPERATURES, steps_per_swap=4)
-    state, _ = jebm.sample_chains(KEY, tempered, start, 150, trace=())
+    state, _ = jebm.sample_chains(KEY, tempered, start, 100, trace=())
     expected = left(0.4)
     assert expected > 0.65
     accept(mean_test(state.position < 0, expected))
@@ -49,8 +49,9 @@ def test_a_barrier_of_eight_temperatures_is_crossed(kernel_at):
 
 def test_the_symmetric_well_comes_out_half():
     kernel = jebm.parallel_tempering(lambda t: jebm.mala(lambda x: double_well(x, 0.0), 0.03 * t, t), TEMPERATURES, 4)
-    state, _ = jebm.sample_chains(KEY, kernel, jnp.full(16_384, 1.0), 150, trace=())
-    assert abs(float((state.position < 0).mean()) - 0.5) < 0.02
+    _, info = jebm.sample_chains(KEY, kernel, jnp.full(1024, 1.0), 100, burn_in=60, thin=10, positions_every=1)
+    assert info["position"].shape == (1024, 10)
+    assert abs(float((info["position"] < 0).mean()) - 0.5) < 0.02
 
 
 def still(t):
@@ -62,7 +63,7 @@ def still(t):
 def test_acceptance_of_an_exchange_is_exact(dimension, cold, hot):
     """2 I_{b/(a+b)}(d/2, d/2) between the inverse temperatures a > b on a unit Gaussian well."""
     n, scales = 2**14, np.sqrt([cold, hot])
-    x = scales[:, None] * jax.random.normal(jax.random.key(42), (n, 2, dimension))
+    x = scales[None, :, None] * jax.random.normal(jax.random.key(42), (n, 2, dimension))
     kernel = jebm.parallel_tempering(still, jnp.array([cold, hot]))
     state = jax.vmap(kernel.init)(x[:, 0])
     replicas = jax.vmap(jax.vmap(lambda t, x: still(t).init(x)), (None, 0))(kernel.temperatures, x)

@@ -86,8 +86,11 @@ RANKS = (
     {"errors", "paths"},
     {"files", "partials", "typed"},
     {"energy"},
+    {"problems"},
     {"images", "sharding"},
     {"mcmc"},
+    {"diagnostics"},
+    {"plot"},
     {"losses", "networks"},
     {"data"},
     {"metrics"},  # numbers from arrays: they know no model
