@@ -74,9 +74,10 @@ def double_well(barrier: float = 8.0, tilt: float = 0.0) -> Problem:
         ValueError: a barrier that is not above 0.
     """
     require(barrier, lambda a: a > 0, "barrier", "must be above 0")
-    grid, weights = _grid(2.0 + 3.0 / barrier**0.25 + abs(tilt) / barrier)
-    log_normalizer, mean, variance = _moments(grid, weights, barrier * (grid**2 - 1) ** 2 + tilt * grid)
-    cumulative = _cumulative(grid, barrier * (grid**2 - 1) ** 2 + tilt * grid)
+    reach = 2.0 + 3.0 / barrier**0.25 + abs(tilt) / barrier
+    energy = lambda x: barrier * (x**2 - 1) ** 2 + tilt * x  # noqa: E731
+    log_normalizer, mean, variance = _moments(energy, reach)
+    cumulative = _cumulative(energy, -reach, reach)
     return Problem(
         bind(_double_well, barrier, tilt), log_normalizer, np.array([mean]), np.array([[variance]]),
         bind(_draw_well, cumulative), 2.5,
@@ -150,15 +151,20 @@ def rings(radii: Sequence[float] = (1.0, 2.2), width: float = 0.15, weights: Seq
         raise ValueError(f"rings of {len(radii)} radii need as many weights, got {len(weights)}")
     for name, given in (("radii", radii), ("width", width), ("weights", weights)):
         require(given, lambda a: a > 0, name, "must be above 0")
-    r, step = np.linspace(0.0, max(radii) + 8.0 * width, 20_001, retstep=True)
-    log_terms = np.log(weights)[:, None] - 0.5 * ((r - np.asarray(radii)[:, None]) / width) ** 2
-    energy = -scipy.special.logsumexp(log_terms, 0) - np.log(np.maximum(r, 1e-300))  # of the radius
+    outer = max(radii) + 8.0 * width
+
+    def of_radius(r: np.ndarray) -> np.ndarray:
+        log_terms = np.log(weights)[:, None] - 0.5 * ((r - np.asarray(radii)[:, None]) / width) ** 2
+        return -scipy.special.logsumexp(log_terms, 0) - np.log(np.maximum(r, 1e-300))
+
+    r, step = np.linspace(0.0, outer, 20_001, retstep=True)
+    energy = of_radius(r)
     log_normalizer = float(scipy.special.logsumexp(-energy) + np.log(2 * np.pi * step))
     second = np.average(r**2, weights=np.exp(-energy - scipy.special.logsumexp(-energy)))
     given = [jnp.asarray(a, jnp.float32) for a in (radii, width, weights)]
     return Problem(
         bind(_rings, *given), log_normalizer, np.zeros(2), 0.5 * second * np.eye(2),
-        bind(_draw_ring, _cumulative(r, energy)), max(radii) + 4.5 * width,
+        bind(_draw_ring, _cumulative(of_radius, 0.0, outer)), max(radii) + 4.5 * width,
     )  # fmt: skip
 
 
@@ -210,7 +216,7 @@ def banana(scale: float = 1.5, curvature: float = 0.5) -> Problem:
     """
     require(scale, lambda a: a > 0, "scale", "must be above 0")
     covariance = np.diag([scale**2, 1.0 + 2.0 * curvature**2 * scale**4])
-    extent = 4.0 * float(np.sqrt(covariance.max())) + 4.0
+    extent = max(4.0 * scale, 15.0 * abs(curvature) * scale**2 + 3.0)
     draw = bind(_draw_banana, scale, curvature)
     return Problem(bind(_banana, scale, curvature), 0.0, np.zeros(2), covariance, draw, extent)
 
@@ -235,10 +241,9 @@ def many_wells(pairs: int = 16) -> Problem:
         ValueError: fewer than one pair.
     """
     pairs = require_int(pairs, "pairs", 1)
-    grid, weights = _grid(4.0)
-    energy = grid**4 - 6 * grid**2 - 0.5 * grid
-    log_normalizer, mean, variance = _moments(grid, weights, energy)
-    draw = bind(_draw_wells, _cumulative(grid, energy), jnp.zeros(pairs))
+    energy = lambda x: x**4 - 6 * x**2 - 0.5 * x  # noqa: E731
+    log_normalizer, mean, variance = _moments(energy, 4.0)
+    draw = bind(_draw_wells, _cumulative(energy, -4.0, 4.0), jnp.zeros(pairs))
     return Problem(
         bind(_wells), pairs * (log_normalizer + HALF_LOG_TWO_PI), np.tile([mean, 0.0], pairs),
         np.diag(np.tile([variance, 1.0], pairs)), draw, 5.0,
@@ -267,8 +272,9 @@ def lattice_phi4(size: int = 16, mass_squared: float = -2.0, coupling: float = 1
     """
     size = require_int(size, "size", 2)
     require(coupling, lambda a: a > 0, "coupling", "must be above 0")
-    reach = np.sqrt(max(-mass_squared, 0.0) / (4 * coupling)) + (40.0 / coupling) ** 0.25
-    phi, weights = _grid(float(reach), 400)
+    half = 0.5 * mass_squared
+    reach = np.sqrt((-half + np.sqrt(half**2 + 160.0 * coupling)) / (2.0 * coupling))  # where a site's energy is 40
+    phi, weights = _grid(float(reach))
     site = 0.25 * mass_squared * phi**2 + 0.5 * coupling * phi**4  # half of a site's own energy
     bond = 0.5 * (phi[:, None] - phi) ** 2 + site[:, None] + site
     values, vectors = scipy.linalg.eigh(np.sqrt(weights)[:, None] * np.exp(-bond) * np.sqrt(weights))
@@ -340,25 +346,26 @@ def _blurred(points: np.ndarray, deviation: float) -> Problem:
     return gaussian_mixture(points, np.full(len(points), deviation), np.ones(len(points)))
 
 
-def _grid(reach: float, nodes: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    x, weights = np.polynomial.legendre.leggauss(nodes)
+def _grid(reach: float) -> tuple[np.ndarray, np.ndarray]:
+    x, weights = np.polynomial.legendre.leggauss(400)
     return reach * x, reach * weights
 
 
-def _moments(grid: np.ndarray, weights: np.ndarray, energy: np.ndarray) -> tuple[float, float, float]:
-    """Log Z, mean and variance of a density on a line by quadrature."""
-    log_normalizer = scipy.special.logsumexp(-energy, b=weights)
-    density = weights * np.exp(-energy - log_normalizer)
+def _moments(energy: Callable[[np.ndarray], np.ndarray], reach: float) -> tuple[float, float, float]:
+    """Normaliser (its logarithm), mean and variance of a density on a line by quadrature."""
+    grid, weights = _grid(reach)
+    log_normalizer = scipy.special.logsumexp(-energy(grid), b=weights)
+    density = weights * np.exp(-energy(grid) - log_normalizer)
     mean = density @ grid
     return float(log_normalizer), float(mean), float(density @ (grid - mean) ** 2)
 
 
-def _cumulative(grid: np.ndarray, energy: np.ndarray) -> Array:
+def _cumulative(energy: Callable[[np.ndarray], np.ndarray], low: float, high: float) -> Array:
     """The distribution function at 4001 points of a line, float32 [2, 4001]: its values, and the points."""
-    fine = np.linspace(grid[0], grid[-1], 4001)
-    density = np.exp(energy.min() - np.interp(fine, grid, energy))
+    x = np.linspace(low, high, 4001)
+    density = np.exp(energy(x).min() - energy(x))
     mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
-    return jnp.asarray(np.stack([mass / mass[-1], fine]), jnp.float32)
+    return jnp.asarray(np.stack([mass / mass[-1], x]), jnp.float32)
 
 
 def _draw_from(cumulative: Array, key: Array, shape: tuple[int, ...] = ()) -> Array:

