@@ -5,7 +5,7 @@
 
 Per application and seed a hat is trained (in refinement over a variational autoencoder stopped early, in retrofit over
 the decoder of an autoencoder), then the same latents are measured three times: ``start`` G(z_0), the generator alone;
-``moved`` G(z_K), where the chain moves z; ``end`` G(z_K) + y_K, the sample. With ``--long`` chains are continued to 100 times
+``moved`` G(z_K), where the chain moves z; ``end`` G(z_K) + y_K, the sample. With ``--long`` chains run to 100 times
 the Langevin steps of training. Fréchet distances are in the feature space that each file names; they are not FID.
 """
 
