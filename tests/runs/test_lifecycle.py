@@ -20,7 +20,7 @@ RUN = '''
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import *
 from jebm.methods.ec.calibration import CalibrationConfig
-from jebm.methods.denoising.chains import ChainConfig as SemanticChain, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from helpers.toy import ToyConfig  # a family that is not the library's
 
 small = {"image_size": 8, "channels": 1}
@@ -54,7 +54,7 @@ METHODS = {
     "hat_autoencoder": "HatAutoencoderConfig(**small, width=4, learning_rate=((1e-2, 0),))",
     "denoising_ebm": """DenoisingEBMConfig(
         **small, width=4, multipliers=(1,), num_blocks=1, latent_size=4, latent_width=4, head_outputs=3, head_width=4,
-        chain=SemanticChain(2), semantic_levels=3, negatives="bank", bank_size=8, learning_rate=1e-2, warmup_steps=0,
+        chain=SemanticChainConfig(2), semantic_levels=3, negatives="bank", bank_size=8, learning_rate=1e-2, warmup_steps=0,
         refinement=RefinementConfig(num_levels=2, steps_per_level=2))""",
     "toy": "ToyConfig(learning_rate=0.05)",
 }
