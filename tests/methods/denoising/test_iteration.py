@@ -41,8 +41,8 @@ LADDER = np.array([0.8, 0.2, 0.05])
 PIXEL = DenoisingEBMConfig(
     image_size=8, channels=1, semantic_chain="pixel", width=4, multipliers=(1,), num_blocks=1, latent_size=6,
     latent_width=4, head_outputs=3, head_width=5, sigma_max=0.8, sigma_min=0.02, semantic_sigma_min=0.05,
-    semantic_levels=3, chain=SemanticChainConfig(num_steps=2, sampling_steps=1, noise_scale=0.3, latent_temperature=0.3),
-    negatives="bank", bank_size=4, rejuvenation=0.3, denoising_weight=2.5, energy_regularization=0.6,
+    chain=SemanticChainConfig(num_steps=2, sampling_steps=1, noise_scale=0.3, latent_temperature=0.3),
+    semantic_levels=3, negatives="bank", bank_size=4, rejuvenation=0.3, denoising_weight=2.5, energy_regularization=0.6,
     texture_weight=1.7, score_sigma=0.3, refinement=RefinementConfig(sigma_start=0.15, num_levels=3, steps_per_level=2),
     learning_rate=4e-3, b1=0.8, warmup_steps=2, gradient_clip=0.4, ema_decay=0.15,
 )  # fmt: skip
