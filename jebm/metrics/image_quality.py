@@ -31,7 +31,7 @@ def ssim(images: np.ndarray, targets: np.ndarray, *, data_range: float = 2.0) ->
     """The mean structural similarity of each image, float64 [N], at most 1 (Wang et al., 2004).
 
     Moments under a Gaussian window of 11 x 11 pixels and deviation 1.5, population variances; the mean over channels
-    and over those pixels whose window lies inside the image, as in the authors' program. (`jebm.losses.ssim` is the
+    and over those pixels whose window lies inside the image, as in the authors' program. (`jebm.losses.ssim_loss` is the
     loss: it takes every pixel, with a black border.)
 
     Args:
