@@ -34,7 +34,7 @@ from jebm.losses.watson import (
 
 __all__ = [
     "Loss", "RobustParameters", "WatsonParameters", "get", "mean_luminance_dct", "mean_luminance_dft",
-    "robust", "robust_unit", "shifted", "squared_error", "ssim", "ssim_unit", "watson_dct",
+    "robust_loss", "robust_unit", "shifted", "squared_error", "ssim_loss", "ssim_unit", "watson_dct",
     "watson_dct_parameters", "watson_dct_unit", "watson_dft", "watson_dft_parameters", "watson_dft_unit",
 ]  # fmt: skip
 
