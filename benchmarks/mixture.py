@@ -3,8 +3,9 @@
     python benchmarks/mixture.py --num-chains 4096 --num-steps 1000
 
 Rows: Langevin by `jebm.sample_chains`, by a `lax.scan` of the same step with one key for all chains or a key a chain
-(jebm's draws), and by torchebm's sampler where it is installed; MALA by `jebm.sample_chains` and by blackjax in a `lax.scan`. The rows take turns within each repeat, so load
-from elsewhere hits all of them; read the ratios of medians. Each row's mean energy is printed: they sample one law.
+(jebm's draws), and by torchebm's sampler where it is installed; MALA by `jebm.sample_chains` and by blackjax in a
+`lax.scan`. The rows take turns within each repeat, so load from elsewhere hits all of them; read the ratios of medians.
+Each row's mean energy is printed: they sample one law.
 """
 
 import argparse
@@ -73,8 +74,8 @@ def jebm_langevin(energy: Callable, num_steps: int) -> Callable:
 def scan_langevin(energy: Callable, num_steps: int, own_keys: bool = False) -> Callable:
     """The shortest loop: nothing recorded, one key a step for all chains.
 
-    With ``own_keys`` each chain has its key, as in jebm, so that its draws depend neither on the number of chains nor on
-    the devices; in two dimensions that is one hash more for each that a step's noise needs.
+    With ``own_keys`` each chain has its key, as in jebm, so that its draws depend neither on the number of chains nor
+    on the devices; in two dimensions that is one hash more for each that a step's noise needs.
     """
     gradient = jax.vmap(jax.grad(energy))
 

@@ -41,7 +41,7 @@ def answers(name):
     problem = SMALL[name]
     d = problem.dimension
     reach = np.array([9.0, 60.0]) if name == "funnel" else np.full(d, 1.5 * problem.extent)
-    count = {1: [20_000], 2: [1440, 1440]}[d]
+    count = [20_000] if d == 1 else 2 * [1440 if name in ("banana", "funnel") else 480]
     axes = [m + r * (2 * (np.arange(n) + 0.5) / n - 1) for m, r, n in zip(problem.mean, reach, count, strict=True)]
     if name == "checkerboard":
         axes = 2 * [2 * (2 * (np.arange(1440) + 0.5) / 1440 - 1)]
