@@ -109,7 +109,7 @@ def summary(draws: PyTree, *, num_superchains: int | None = None) -> Summary:
     warn_of_lost_chains(finite, stacklevel=2)
     with jax.numpy_rank_promotion("allow"):  # blackjax's code relies on it
         found = [_statistics(leaf.reshape(num_chains, num_draws, -1)) for leaf in leaves]
-    tree = jax.tree.structure(positions)
+    tree: Any = jax.tree.structure(positions)
     shaped = {
         name: tree.unflatten(
             [np.asarray(f[name]).reshape(leaf.shape[2:]) for f, leaf in zip(found, leaves, strict=True)]

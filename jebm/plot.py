@@ -47,10 +47,10 @@ def landscape(
     Raises:
         ValueError: chains that are not [chains, draws, 1 or 2].
     """
-    chains = None if chains is None else _paths(chains)
+    paths = np.zeros((0, 1, 2)) if chains is None else _paths(chains)
     figure, (axes,) = _figure(1, (5.0, 4.6))
-    _draw_landscape(axes, energy, extent, temperature, resolution, 2 if chains is None else chains.shape[2])
-    for path in () if chains is None else chains:
+    _draw_landscape(axes, energy, extent, temperature, resolution, paths.shape[2])
+    for path in paths:
         along = path if path.shape[1] == 2 else np.stack([path[:, 0], np.arange(len(path))], 1)
         target = axes if path.shape[1] == 2 else _twin(axes)
         (line,) = target.plot(*along.T, linewidth=0.7, alpha=0.8)
@@ -86,16 +86,16 @@ def film(
     """
     from PIL import Image
 
-    positions = _paths(positions)
-    if positions.shape[2] != 2:
-        raise ValueError(f"a film needs positions [chains, draws, 2], got shape {positions.shape}")
-    num_frames = min(require_int(num_frames, "num_frames", 1), positions.shape[1])
+    paths = _paths(positions)
+    if paths.shape[2] != 2:
+        raise ValueError(f"a film needs positions [chains, draws, 2], got shape {paths.shape}")
+    num_frames = min(require_int(num_frames, "num_frames", 1), paths.shape[1])
     figure, (axes,) = _figure(1, (4.0, 3.8))
     _draw_landscape(axes, energy, extent, temperature, 120, 2)
     (dots,) = axes.plot([], [], "o", color="black", markersize=2.5)
     frames = []
-    for k in np.linspace(0, positions.shape[1] - 1, num_frames).round().astype(int):
-        dots.set_data(*positions[:, k].T)
+    for k in np.linspace(0, paths.shape[1] - 1, num_frames).round().astype(int):
+        dots.set_data(*paths[:, k].T)
         axes.set_title(f"draw {k + 1}", fontsize=9)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=80)
@@ -266,10 +266,10 @@ def _figure(panels: int, size: tuple[float, float], sharex: bool = True) -> tupl
 
 
 def _paths(chains: Array) -> np.ndarray:
-    chains = np.asarray(chains)
-    if chains.ndim != 3 or chains.shape[2] not in (1, 2):
-        raise ValueError(f"chains must be [chains, draws, 1 or 2], got shape {chains.shape}")
-    return chains
+    paths = np.asarray(chains)
+    if paths.ndim != 3 or paths.shape[2] not in (1, 2):
+        raise ValueError(f"chains must be [chains, draws, 1 or 2], got shape {paths.shape}")
+    return paths
 
 
 def _draw_landscape(

@@ -161,9 +161,9 @@ def rings(radii: Sequence[float] = (1.0, 2.2), width: float = 0.15, weights: Seq
     energy = of_radius(r)
     log_normalizer = float(scipy.special.logsumexp(-energy) + np.log(2 * np.pi * step))
     second = np.average(r**2, weights=np.exp(-energy - scipy.special.logsumexp(-energy)))
-    given = [jnp.asarray(a, jnp.float32) for a in (radii, width, weights)]
+    arrays = [jnp.asarray(a, jnp.float32) for a in (radii, width, weights)]
     return Problem(
-        bind(_rings, *given), log_normalizer, np.zeros(2), 0.5 * second * np.eye(2),
+        bind(_rings, *arrays), log_normalizer, np.zeros(2), 0.5 * second * np.eye(2),
         bind(_draw_ring, _cumulative(of_radius, 0.0, outer)), max(radii) + 4.5 * width,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 from jebm.energy import Energy, as_partial, bind, value
 from jebm.errors import DataError
-from jebm.mcmc import chain_keys, mala
+from jebm.mcmc import BlackjaxState, chain_keys, mala
 
 __all__ = [
     "Base", "Bracket", "LogWeights", "bracket", "equilibrate", "forward_weights", "reverse_weights", "tune_steps",
@@ -223,7 +223,7 @@ def _walk(
     """``num_steps`` MALA steps on E_β: the position, and the mean acceptance."""
     kernel = mala(bind(functools.partial(_tempered, base), energy, beta), step_size)
 
-    def step(state: tuple, i: Array) -> tuple[tuple, Array]:
+    def step(state: BlackjaxState, i: Array) -> tuple[BlackjaxState, Array]:
         state, info = kernel.step(jax.random.fold_in(key, i), state)
         return state, info.acceptance
 

@@ -88,6 +88,20 @@ def test_chains_draw_the_same_alone_or_among_4096():
     assert len(np.unique(np.asarray(many.position - x), axis=0)) == 4096  # no two chains share their noise
 
 
+def test_chains_go_on_over_a_mesh_and_with_recorded_noise():
+    x, mesh = jax.random.normal(jax.random.key(1), (3, 2)), jebm.sharding.make_mesh(2)
+    whole, _ = jebm.sample_chains(KEY, kernel(), x, 5)
+    half, _ = jebm.sample_chains(KEY, kernel(), x, 2, mesh=mesh)
+    last, info = jebm.sample_chains(KEY, kernel(), half, 3, mesh=mesh)
+    np.testing.assert_allclose(last.position, whole.position, rtol=1e-6)
+    assert last.step.tolist() == [5, 5, 5]
+    assert info["energy"].shape == (3, 3)
+    recorded = kernel(noise=NOISE)
+    half, _ = jebm.sample(KEY, recorded, jnp.zeros(2), 4)
+    last, _ = jebm.sample(KEY, recorded, half, 7)
+    assert tree_equal(last, jebm.sample(KEY, recorded, jnp.zeros(2), 11)[0])
+
+
 def test_recorded_noise_replaces_the_key_and_ends():
     noise = jax.random.normal(jax.random.key(2), (4, 2))
     position = jnp.zeros(2)
