@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jebm import data as data
     from jebm import energy as energy
     from jebm import evaluation as evaluation
+    from jebm import learning as learning
     from jebm import losses as losses
     from jebm import mcmc as mcmc
     from jebm import methods as methods
@@ -33,8 +34,8 @@ __version__ = "0.1.0"
 # loaded when first used: parts bring JAX, optimisers, checkpoints and image libraries along, and the command line is to
 # answer, and to hear Ctrl-C, before they are there
 _PARTS = (
-    "config", "convert", "data", "energy", "evaluation", "images", "losses", "mcmc", "methods", "metrics", "networks",
-    "report", "restoration", "runs", "sharding", "training",
+    "config", "convert", "data", "energy", "evaluation", "images", "learning", "losses", "mcmc", "methods", "metrics",
+    "networks", "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
     "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "hmc": "mcmc", "langevin": "mcmc", "load": "runs",

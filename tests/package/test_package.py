@@ -88,6 +88,7 @@ RANKS = (
     {"energy"},
     {"images", "sharding"},
     {"mcmc"},
+    {"learning"},
     {"losses", "networks"},
     {"data"},
     {"metrics"},  # numbers from arrays: they know no model

@@ -36,6 +36,7 @@ from jebm import energy as energies
 from jebm import mcmc
 from jebm.energy import Energy, Generator, PyTree, as_partial, bind
 from jebm.errors import ConfigError
+from jebm.learning.likelihood import contrastive_loss
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
 from jebm.methods import diagnostics
@@ -44,7 +45,6 @@ from jebm.methods.hat import keras
 from jebm.methods.hat.chains import Samples, run_chains
 from jebm.methods.hat.config import HatEBMConfig
 from jebm.methods.hat.networks import HatDecoder, HatEnergy, HatGenerator
-from jebm.methods.maximum_likelihood import contrastive_loss
 from jebm.methods.shared import Trained, descend, train
 
 __all__ = [
