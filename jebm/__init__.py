@@ -1,13 +1,47 @@
-"""jebm: energy-based generative image models in JAX."""
+"""jebm: energy-based generative image models in JAX.
+
+An energy is a function of one example that returns a scalar, ``p(x) ∝ exp(-E(x))``; a sampler is a kernel that walks
+one; a model family is a bundle of pure functions; a run is a trained model in a directory.
+
+Energies and chains
+    energy          energies and their combinators: sums, mixtures, conditioning, energies seen through a generator
+    langevin, mala, hmc, nuts
+                    kernels
+    sample, sample_chains, chain_keys
+                    one chain, or many
+    mcmc            kernels, banks of chains, tuning of step sizes
+    learning        learning rules for an energy of your own: losses for jax.grad and optax
+
+Models
+    methods         model families, ``methods.build(config)``
+    networks, losses
+                    layers and image losses that they share
+    config          configurations of an experiment
+    fit             trains a configuration on arrays or on a data source, and returns the run
+    refine          puts an energy on a generator of your own
+    load            a run read back: ``run.energy``, ``run.generate(key, n)``, ``run.generator``, ``run.kernel()``
+    evaluate        scores of a run, written beside it
+    data, images    image sets and their preprocessing; grids and PNG
+    restoration     inverse problems with a model as the prior
+    evaluation, metrics, report
+                    measurements, numbers from arrays, the page of a run
+
+Running
+    runs, training  run directories; the loop, with exact resumption and recovery
+    sharding        meshes of devices
+    convert         weights of other programs
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jebm import config as config
+    from jebm import convert as convert
     from jebm import data as data
     from jebm import energy as energy
     from jebm import evaluation as evaluation
+    from jebm import images as images
     from jebm import learning as learning
     from jebm import losses as losses
     from jebm import mcmc as mcmc

@@ -1,9 +1,11 @@
 """A run read back: `jebm.load` gives a trained model, ready to sample, score or restore."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import data, images, methods, paths
+from jebm import data, images, mcmc, methods, paths
 from jebm.config import Config, to_dict
-from jebm.energy import Energy, Generator
+from jebm.energy import Energy, Generator, require_int
 from jebm.errors import ConfigError
 from jebm.methods.base import Method
+from jebm.methods.shared import chain_kernel
+from jebm.runs import show
 from jebm.runs.directory import RunDirectory
 from jebm.runs.state import fingerprint, initial_state
 
@@ -25,9 +29,12 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A trained model.
+
+    Its energy and its generator are pytrees whose leaves are the weights: they combine with those of other runs, by
+    `jebm.energy`, and are sampled by any kernel.
 
     Attributes:
         directory: the run directory.
@@ -49,6 +56,61 @@ class Run:
     def energy(self) -> Energy:
         """The energy of one image: the model's density is ``exp(-energy)``."""
         return self.method.energy(self.state)
+
+    @property
+    def generator(self) -> Generator:
+        """The generator: one latent of law N(0, I) and shape ``method.latent_shape`` in, one image out.
+
+        Raises:
+            ConfigError: a model without one.
+        """
+        return generator_of(self)
+
+    def generate(self, key: Array, n: int) -> Array:
+        """``n`` images, float32 [n, H, W, C] about [-1, 1]; image i does not depend on ``n``. Compiled once for each n.
+
+        It warns of images that are not finite or far outside [-1, 1].
+        """
+        drawn = self._generate(key, self.state, require_int(n, "n", 1))
+        images.warn_of_strays(drawn)
+        return drawn
+
+    def reconstruct(self, key: Array, batch: Array) -> Array:
+        """Images [n, H, W, C] in [-1, 1] through encoder and decoder.
+
+        Raises:
+            ConfigError: a model without an encoder.
+            ValueError: what are no images of this model.
+        """
+        if self.method.reconstruct is None:
+            raise ConfigError(f"{self.directory.path} holds a model without an encoder: it reconstructs nothing")
+        return self._reconstruct(key, self.state, batch)
+
+    def kernel(self) -> mcmc.LangevinKernel:
+        """The Langevin kernel of training's chain on images, walking ``energy``.
+
+        Raises:
+            ConfigError: a model whose chains of training are annealed, or not on images.
+        """
+        try:
+            return chain_kernel(self.method, self.state)
+        except ValueError as error:
+            raise ConfigError(f"{self.directory.path}: {error}; take jebm.langevin(run.energy, step_size)") from None
+
+    @functools.cached_property
+    def _generate(self) -> Callable[[Array, Any, int], Array]:
+        return jax.jit(self.method.generate, static_argnums=2)
+
+    @functools.cached_property
+    def _reconstruct(self) -> Callable[[Array, Any, Array], Array]:
+        assert self.method.reconstruct is not None
+        return jax.jit(self.method.reconstruct)
+
+    def __repr__(self) -> str:
+        return show.line(self)
+
+    def _repr_html_(self) -> str:
+        return show.page(self)
 
 
 class FrozenGenerator(NamedTuple):
