@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from jebm.mcmc.metropolis import hmc as hmc
     from jebm.mcmc.metropolis import mala as mala
     from jebm.mcmc.metropolis import nuts as nuts
+    from jebm.notebook import fit as fit
+    from jebm.notebook import refine as refine
     from jebm.runs.run import load as load
 
 __version__ = "0.1.0"
@@ -72,8 +74,8 @@ _PARTS = (
     "networks", "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
-    "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "hmc": "mcmc", "langevin": "mcmc", "load": "runs",
-    "mala": "mcmc", "nuts": "mcmc", "sample": "mcmc", "sample_chains": "mcmc",
+    "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "fit": "notebook", "hmc": "mcmc", "langevin": "mcmc", "load": "runs",
+    "mala": "mcmc", "nuts": "mcmc", "refine": "notebook", "sample": "mcmc", "sample_chains": "mcmc",
 }  # fmt: skip
 __all__ = ["__version__", *_PARTS, *_FUNCTIONS]  # noqa: PLE0604
 

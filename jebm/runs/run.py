@@ -15,16 +15,17 @@ from jax import Array
 
 from jebm import data, images, mcmc, methods, paths
 from jebm.config import Config, to_dict
-from jebm.energy import Energy, Generator, require_int
+from jebm.energy import Energy, Generator, as_partial, require_int
 from jebm.errors import ConfigError
 from jebm.methods.base import Method
+from jebm.methods.hat.config import GIVEN
 from jebm.methods.shared import chain_kernel
 from jebm.runs import show
 from jebm.runs.directory import RunDirectory
 from jebm.runs.state import fingerprint, initial_state
 
 __all__ = [
-    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "load", "load_source",
+    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "given_function", "load", "load_source",
     "method_of",
 ]  # fmt: skip
 
@@ -198,7 +199,8 @@ def _abstract_generator(configs: tuple[Config, ...]) -> Generator:
 
 
 def _fingerprint(config: Config, generator: Generator) -> str:
-    weights = np.asarray(fingerprint(jax.tree.leaves(generator))).tolist()
+    leaves = jax.tree.leaves(generator)
+    weights = np.asarray(fingerprint(leaves)).tolist() if leaves else []
     text = json.dumps([weights, to_dict(config)["method"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -241,11 +243,29 @@ def method_of(directory: RunDirectory) -> Method:
     return methods.build(config, frozen.generator if frozen else None)
 
 
-def load(path: str | pathlib.Path, step: int | None = None) -> Run:
-    """The run in a directory, at its newest whole checkpoint or at that of ``step``.
+def given_function(config: Config, generator: Generator) -> FrozenGenerator:
+    """A Python function as the frozen generator of a configuration; its code is not kept.
 
     Raises:
-        ConfigError: ``path`` is no run directory, or not on this machine.
+        ConfigError: a configuration that takes no function.
+    """
+    if getattr(config.method, "generator", None) != GIVEN:
+        raise ConfigError(f"a generator is given, which is for a HatEBMConfig with generator={GIVEN!r} alone")
+    leaves, structure = jax.tree.flatten(as_partial(generator))
+    generator = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
+    return FrozenGenerator((), _fingerprint(config, generator), generator)
+
+
+def load(path: str | pathlib.Path, step: int | None = None, generator: Generator | None = None) -> Run:
+    """The run in a directory, at its newest whole checkpoint or at that of ``step``.
+
+    Args:
+        path: of the run directory.
+        step: of the checkpoint; None: the newest.
+        generator: for a run of `jebm.refine`: the function that it is over; its weights are read from the checkpoint.
+
+    Raises:
+        ConfigError: ``path`` is no run directory, or not on this machine; or a run over a function, without one.
         NoCheckpoint: it has no whole checkpoint (of that step).
     """
     from jebm.runs.checkpoints import Checkpoints, NoCheckpoint
@@ -257,7 +277,10 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
-    method = method_of(directory)
+    if generator is None:
+        method = method_of(directory)
+    else:
+        method = methods.build(config, given_function(config, generator).generator)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(method, config)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)

@@ -97,6 +97,7 @@ RANKS = (
     {"runs"},
     {"evaluation", "restoration"},
     {"convert", "report", "training"},
+    {"notebook"},
     {"jebm"},  # the package's own face, which names all of them
     {"commands"},
     {"__main__"},
