@@ -74,8 +74,9 @@ _PARTS = (
     "networks", "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
-    "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "fit": "notebook", "hmc": "mcmc", "langevin": "mcmc", "load": "runs",
-    "mala": "mcmc", "nuts": "mcmc", "refine": "notebook", "sample": "mcmc", "sample_chains": "mcmc",
+    "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "fit": "notebook", "hmc": "mcmc",
+    "langevin": "mcmc", "load": "runs", "mala": "mcmc", "nuts": "mcmc", "refine": "notebook", "sample": "mcmc",
+    "sample_chains": "mcmc",
 }  # fmt: skip
 __all__ = ["__version__", *_PARTS, *_FUNCTIONS]  # noqa: PLE0604
 

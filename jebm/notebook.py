@@ -159,9 +159,7 @@ def _name(text: str) -> str:
 
 def _of_source(source: Source) -> dict[str, np.ndarray]:
     if isinstance(source.train, ImageSet) or isinstance(source.test, ImageSet):
-        raise DataError(
-            f"the images of {source.name!r} are read from files as they are needed: give their name instead"
-        )
+        raise DataError(f"the images of {source.name!r} are read from files as they are needed: give the name")
     labels = {"y_train": source.train_labels, "y_test": source.test_labels}
     return {
         "x_train": source.train, "x_test": source.test, **{n: a for n, a in labels.items() if a is not None}

@@ -25,8 +25,8 @@ from jebm.runs.directory import RunDirectory
 from jebm.runs.state import fingerprint, initial_state
 
 __all__ = [
-    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "given_function", "load", "load_source",
-    "method_of",
+    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "given_function", "load",
+    "load_source", "method_of",
 ]  # fmt: skip
 
 
