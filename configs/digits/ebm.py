@@ -2,9 +2,9 @@
 
 Command:   jebm train configs/digits/ebm.py --workdir runs/ebm
 Hardware:  1 CPU core, two minutes.
-Expect:    digits, most of them readable. Seed 0, once: Frechet distance 16.4 in the digit classifier's features (held-out
-           digits 5.5), precision 0.66, recall 0.83; the energy tells uniform noise, constant and shuffled images from
-           digits without an error (AUROC 1.00), interpolations at 0.70.
+Expect:    digits, most of them readable. Seed 0, once: Frechet distance 16.4 in the digit classifier's features
+           (held-out digits 5.5), precision 0.66, recall 0.83; the energy tells uniform noise, constant and shuffled
+           images from digits without an error (AUROC 1.00), interpolations at 0.70.
 
 Everything here is ours. ``--set method.rule=short_run_likelihood`` and the other rules of `jebm.learning` take the same
 settings; no score of theirs is promised.

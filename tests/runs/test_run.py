@@ -88,7 +88,7 @@ def test_the_kernel_is_trainings_chain(hat, vae):
 
 
 def test_products_differences_and_conditioning_over_two_runs(vae, hat):
-    x = vae.generate(KEY, 3)
+    x = np.asarray(vae.generate(KEY, 3))
     e, h = (jax.jit(jax.vmap(run.energy)) for run in (vae, hat))
     product = jebm.energy.sum(vae.energy, hat.energy)
     unlike = jebm.energy.sum(vae.energy, jebm.energy.negate(hat.energy, 0.5))
