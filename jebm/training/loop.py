@@ -378,10 +378,7 @@ def train(
     mesh = _mesh(config)
     recovery.check_back_off(config.method, config.training.recovery)
     identity.check_same_configuration(config, directory)
-    if generator is None:
-        frozen = runs.frozen_generator(config, directory)
-    else:
-        frozen = runs.given_function(config, generator)
+    frozen = runs.given_function(config, generator) if generator else runs.frozen_generator(config, directory)
     method = runs.build(config, frozen.generator if frozen else None)
     source = load_source(config, method.image_shape)
     try:

@@ -147,7 +147,7 @@ def test_a_hat_over_a_function_is_saved_loaded_and_scored(tmp_path, capsys):
     np.testing.assert_allclose(loaded.generator(z), generator(z), rtol=1e-6)
     np.testing.assert_allclose(loaded.generate(KEY, 2), images, atol=1e-5)
     names = {record.metric for record in jebm.evaluate(loaded, metrics=("scores",))}
-    assert "energy_gap" in names
+    assert "score_energy_gap" in names
     assert len(list((tmp_path / "hat/evaluation").glob("*.json"))) == len(names)
 
     # without the function no run, in one line; the report is made of files
