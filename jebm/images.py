@@ -1,7 +1,9 @@
 """Pictures: grids of images as PNG files."""
 
+import io
 import pathlib
 import warnings
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,10 @@ from jebm import files
 from jebm.energy import require_int
 from jebm.errors import DataError
 
-__all__ = ["from_uint8", "grid", "save_png", "to_uint8", "warn_of_strays"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["from_uint8", "grid", "picture", "png", "save_png", "to_uint8", "warn_of_strays"]
 
 FAR = 2.0  # root mean square of an image far outside [-1, 1], where that of black and white is 1
 
@@ -86,9 +91,21 @@ def grid(images: Array | np.ndarray, columns: int | None = None, gap: int = 1) -
 
 def save_png(path: pathlib.Path, image: np.ndarray, smallest_side: int = 512) -> None:
     """Writes uint8 [H, W, 1 or 3], small ones enlarged by a whole factor so that pixels can be seen."""
+    with files.whole(path) as temporary:
+        picture(image, smallest_side).save(temporary, format="PNG")
+
+
+def png(image: np.ndarray, smallest_side: int = 240) -> bytes:
+    """A PNG of uint8 [H, W, 1 or 3], small ones enlarged by a whole factor."""
+    buffer = io.BytesIO()
+    picture(image, smallest_side).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def picture(image: np.ndarray, smallest_side: int) -> "Image.Image":
+    """A Pillow image of uint8 [H, W, 1 or 3], small ones enlarged by a whole factor."""
     from PIL import Image
 
     factor = max(1, smallest_side // min(image.shape[:2]))
-    picture = np.repeat(np.repeat(image, factor, 0), factor, 1)
-    with files.whole(path) as temporary:
-        Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(temporary, format="PNG")
+    enlarged = np.repeat(np.repeat(image, factor, 0), factor, 1)
+    return Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged)

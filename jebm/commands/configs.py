@@ -49,13 +49,10 @@ def parameter_counts(config: "Config") -> dict[str, int]:
     """Parameters per network, and their total; by shape only, no memory is used."""
     import jax
 
-    from jebm.methods import Trained
+    from jebm.methods import shared
     from jebm.runs.run import abstract_state, build
 
     method = build(config)
     networks = jax.eval_shape(method.networks, abstract_state(method, config).method)
-    counts = {}
-    for name, network in networks.items():
-        params = network.params if isinstance(network, Trained) else network
-        counts[name] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    counts = shared.parameter_counts(networks)
     return {**counts, "total": sum(counts.values())}

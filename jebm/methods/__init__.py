@@ -8,6 +8,8 @@ from jebm.methods.base import Chain as Chain
 from jebm.methods.base import Method as Method
 from jebm.methods.denoising.ebm import DenoisingEBMConfig as DenoisingEBMConfig
 from jebm.methods.denoising.ebm import build as _denoising_ebm
+from jebm.methods.ebm.model import EBMConfig as EBMConfig
+from jebm.methods.ebm.model import build as _ebm
 from jebm.methods.ec.flow import ECFlowConfig as ECFlowConfig
 from jebm.methods.ec.flow import build as _ec_flow
 from jebm.methods.ec.gan import ECGANConfig as ECGANConfig
@@ -25,6 +27,7 @@ from jebm.methods.shared import with_weights as with_weights
 
 FAMILIES: dict[str, tuple[type, Callable[..., Method]]] = {
     "denoising_ebm": (DenoisingEBMConfig, _denoising_ebm),
+    "ebm": (EBMConfig, _ebm),
     "ec_flow": (ECFlowConfig, _ec_flow),
     "ec_gan": (ECGANConfig, _ec_gan),
     "ec_vae": (ECVAEConfig, _ec_vae),
@@ -69,6 +72,11 @@ def given_generator(config: Any) -> str | None:
 
 def denoising_ebm(config: DenoisingEBMConfig) -> Method:
     """Denoising-EBM (arXiv 2303.03887): semantic energy on latents, texture energy on images."""
+    return build(config)
+
+
+def ebm(config: EBMConfig) -> Method:
+    """One energy network, learnt by any rule of `jebm.learning`."""
     return build(config)
 
 

@@ -1,7 +1,7 @@
 """Shared parts of the families: networks that learn, draws of the prior, checks of images."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from jebm.errors import ConfigError
 from jebm.methods.base import Method, State, Weights
 
 __all__ = [
-    "Trained", "chain_kernel", "descend", "has_ema", "prior_samples", "requiring_images", "train", "warm_up",
-    "with_weights",
+    "Trained", "chain_kernel", "descend", "has_ema", "parameter_counts", "prior_samples", "requiring_images",
+    "train", "warm_up", "with_weights",
 ]  # fmt: skip
 
 LARGEST = 5.0  # of an image's absolute values; chains leave [-1, 1], levels of 255 are a mistake
@@ -97,6 +97,12 @@ def chain_kernel(method: Method, state: State) -> mcmc.LangevinKernel:
         raise ValueError("this family has no chain on images in training")
     step_size = method.chain.step_size * method.temperature
     return mcmc.langevin(method.energy(state), step_size, max_drift=method.chain.max_drift)
+
+
+def parameter_counts(networks: Mapping[str, Any]) -> dict[str, int]:
+    """The parameters of each network, as `Method.networks` gives them; shapes suffice."""
+    trees = {name: network.params if _is_trained(network) else network for name, network in networks.items()}
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in trees.items()}
 
 
 def prior_samples(key: Array, n: int, shape: tuple[int, ...]) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jebm import files
+from jebm import files, images
 from jebm.config import Config
 from jebm.errors import JebmError
 from jebm.evaluation import Record, read_record
@@ -155,7 +155,7 @@ def _neighbours(config: Config, directory: RunDirectory) -> _Html:
         f"Above generated images ({where}), below the training image nearest to each in pixels; root mean square "
         f"differences {distance.min():.1f} to {distance.max():.1f} levels of 255. A copy would be at 0."
     )
-    picture = _embedded(pictures.png(pictures.side_by_side(list(rows)), smallest_side=120))
+    picture = _embedded(images.png(pictures.side_by_side(list(rows)), smallest_side=120))
     return _section("Nearest training images", _tag("img", alt="nearest", src=picture), _note(note))
 
 

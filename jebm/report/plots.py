@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jebm.images import grid
+from jebm.images import grid, picture
 
-__all__ = ["animation", "curves", "histograms", "nearest", "png", "side_by_side"]
+__all__ = ["animation", "curves", "histograms", "nearest", "side_by_side"]
 
 BLOCK = 1000  # training images at once
 
@@ -41,16 +41,9 @@ def side_by_side(rows: Sequence[np.ndarray]) -> np.ndarray:
     return grid(from_uint8(np.concatenate(list(rows))), columns=len(rows[0]))
 
 
-def png(picture: np.ndarray, smallest_side: int = 240) -> bytes:
-    """A PNG of uint8 [H, W, 1 or 3], small ones enlarged by a whole factor."""
-    buffer = io.BytesIO()
-    _image(picture, smallest_side).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def animation(frames: Sequence[np.ndarray], *, milliseconds: int = 120, smallest_side: int = 240) -> bytes:
     """A GIF that repeats, of uint8 [H, W, 1 or 3] frames; the last stays a second longer."""
-    pictures = [_image(frame, smallest_side).convert("RGB") for frame in frames]
+    pictures = [picture(frame, smallest_side).convert("RGB") for frame in frames]
     buffer = io.BytesIO()
     pictures[0].save(
         buffer, format="GIF", save_all=True, append_images=pictures[1:], loop=0,
@@ -109,11 +102,3 @@ def _svg(figure) -> bytes:  # type: ignore[no-untyped-def]
     with matplotlib.rc_context({"svg.hashsalt": "jebm"}):  # the same picture is the same file
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
-
-
-def _image(picture: np.ndarray, smallest_side: int):  # type: ignore[no-untyped-def]
-    from PIL import Image
-
-    factor = max(1, smallest_side // min(picture.shape[:2]))
-    large = np.repeat(np.repeat(picture, factor, 0), factor, 1)
-    return Image.fromarray(large[..., 0] if large.shape[-1] == 1 else large)

@@ -1,9 +1,11 @@
 """A run read back: `jebm.load` gives a trained model, ready to sample, score or restore."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,23 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import data, images, methods, paths
+from jebm import data, images, mcmc, methods, paths
 from jebm.config import Config, to_dict
-from jebm.energy import Energy, Generator
+from jebm.energy import Energy, Generator, as_partial, require_int
 from jebm.errors import ConfigError
 from jebm.methods.base import Method
+from jebm.methods.hat.config import GIVEN
+from jebm.methods.shared import chain_kernel
+from jebm.runs import show
 from jebm.runs.directory import RunDirectory
 from jebm.runs.state import fingerprint, initial_state
 
 __all__ = [
-    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "load", "load_source",
-    "method_of",
+    "FrozenGenerator", "Run", "abstract_state", "build", "frozen_generator", "generator_of", "given_function", "load",
+    "load_source", "method_of",
 ]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A trained model.
+
+    Its energy and its generator are pytrees whose leaves are the weights: they combine with those of other runs, by
+    `jebm.energy`, and are sampled by any kernel.
 
     Attributes:
         directory: the run directory.
@@ -49,6 +57,61 @@ class Run:
     def energy(self) -> Energy:
         """The energy of one image: the model's density is ``exp(-energy)``."""
         return self.method.energy(self.state)
+
+    @property
+    def generator(self) -> Generator:
+        """The generator: one latent of law N(0, I) and shape ``method.latent_shape`` in, one image out.
+
+        Raises:
+            ConfigError: a model without one.
+        """
+        return generator_of(self)
+
+    def generate(self, key: Array, n: int) -> Array:
+        """``n`` images, float32 [n, H, W, C] about [-1, 1]; image i does not depend on ``n``. Compiled once for each n.
+
+        It warns of images that are not finite or far outside [-1, 1].
+        """
+        drawn = self._generate(key, self.state, require_int(n, "n", 1))
+        images.warn_of_strays(drawn)
+        return drawn
+
+    def reconstruct(self, key: Array, batch: Array) -> Array:
+        """Images [n, H, W, C] in [-1, 1] through encoder and decoder.
+
+        Raises:
+            ConfigError: a model without an encoder.
+            ValueError: what are no images of this model.
+        """
+        if self.method.reconstruct is None:
+            raise ConfigError(f"{self.directory.path} holds a model without an encoder: it reconstructs nothing")
+        return self._reconstruct(key, self.state, batch)
+
+    def kernel(self) -> mcmc.LangevinKernel:
+        """The Langevin kernel of training's chain on images, walking ``energy``.
+
+        Raises:
+            ConfigError: a model whose chains of training are annealed, or not on images.
+        """
+        try:
+            return chain_kernel(self.method, self.state)
+        except ValueError as error:
+            raise ConfigError(f"{self.directory.path}: {error}; take jebm.langevin(run.energy, step_size)") from None
+
+    @functools.cached_property
+    def _generate(self) -> Callable[[Array, Any, int], Array]:
+        return jax.jit(self.method.generate, static_argnums=2)
+
+    @functools.cached_property
+    def _reconstruct(self) -> Callable[[Array, Any, Array], Array]:
+        assert self.method.reconstruct is not None
+        return jax.jit(self.method.reconstruct)
+
+    def __repr__(self) -> str:
+        return show.line(self)
+
+    def _repr_html_(self) -> str:
+        return show.page(self)
 
 
 class FrozenGenerator(NamedTuple):
@@ -136,7 +199,8 @@ def _abstract_generator(configs: tuple[Config, ...]) -> Generator:
 
 
 def _fingerprint(config: Config, generator: Generator) -> str:
-    weights = np.asarray(fingerprint(jax.tree.leaves(generator))).tolist()
+    leaves = jax.tree.leaves(generator)
+    weights = np.asarray(fingerprint(leaves)).tolist() if leaves else []
     text = json.dumps([weights, to_dict(config)["method"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -179,11 +243,29 @@ def method_of(directory: RunDirectory) -> Method:
     return methods.build(config, frozen.generator if frozen else None)
 
 
-def load(path: str | pathlib.Path, step: int | None = None) -> Run:
-    """The run in a directory, at its newest whole checkpoint or at that of ``step``.
+def given_function(config: Config, generator: Generator) -> FrozenGenerator:
+    """A Python function as the frozen generator of a configuration; its code is not kept.
 
     Raises:
-        ConfigError: ``path`` is no run directory, or not on this machine.
+        ConfigError: a configuration that takes no function.
+    """
+    if getattr(config.method, "generator", None) != GIVEN:
+        raise ConfigError(f"a generator is given, which is for a HatEBMConfig with generator={GIVEN!r} alone")
+    leaves, structure = jax.tree.flatten(as_partial(generator))
+    generator = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
+    return FrozenGenerator((), _fingerprint(config, generator), generator)
+
+
+def load(path: str | pathlib.Path, step: int | None = None, generator: Generator | None = None) -> Run:
+    """The run in a directory, at its newest whole checkpoint or at that of ``step``.
+
+    Args:
+        path: of the run directory.
+        step: of the checkpoint; None: the newest.
+        generator: for a run of `jebm.refine`: the function that it is over; its weights are read from the checkpoint.
+
+    Raises:
+        ConfigError: ``path`` is no run directory, or not on this machine; or a run over a function, without one.
         NoCheckpoint: it has no whole checkpoint (of that step).
     """
     from jebm.runs.checkpoints import Checkpoints, NoCheckpoint
@@ -195,7 +277,10 @@ def load(path: str | pathlib.Path, step: int | None = None) -> Run:
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
-    method = method_of(directory)
+    if generator is None:
+        method = method_of(directory)
+    else:
+        method = methods.build(config, given_function(config, generator).generator)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(method, config)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)

@@ -18,6 +18,7 @@ from jax import Array
 
 from jebm import data, images, sharding
 from jebm.config import Config, config_hash
+from jebm.energy import Generator
 from jebm.errors import ConfigError
 from jebm.mcmc import bank
 from jebm.methods.base import Method, Metrics
@@ -347,6 +348,7 @@ def train(
     log: Callable[[str], None] = print,
     *,
     allow_changed_data: bool = False,
+    generator: Generator | None = None,
 ) -> TrainState:
     """Trains to ``config.training.num_steps``, from the newest whole checkpoint in ``directory`` if there is one.
 
@@ -363,6 +365,7 @@ def train(
         directory: the run directory, created if missing.
         log: receives lines for the user.
         allow_changed_data: resume although the images, or the frozen generator, differ from those at the start.
+        generator: the function that a configuration with ``method.generator="given"`` is over (`jebm.refine`).
 
     Raises:
         ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``; data or a
@@ -375,17 +378,17 @@ def train(
     mesh = _mesh(config)
     recovery.check_back_off(config.method, config.training.recovery)
     identity.check_same_configuration(config, directory)
-    generator = runs.frozen_generator(config, directory)
-    method = runs.build(config, generator.generator if generator else None)
+    frozen = runs.given_function(config, generator) if generator else runs.frozen_generator(config, directory)
+    method = runs.build(config, frozen.generator if frozen else None)
     source = load_source(config, method.image_shape)
     try:
         data.steps_per_epoch(len(source.train), config.data.batch_size)
     except ValueError as error:
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
-    if generator and not generator.has_weights:
+    if frozen and not frozen.has_weights:
         log("method.generator: another run than when this one began, or none: the weights kept here are used")
-    training = _Training(config, method, generator, source, mesh, _placed(abstract_state(method, config), mesh))
-    facts = identity.facts(config, source, generator)
+    training = _Training(config, method, frozen, source, mesh, _placed(abstract_state(method, config), mesh))
+    facts = identity.facts(config, source, frozen)
     with contextlib.ExitStack() as held:
         problem = _lock(held, directory)
         identity.check_processes(facts, problem)  # if one has a problem, all stop
@@ -431,7 +434,7 @@ def _train(
         if sharding.is_main():
             with naming(directory.config):
                 directory.write_config(config)
-                if generator:
+                if generator and generator.configs:
                     directory.write_generator(generator.configs, generator.fingerprint)
         fixed = {name: value for name, value in facts.items() if name != "configuration" and value is not None}
         with naming(directory.metrics):

@@ -17,6 +17,9 @@ _SHAPE = {"image_size": 8, "channels": 1}
 _CALIBRATION = CalibrationConfig(num_steps=2, dual_initial=5.0)
 
 CONFIGS = {
+    "ebm": methods.EBMConfig(
+        **_SHAPE, width=2, num_halvings=2, num_steps=2, generate_steps=2, bank_size=8, learning_rate=1e-2
+    ),
     "ec_vae": methods.ECVAEConfig(
         **_SHAPE, latent_size=4, encoder_width=2, decoder_width=2, energy_layers=((4, 1),), energy_head_width=4,
         energy_scales=1, calibration=_CALIBRATION,

@@ -95,3 +95,14 @@ def exact_law(
 def stationary_covariance(precision: np.ndarray, step_size: float, temperature: float) -> np.ndarray:
     """``T Σ (I - (η/2) Σ⁻¹)⁻¹``, what the unadjusted step leaves invariant."""
     return temperature * np.linalg.inv(precision @ (np.eye(len(precision)) - 0.5 * step_size * precision))
+
+
+def mean_vector_test(samples: Any, mean: Any = 0.0) -> Verdict:
+    """Independent rows of unknown law against their expectation: Hotelling's χ², covariance measured."""
+    samples = np.asarray(samples, np.float64)
+    n, d = samples.shape
+    if not np.all(np.isfinite(samples)):
+        return Verdict(0.0, n, "samples are not finite")
+    difference = samples.mean(0) - mean
+    chi = n * difference @ np.linalg.solve(np.cov(samples.T).reshape(d, d), difference)
+    return Verdict(float(scipy.stats.chi2.sf(chi, d)), n, f"means off by {difference}, χ² = {chi:.1f} of {d}")

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import families as tiny_families
+from helpers import learning_rules
 
-from jebm import evaluation, mcmc, methods, restoration
+from jebm import energy, evaluation, mcmc, methods, restoration
 from jebm.data import Source, to_float
 from jebm.evaluation import measurements as measure
 from jebm.methods.base import Chain, Method
@@ -173,6 +174,13 @@ def test_functions_of(name, ledger):
         ledger.__init__()
         run(function, KEY())
         assert not ledger.mistakes()[0], which
+
+
+@pytest.mark.parametrize("name", learning_rules.RULES)
+def test_learning_rules(name, ledger):
+    of = energy.bind(learning_rules.family(name), learning_rules.PARAMS)
+    run(lambda key: learning_rules.rule(name, of, key)[0], KEY())
+    accept(ledger)
 
 
 # --- what the command line runs ---------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 
 from jebm import methods
 from jebm.errors import ConfigError
+from jebm.learning.likelihood import contrastive_loss
 from jebm.methods import ECVAEConfig, HatEBMConfig
 from jebm.methods.hat.ebm import energy_loss, hat_network
-from jebm.methods.maximum_likelihood import contrastive_loss
 
 
 def test_the_loss_in_closed_form():

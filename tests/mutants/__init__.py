@@ -11,6 +11,7 @@ from .of_data import MUTANTS as OF_DATA
 from .of_denoising import MUTANTS as OF_DENOISING
 from .of_evaluation import MUTANTS as OF_EVALUATION
 from .of_hat import MUTANTS as OF_HAT
+from .of_learning import MUTANTS as OF_LEARNING
 from .of_losses import MUTANTS as OF_LOSSES
 from .of_mcmc import MUTANTS as OF_MCMC
 from .of_networks import MUTANTS as OF_NETWORKS
@@ -22,6 +23,6 @@ from .of_training import MUTANTS as OF_TRAINING
 __all__ = ["MUTANTS", "ROOT", "Mutant", "code", "selections"]
 
 MUTANTS: tuple[Mutant, ...] = (
-    *OF_MCMC, *OF_BANK_AND_ENERGY, *OF_CALIBRATION, *OF_HAT, *OF_DENOISING, *OF_LOSSES, *OF_RESTORATION,
+    *OF_MCMC, *OF_BANK_AND_ENERGY, *OF_CALIBRATION, *OF_HAT, *OF_DENOISING, *OF_LEARNING, *OF_LOSSES, *OF_RESTORATION,
     *OF_EVALUATION, *OF_DATA, *OF_NETWORKS, *OF_TRAINING, *OF_SAMPLERS, *OF_PROBLEMS,
 )  # fmt: skip

@@ -109,7 +109,7 @@ MUTANTS = (
          "gap without the distance", EACH),
     ),
     *of(
-        "jebm/methods/maximum_likelihood.py", (LIKELIHOOD, "tests/methods/hat/test_iteration.py"),
+        "jebm/learning/likelihood.py", (LIKELIHOOD, "tests/methods/hat/test_iteration.py"),
         ("jnp.mean(on_data) - jnp.mean(on_negatives)", "jnp.mean(on_negatives) - jnp.mean(on_data)", "the sign"),
         ("return loss / temperature", "return loss", "T forgotten"),
         ("+ jnp.mean(jnp.square(on_negatives)))", "- jnp.mean(jnp.square(on_negatives)))", "negatives are not held"),

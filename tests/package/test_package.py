@@ -91,6 +91,7 @@ RANKS = (
     {"mcmc"},
     {"diagnostics"},
     {"plot"},
+    {"learning"},
     {"losses", "networks"},
     {"data"},
     {"metrics"},  # numbers from arrays: they know no model
@@ -99,6 +100,7 @@ RANKS = (
     {"runs"},
     {"evaluation", "restoration"},
     {"convert", "report", "training"},
+    {"notebook"},
     {"jebm"},  # the package's own face, which names all of them
     {"commands"},
     {"__main__"},

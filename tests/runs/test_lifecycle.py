@@ -39,6 +39,8 @@ def get_config():
 '''
 
 METHODS = {
+    "ebm": """EBMConfig(
+        **small, width=4, num_halvings=2, num_steps=2, generate_steps=2, bank_size=32, learning_rate=1e-2)""",
     "ec_vae": """ECVAEConfig(
         **small, **energy, latent_size=4, encoder_width=2, decoder_width=2, energy_head_width=4, energy_scales=1,
         vae_learning_rate=1e-2)""",

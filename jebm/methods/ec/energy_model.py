@@ -22,8 +22,8 @@ from jax import Array
 
 from jebm import energy as energies
 from jebm.energy import Annealed, Energy
+from jebm.learning.likelihood import contrastive_loss
 from jebm.methods.base import Metrics
-from jebm.methods.maximum_likelihood import contrastive_loss
 from jebm.methods.shared import Trained, descend, train
 from jebm.networks import spectral_norm
 

@@ -11,6 +11,9 @@ from jebm.methods.hat.networks import IMAGE_SIZES, code_shape
 
 __all__ = ["HatEBMConfig"]
 
+GIVEN = "given"
+"""Of ``generator``: a Python function, given at each call."""
+
 Rates = tuple[tuple[float, int], ...]
 
 
@@ -26,8 +29,9 @@ class HatEBMConfig:
         energy_width: of the hat, see `jebm.methods.hat.networks`.
         generator_width: of the generator or decoder.
         output_scale: the network's images are ``output_scale * tanh``: 2, or 1 for an SN-GAN.
-        generator: the frozen generator of a refinement or retrofit: a run directory, or ``"network"`` for this
-            configuration's own network with imported weights (`jebm convert`). Empty in synthesis.
+        generator: the frozen generator of a refinement or retrofit: a run directory, ``"network"`` for this
+            configuration's own network with imported weights (`jebm convert`), or ``"given"`` for a Python function
+            (`jebm.refine`). Empty in synthesis.
         temperature: T, in training and in sampling: a hat trained at one T is no model at another.
         chain: of training.
         test_chain: of generation.
@@ -100,7 +104,7 @@ class HatEBMConfig:
     @property
     def generator_run(self) -> str | None:
         """The run directory of the frozen generator; None if ``generator`` names none."""
-        return None if self.generator in ("", "network") else self.generator
+        return None if self.generator in ("", "network", GIVEN) else self.generator
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

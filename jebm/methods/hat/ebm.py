@@ -36,15 +36,15 @@ from jebm import energy as energies
 from jebm import mcmc
 from jebm.energy import Energy, Generator, PyTree, as_partial, bind
 from jebm.errors import ConfigError
+from jebm.learning.likelihood import contrastive_loss
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
 from jebm.methods import diagnostics
 from jebm.methods.base import Chain, Method, Metrics
 from jebm.methods.hat import keras
 from jebm.methods.hat.chains import Samples, run_chains
-from jebm.methods.hat.config import HatEBMConfig
+from jebm.methods.hat.config import GIVEN, HatEBMConfig
 from jebm.methods.hat.networks import HatDecoder, HatEnergy, HatGenerator
-from jebm.methods.maximum_likelihood import contrastive_loss
 from jebm.methods.shared import Trained, descend, train
 
 __all__ = [
@@ -118,6 +118,11 @@ def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> 
         ConfigError: the configuration names a run, but no generator is given.
     """
     if generator is None:
+        if config.generator == GIVEN:
+            raise ConfigError(
+                f"generator={GIVEN!r} is a Python function: train with jebm.refine(generator, data, config), and read "
+                "the run with jebm.load(path, generator=generator)"
+            )
         if config.generator_run is not None:
             raise ConfigError(
                 f"generator={config.generator!r}: give the generator of that run (jebm.runs.run.build loads it)"

@@ -1,0 +1,1 @@
+"""One energy network, learnt by any rule of `jebm.learning`."""
