@@ -53,9 +53,11 @@ def test_the_platform_compiled_for_chooses(platform, windows):
         return jax.jit(function).trace(x).lower(lowering_platforms=(platform,)).as_text()
 
     assert program(average_pool).count("reduce_window") == windows
-    chain = lambda x: jax.lax.scan(
-        lambda x, _: (jax.grad(lambda x: jnp.sum(jnp.sin(average_pool(x))))(x), None), x, length=3
-    )  # noqa: E731, E501
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(average_pool(x))))
+
+    def chain(x):
+        return jax.lax.scan(lambda x, _: (gradient(x), None), x, length=3)
+
     text = program(chain)
     assert text.count("reduce_window") == 2 * windows  # the pool, and its transpose
     assert "stablehlo.case" not in text

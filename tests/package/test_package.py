@@ -96,6 +96,7 @@ RANKS = (
     {"runs"},
     {"evaluation", "restoration"},
     {"convert", "report", "training"},
+    {"planning"},
     {"jebm"},  # the package's own face, which names all of them
     {"commands"},
     {"__main__"},
