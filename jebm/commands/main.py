@@ -22,8 +22,8 @@ VERBS: dict[str, Any] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for a run that diverged or a plan that does not fit, 2 for a user's
-    mistake or a machine too small, 130 for Ctrl-C.
+    """Runs one command; returns the exit status: 0, 1 for a run that diverged or a plan that does not fit, 2 for a
+    user's mistake or a machine too small, 130 for Ctrl-C.
 
     Everything but 0 goes with one line on standard error. An error that is none of these is a fault of jebm's and
     leaves with its traceback.

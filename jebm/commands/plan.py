@@ -45,7 +45,6 @@ def run(options: argparse.Namespace) -> None:
 
     config = override(load_file(options.config), options.set)
     devices = topology(options.topology, options.slices)  # before anything asks for a device
-    common.enable_compilation_cache()
     found = plan(config, devices, options.slices, say=lambda line: print(f"jebm: {line}", file=sys.stderr, flush=True))
     advice = _advice(config, found)
     if options.json:
@@ -119,7 +118,7 @@ def _text(name: str, found: "Plan") -> list[str]:
     else:
         total = sum(found.hours(n) or 0.0 for n in ("training step", "sample grid") if n in found.programs)
         lines += [
-            f"estimated: {rate:,.0f} images a second, {_hours(total)} h for {found.num_steps:,} steps with grids",
+            f"estimate: {rate:,.0f} images a second; {_hours(total)} h for {found.num_steps:,} steps and grids",
             "Memory, collectives and operations are read from the compiled programs. Times are estimates: the cycles",
             "that the compiler expects, loops multiplied, and collectives at the links' full speed; without data, files",
             "and hosts.",

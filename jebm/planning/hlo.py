@@ -24,6 +24,7 @@ LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -143,11 +144,21 @@ def _trip_count(loop: Instruction, condition: dict[str, Instruction]) -> int:
 
 
 def collectives(lines: list[Executed], *, looped: bool) -> dict[str, Collectives]:
-    """The collectives inside loops, or outside, by opcode."""
+    """The collectives inside loops, or outside, by opcode.
+
+    A TPU's compiler starts one before a loop, lets it go on in pieces beside the loop's work, and ends it behind: that
+    is one, outside, whose lines share their channel.
+    """
+    channels: dict[object, list[Executed]] = {}
+    for number, one in enumerate(lines):
+        if one.line.opcode.removesuffix("-start") in COLLECTIVES:
+            channel = CHANNEL.search(one.line.text)
+            channels.setdefault(channel[1] if channel else number, []).append(one)
     found: dict[str, Collectives] = {}
-    for line, operands, times, within, _ in lines:
-        kind = line.opcode.removesuffix("-start")
-        if kind in COLLECTIVES and within == looped:
+    for parts in channels.values():
+        if all(part.looped for part in parts) == looped:
+            line, operands, *_ = parts[0]
+            kind, times = line.opcode.removesuffix("-start"), min(part.times for part in parts)
             given = sum(sum(operand.sizes) for operand in operands)
             got = sum(line.sizes) - (given if line.opcode != kind and len(line.sizes) > 1 else 0)
             before = found.get(kind, Collectives(0, 0))

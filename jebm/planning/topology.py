@@ -110,6 +110,7 @@ def _tpu(name: str, kind: str, slices: int) -> Topology:
         raise ConfigError(f"--topology {name}: {EXTRA}")
     from jax.experimental import topologies
 
+    jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be read back without a chip
     # no chip is looked for, and several plans may run at a time
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     for variable, value in {**quiet, "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_STDERR_LOG_LEVEL": "3"}.items():
