@@ -118,7 +118,7 @@ def _text(name: str, found: "Plan") -> list[str]:
     else:
         total = sum(found.hours(n) or 0.0 for n in ("training step", "sample grid") if n in found.programs)
         lines += [
-            f"estimate: {rate:,.0f} images a second; {_hours(total)} h for {found.num_steps:,} steps and grids",
+            f"estimate: {rate:,.0f} images/s, {_hours(total)} h for {found.num_steps:,} steps and grids",
             "Memory, collectives and operations are read from the compiled programs. Times are estimates: the cycles",
             "that the compiler expects, loops multiplied, and collectives at the links' full speed; without data, files",
             "and hosts.",

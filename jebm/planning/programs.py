@@ -16,7 +16,8 @@ from jebm.planning import hlo
 from jebm.planning.topology import Topology
 from jebm.runs import run as runs
 from jebm.runs.drawing import drawing
-from jebm.training.loop import NUM_PROBES, make_step, mesh_of, placed
+from jebm.training.loop import NUM_PROBES, make_step
+from jebm.training.placement import mesh_of, placed
 
 __all__ = ["Plan", "Program", "plan"]
 

@@ -1,6 +1,6 @@
 """The training loop: any `Method`, one compiled step, checkpoints of everything, resumed bit for bit.
 
-The file is in the order of a training: the step, placement, the start, an attempt, a recovery, and `train` around them.
+The file is in the order of a training: the step, data, the start, an attempt, a recovery, and `train` around them.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from jax import Array
 from jebm import data, images, sharding
 from jebm.config import Config, config_hash
 from jebm.errors import ConfigError
-from jebm.mcmc import bank
 from jebm.methods.base import Method, Metrics
 from jebm.methods.shared import Trained, gathered
 from jebm.runs import run as runs
@@ -32,9 +31,10 @@ from jebm.runs.state import TrainState, initial_state
 from jebm.training import identity, monitors, recovery
 from jebm.training.lock import locked
 from jebm.training.output import naming, progress, surviving_log
+from jebm.training.placement import mesh_of, placed
 from jebm.training.signals import StopSignal
 
-__all__ = ["Diverged", "make_step", "mesh_of", "placed", "train"]
+__all__ = ["Diverged", "make_step", "train"]
 
 ADVICE = "Lower the learning rates or the step size, or change training.seed"
 NUM_PROBES = 8  # images of the training set that the monitors watch
@@ -73,36 +73,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
-# --- placement ---------------------------------------------------------------------------------------------------
-
-
-def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh that a configuration asks for, over all devices, or those given.
-
-    Raises:
-        ConfigError: devices that ``training.fsdp`` does not divide, or that do not divide ``data.batch_size``.
-    """
-    try:
-        mesh = sharding.make_mesh(fsdp=config.training.fsdp, devices=devices)
-    except ValueError as error:
-        raise ConfigError(f"training.fsdp={config.training.fsdp}: {error}") from None
-    if config.data.batch_size % mesh.size:
-        raise ConfigError(
-            f"data.batch_size={config.data.batch_size} does not divide over {mesh.size} devices: "
-            f"take a multiple of {mesh.size}"
-        )
-    return mesh
-
-
-def placed(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """The abstract state with its shardings: banks like a batch, large parameters split, the rest replicated."""
-    split = sharding.parameter_sharding(abstract, mesh)
-    banks = bank.placement(abstract, sharding.batch_sharding(mesh), sharding.replicated(mesh))
-    choose = lambda a, s, b: jax.ShapeDtypeStruct(  # noqa: E731
-        a.shape, a.dtype, sharding=s if b.is_fully_replicated else b
-    )
-    placed: TrainState = jax.tree.map(choose, abstract, split, banks)
-    return placed
+# --- data --------------------------------------------------------------------------------------------------------
 
 
 def _loader(config: Config, source: data.Source, mesh: jax.sharding.Mesh, attempt: int) -> data.Loader:

@@ -23,7 +23,8 @@ SCRIPT = textwrap.dedent(
     from jebm.planning import hlo
     from jebm.runs.drawing import drawing
     from jebm.runs.run import abstract_state
-    from jebm.training import loop
+    from jebm.training.loop import make_step
+    from jebm.training.placement import mesh_of, placed
 
     # networks of a few channels are split, too
     sharding.parameter_sharding = functools.partial(sharding.parameter_sharding, smallest=16)
@@ -54,12 +55,12 @@ SCRIPT = textwrap.dedent(
             if hasattr(settings, "bank_size"):
                 settings = dataclasses.replace(settings, bank_size=rows)
             config = Config(settings, DataConfig("digits", batch_size=rows), TrainingConfig(fsdp=fsdp))
-            method, mesh = methods.build(settings), loop.mesh_of(config, jax.devices()[:devices])
-            state = loop.placed(abstract_state(method, config), mesh)
+            method, mesh = methods.build(settings), mesh_of(config, jax.devices()[:devices])
+            state = placed(abstract_state(method, config), mesh)
             split = [leaf for leaf in jax.tree.leaves(state.method) if "fsdp" in leaf.sharding.spec]
             assert (len(split) > 3) == (fsdp > 1), (name, len(split))
             images = jax.ShapeDtypeStruct((rows, *method.image_shape), "uint8", sharding=sharding.batch_sharding(mesh))
-            step = loop.make_step(config, method, jax.tree.map(lambda a: a.sharding, state))
+            step = make_step(config, method, jax.tree.map(lambda a: a.sharding, state))
             with jax.set_mesh(mesh):
                 read(name, "step", fsdp, devices, step.lower(state, images).compile())
                 if devices == 1 or fsdp > 1:
