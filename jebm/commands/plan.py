@@ -120,8 +120,8 @@ def _text(name: str, found: "Plan") -> list[str]:
         lines += [
             f"estimate: {rate:,.0f} images/s, {_hours(total)} h for {found.num_steps:,} steps and grids",
             "Memory, collectives and operations are read from the compiled programs. Times are estimates: the cycles",
-            "that the compiler expects, loops multiplied, and collectives at the links' full speed; without data, files",
-            "and hosts.",
+            "that the compiler expects, loops multiplied, and collectives at the links' full speed; data and files are",
+            "not in them.",
         ]
     return lines
 
