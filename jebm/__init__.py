@@ -79,8 +79,8 @@ __version__ = "0.1.0"
 # loaded when first used: parts bring JAX, optimisers, checkpoints and image libraries along, and the command line is to
 # answer, and to hear Ctrl-C, before they are there
 _PARTS = (
-    "config", "convert", "data", "diagnostics", "energy", "evaluation", "images", "learning", "losses", "mcmc", "methods",
-    "metrics", "networks", "plot", "problems", "report", "restoration", "runs", "sharding", "training",
+    "config", "convert", "data", "diagnostics", "energy", "evaluation", "images", "learning", "losses", "mcmc",
+    "methods", "metrics", "networks", "plot", "problems", "report", "restoration", "runs", "sharding", "training",
 )  # fmt: skip
 _FUNCTIONS = {
     "annealed_langevin": "mcmc", "chain_keys": "mcmc", "evaluate": "evaluation.run.evaluate_run", "fit": "notebook",

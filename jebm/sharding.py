@@ -7,6 +7,7 @@ communication, so the program is the same for one device, eight devices and eigh
 
 import collections
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ from jebm.energy import PyTree, require_int
 from jebm.errors import ConfigError
 
 __all__ = [
-    "batch_sharding", "constrain_batch", "initialize", "local_rows", "make_mesh", "parameter_sharding", "replicated",
-    "shard_batch", "wait_for_all",
+    "batch_sharding", "constrain_batch", "constrain_copied", "initialize", "local_rows", "make_mesh",
+    "parameter_sharding", "platform", "replicated", "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
@@ -70,7 +71,7 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(num_devices: int | None = None, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all processes, or the first ``num_devices``: axes "data" and "fsdp".
 
     Where the devices are in several slices, joined by a slower network, the data axis runs over the slices, and an fsdp
@@ -79,12 +80,13 @@ def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     Args:
         num_devices: all of them by default.
         fsdp: devices over which large parameters are split; the data axis has ``num_devices / fsdp``.
+        devices: instead of those of all processes; such as a topology's, for which programs are only compiled.
 
     Raises:
         ValueError: more devices asked for than there are, a number that ``fsdp`` does not divide, or slices of which
             ``num_devices`` takes unequal parts or ``fsdp`` no whole share.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     num_devices = len(devices) if num_devices is None else require_int(num_devices, "num_devices", 1)
     fsdp = require_int(fsdp, "fsdp", 1)
     if num_devices > len(devices):
@@ -106,6 +108,12 @@ def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
     placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=split)
     return Mesh(placed, (DATA_AXIS, FSDP_AXIS), axis_types=types)
+
+
+def platform(mesh: Mesh) -> str:
+    """What programs on this mesh are compiled for: "cpu", "gpu" or "tpu"."""
+    name: str = mesh.devices.flat[0].platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -155,11 +163,29 @@ def constrain_batch(tree: PyTree) -> PyTree:
     """Inside a compiled program: spreads the leading axis of every leaf over the mesh in force (`jax.set_mesh`).
 
     What a program draws for itself, such as latents, has no placement of its own; left alone it would be computed in
-    full on every device. Without a mesh nothing changes.
+    full on every device; and where split weights made it, on a part of them. Without a mesh nothing changes, nor does a
+    leaf whose leading axis the number of devices does not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+
+    def spread(leaf: Array) -> Array:
+        if leaf.shape[0] % mesh.size:
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
+
+    return jax.tree.map(spread, tree)
+
+
+def constrain_copied(tree: PyTree) -> PyTree:
+    """Inside a compiled program: every device of the mesh in force gets the whole of every leaf, here and once.
+
+    Split parameters that a loop uses would otherwise be gathered in each of its steps. Without a mesh nothing changes.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jebm
-from jebm.commands import common, configs, convert, data, evaluate, report, restore, sample, train
+from jebm.commands import common, configs, convert, data, evaluate, plan, report, restore, sample, train
 from jebm.errors import ConfigError, JebmError
 
 __all__ = ["VERBS", "main", "parse"]
 
 VERBS: dict[str, Any] = {
-    "train": train, "sample": sample, "evaluate": evaluate, "restore": restore, "report": report, "convert": convert,
-    "data": data, "configs": configs,
+    "train": train, "plan": plan, "sample": sample, "evaluate": evaluate, "restore": restore, "report": report,
+    "convert": convert, "data": data, "configs": configs,
 }  # fmt: skip
 """Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a user's mistake or a machine too
-    small, 130 for Ctrl-C.
+    """Runs one command; returns the exit status: 0, 1 for a run that diverged or a plan that does not fit, 2 for a
+    user's mistake or a machine too small, 130 for Ctrl-C.
 
     Everything but 0 goes with one line on standard error. An error that is none of these is a fault of jebm's and
     leaves with its traceback.
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         options.verb.run(options)
-    except Diverged as error:
+    except (Diverged, plan.DoesNotFit) as error:
         return _complain(error, 1)
     except BrokenPipeError as error:  # the reader of our output has gone, which only a training outlives
         return _complain(error) if options.verb is train and not options.keys else 0

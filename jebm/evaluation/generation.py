@@ -2,12 +2,14 @@
 
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jebm import sharding
 from jebm.data import permutation, to_uint8
 from jebm.errors import DataError
 from jebm.evaluation.records import Record, cost, file_stem
@@ -17,30 +19,44 @@ from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
 from jebm.metrics.frechet import extrapolated, frechet_distance
 from jebm.metrics.kernel import classifier_score, kernel_distance, precision_recall
+from jebm.runs.drawing import draw
 
 __all__ = ["draw_samples", "evaluate_generation", "generate_images"]
 
 NEIGHBOURS = 3
 
 
+def batch_program(
+    method: Method, mesh: jax.sharding.Mesh, size: int
+) -> Callable[[Array, int | Array, State], tuple[Array, Array]]:
+    """Compiled ``(key, i, state) -> (images, finite)``: batch ``i``, uint8 [size, H, W, C], and bool [size].
+
+    Every device of the mesh draws a share; the caller has the mesh in force (`jax.set_mesh`).
+    """
+
+    def one_batch(key: Array, i: int | Array, state: State) -> tuple[Array, Array]:
+        images = draw(method, mesh, size, jax.random.fold_in(key, i), state)
+        return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+
+    return jax.jit(one_batch, out_shardings=sharding.replicated(mesh))
+
+
 def generate_images(method: Method, state: State, key: Array, n: int, *, batch_size: int = 256) -> np.ndarray:
     """``n`` generated images as a file would hold them: uint8 [n, H, W, C].
 
-    Batch ``i`` has the key ``fold_in(key, i)``; each has ``min(batch_size, n)`` images, a surplus is dropped.
+    Batch ``i`` has the key ``fold_in(key, i)``; each has ``min(batch_size, n)`` images, a surplus is dropped. All
+    devices draw: their number changes images by rounding only.
 
     Raises:
         ValueError: generated images that hold NaN or an infinity; n or a batch size below 1.
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"{n} images in batches of {batch_size}; both must be at least 1")
-    size = min(batch_size, n)
-
-    @jax.jit
-    def one_batch(key: Array, i: int, state: State) -> tuple[Array, Array]:
-        images = method.generate(jax.random.fold_in(key, i), state, size)
-        return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
-
-    batches = [jax.device_get(one_batch(key, i, state)) for i in range(-(-n // size))]
+    size, mesh = min(batch_size, n), sharding.make_mesh()
+    one_batch = batch_program(method, mesh, size)
+    state = jax.device_put(state, sharding.replicated(mesh))
+    with jax.set_mesh(mesh):
+        batches = [jax.device_get(one_batch(key, i, state)) for i in range(-(-n // size))]
     images, finite = (np.concatenate(parts)[:n] for parts in zip(*batches, strict=True))
     if not finite.all():
         raise DataError(f"{n - finite.sum():,} of {n:,} generated images hold NaN or an infinity")

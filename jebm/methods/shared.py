@@ -11,14 +11,15 @@ import optax
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm import mcmc
+from jebm import mcmc, sharding
 from jebm.energy import Energy, is_concrete, value
 from jebm.errors import ConfigError
+from jebm.mcmc import bank
 from jebm.methods.base import Method, State, Weights
 
 __all__ = [
-    "Trained", "chain_kernel", "descend", "has_ema", "parameter_counts", "prior_samples", "requiring_images",
-    "train", "warm_up", "with_weights",
+    "Trained", "chain_kernel", "descend", "gathered", "has_ema", "parameter_counts", "prior_samples",
+    "requiring_images", "train", "warm_up", "with_weights",
 ]  # fmt: skip
 
 LARGEST = 5.0  # of an image's absolute values; chains leave [-1, 1], levels of 255 are a mistake
@@ -85,6 +86,24 @@ def with_weights(state: State, weights: Weights) -> State:
         return node._replace(ema=node.params) if weights == "raw" else node._replace(params=node.ema)
 
     return jax.tree.map(chosen, state, is_leaf=_is_trained)
+
+
+def gathered(state: State, *, averages: bool = False) -> State:
+    """Inside a compiled program: the state with its networks whole on every device, so that no loop gathers them.
+
+    Optimisers and banks stay where they are, as do averages unless asked for: a training iteration uses none of them
+    in a network. Without a mesh in force (`jax.set_mesh`) nothing changes.
+    """
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, bank.Bank):
+            return node
+        if not _is_trained(node):
+            return sharding.constrain_copied(node)
+        ema = sharding.constrain_copied(node.ema) if averages else node.ema
+        return node._replace(params=sharding.constrain_copied(node.params), ema=ema)
+
+    return jax.tree.map(whole, state, is_leaf=lambda node: isinstance(node, Trained | bank.Bank))
 
 
 def chain_kernel(method: Method, state: State) -> mcmc.LangevinKernel:

@@ -14,7 +14,8 @@ products per pair of channels instead of 36 (Lavin and Gray, "Fast algorithms fo
 arXiv 1509.09308). Rounding differs from the direct sum, by a few 1e-6 of the largest output. Maps with fewer pixels
 than the kernel, at which XLA:CPU exchanges the two and falls into its naive routine, are one product over patches.
 
-On other backends XLA's own convolution and gradient are used.
+For other platforms XLA's own convolution and gradient are used. The choice is made when a program is lowered, by the
+platform that it is compiled for: a host without accelerator compiles for one that is elsewhere.
 """
 
 import functools
@@ -34,6 +35,7 @@ __all__ = ["Conv", "conv_general_dilated"]
 
 Implementation = Literal["auto", "canonical", "patches", "winograd", "xla"]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+ADJOINT_LAYOUT = ("NHWC", "HWOI", "NHWC")
 Strides = tuple[int, int]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -57,17 +59,15 @@ def conv_general_dilated(
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it: [N, H, W, I] and [h, w, I, O] -> [N, H', W', O].
 
     Args:
-        implementation: "auto" is "xla" except on a CPU, where it is "patches" for maps of fewer pixels than the
-            kernel, "winograd" for float32, 64 channels and more on both sides and outputs of 4x4 and more, else
-            "canonical". "canonical" has XLA's values and the gradient that stays fast in loops; "winograd" moreover
-            its own values where the kernel is 3x3, the strides are 1 and the output's height and width even;
-            "patches" is one matrix product over the patches written out. Dilated, grouped and other than
-            two-dimensional convolutions, and a ``precision``, always go to XLA.
+        implementation: of programs for a CPU; those for other platforms always have XLA's. "auto" is "patches" for
+            maps of fewer pixels than the kernel, "winograd" for float32, 64 channels and more on both sides and
+            outputs of 4x4 and more, else "canonical". "canonical" has XLA's values and the gradient that stays fast
+            in loops; "winograd" moreover its own values where the kernel is 3x3, the strides are 1 and the output's
+            height and width even; "patches" is one matrix product over the patches written out. Dilated, grouped and
+            other than two-dimensional convolutions, and a ``precision``, always go to XLA.
 
     Other arguments are those of `lax.conv_general_dilated`. All are differentiable any number of times, in both modes.
     """
-    if implementation == "auto" and jax.default_backend() != "cpu":
-        implementation = "xla"
     plain_2d = lhs.ndim == 4 and feature_group_count == 1 and precision is None
     undilated = all(d == 1 for dilation in (lhs_dilation, rhs_dilation) for d in (dilation or ()))
     if implementation == "xla" or not (plain_2d and undilated):
@@ -85,72 +85,95 @@ def conv_general_dilated(
         else:
             implementation = "winograd" if wide and lhs.dtype == rhs.dtype == jnp.float32 else "canonical"
     if implementation == "patches":
-        return _product_over_patches(lhs, rhs, strides, pads)  # type: ignore[arg-type]
-    return conv_p.bind(lhs, rhs, strides=strides, padding=pads, fast=implementation == "winograd")
+        fixed = {"strides": strides, "padding": pads}
+        return lax.platform_dependent(
+            lhs, rhs, cpu=functools.partial(_product_over_patches, **fixed), default=functools.partial(_direct, **fixed)
+        )
+    fast = implementation == "winograd"
+    return conv_p.bind(lhs, rhs, strides=strides, padding=pads, dilation=(1, 1), adjoint=False, fast=fast)
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 """`flax.linen.Conv` with the convolution of this module."""
 
 
-# A primitive, since it alone can have both a batching rule and derivatives. It is bilinear: its tangents are the
-# primitive again, its transposes are below.
+# A primitive, since it alone can have a batching rule, derivatives, and a program for each platform. It is bilinear:
+# its tangents are the primitive again, its transposes are below. ``dilation`` is that of the image; with ``adjoint``
+# the kernel [h, w, O, I] is flipped in space and its channels are exchanged first: each platform writes that its way.
 conv_p = Primitive("jebm_conv")
 
 
-def _direct(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
+def _direct(
+    x: Array, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides = (1, 1), adjoint: bool = False,
+    fast: bool = False,
+) -> Array:  # fmt: skip
+    """As JAX writes convolutions and their gradients."""
+    layout = LAYOUT
+    if adjoint:
+        kernel, layout = jnp.flip(kernel, (0, 1)), ADJOINT_LAYOUT
+    return lax.conv_general_dilated(x, kernel, strides, padding, dilation, dimension_numbers=layout)
 
 
-def _evaluate(x: Array, kernel: Array, *, strides: Strides, padding: Padding, fast: bool) -> Array:
+def _on_cpu(
+    x: Array, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides, adjoint: bool, fast: bool
+) -> Array:
+    kernel = adjoint_kernel(kernel) if adjoint else kernel
     height, width = (x.shape[1 + i] + sum(padding[i]) - kernel.shape[i] + 1 for i in (0, 1))
-    if fast and kernel.shape[:2] == (3, 3) and strides == (1, 1) and height % 2 == width % 2 == 0:
+    undilated = dilation == strides == (1, 1)
+    if fast and kernel.shape[:2] == (3, 3) and undilated and height % 2 == width % 2 == 0:
         return _winograd(_pad(x, padding), kernel)
-    return _direct(x, kernel, strides, padding)
+    return _direct(x, kernel, strides=strides, padding=padding, dilation=dilation)
 
 
 @functools.lru_cache(maxsize=4096)
-def _abstract(x: Any, kernel: Any, *, strides: Strides, padding: Padding, fast: bool) -> Any:
+def _abstract(x: Any, kernel: Any, **parameters: Any) -> Any:
     # shape, dtype and sharding are those of XLA's convolution, as are the errors
-    return jax.make_jaxpr(lambda x, k: _direct(x, k, strides, padding))(x, kernel).out_avals[0]
+    return jax.make_jaxpr(functools.partial(_direct, **parameters))(x, kernel).out_avals[0]
 
 
-def _transpose_to_image(g: Array, x: Any, kernel: Array, *, strides: Strides, padding: Padding, fast: bool) -> Array:
-    size, pads = x.aval.shape, []
+def _transpose_to_image(
+    g: Array, x: Any, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides, adjoint: bool, fast: bool
+) -> Array:
+    pads = []
     for axis in (0, 1):
         low = kernel.shape[axis] - 1 - padding[axis][0]
         spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # extent of g with strides - 1 zeros between
-        pads.append((low, size[1 + axis] + kernel.shape[axis] - 1 - spread - low))
-    adjoint = adjoint_kernel(kernel)
-    if strides == (1, 1):
-        return conv_p.bind(g, adjoint, strides=strides, padding=tuple(pads), fast=fast)
-    return lax.conv_general_dilated(g, adjoint, (1, 1), pads, lhs_dilation=strides, dimension_numbers=LAYOUT)
+        size = (x.aval.shape[1 + axis] - 1) * dilation[axis] + 1
+        pads.append((low, size + kernel.shape[axis] - 1 - spread - low))
+    return conv_p.bind(
+        g, kernel, strides=dilation, padding=tuple(pads), dilation=strides, adjoint=not adjoint, fast=fast
+    )
 
 
-def _transpose_to_kernel(g: Array, x: Array, kernel: Any, *, strides: Strides, padding: Padding, fast: bool) -> Array:
-    return jax.linear_transpose(lambda k: _direct(x, k, strides, padding), kernel.aval)(g)[0]
+def _transpose_to_kernel(g: Array, x: Array, kernel: Any, *, adjoint: bool, **parameters: Any) -> Array:
+    turned = adjoint_kernel if adjoint else lambda k: k
+    return jax.linear_transpose(lambda k: _direct(x, turned(k), **parameters), kernel.aval)(g)[0]
 
 
 def _batch(operands: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, int]:
     (x, kernel), (x_axis, kernel_axis) = operands, axes
     if x_axis is not None and kernel_axis is not None:  # a kernel for each image: nothing to join
-        one: Any = functools.partial(_evaluate, **parameters)
-        return jax.vmap(one, (x_axis, kernel_axis))(x, kernel), 0
+        each = [jax.vmap(functools.partial(of, **parameters), axes) for of in (_on_cpu, _direct)]
+        return lax.platform_dependent(x, kernel, cpu=each[0], default=each[1]), 0
     if x_axis is not None:
         x = jnp.moveaxis(x, x_axis, 0)
         y = conv_p.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), kernel, **parameters)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
     assert kernel_axis is not None
+    if parameters["adjoint"]:
+        kernel, kernel_axis = jax.vmap(adjoint_kernel, kernel_axis)(kernel), 0
+        parameters = {**parameters, "adjoint": False}
     kernel = jnp.moveaxis(kernel, kernel_axis, 3)  # many kernels on one image: more output channels
     y = conv_p.bind(x, kernel.reshape(*kernel.shape[:3], kernel.shape[3] * kernel.shape[4]), **parameters)
     return y.reshape(*y.shape[:3], *kernel.shape[3:]), 3
 
 
-conv_p.def_impl(jax.jit(_evaluate, static_argnames=("strides", "padding", "fast")))
+conv_p.def_impl(jax.jit(conv_p.bind, static_argnames=("strides", "padding", "dilation", "adjoint", "fast")))
 conv_p.def_abstract_eval(_abstract)
 ad.defbilinear(conv_p, _transpose_to_image, _transpose_to_kernel)
 batching.primitive_batchers[conv_p] = _batch
-mlir.register_lowering(conv_p, mlir.lower_fun(_evaluate, multiple_results=False))
+mlir.register_lowering(conv_p, mlir.lower_fun(_direct, multiple_results=False))
+mlir.register_lowering(conv_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
 
 
 def _pad(x: Array, padding: Padding) -> Array:

@@ -1,11 +1,15 @@
 """Small layers that the image networks share. Maps are [..., H, W, C], with or without batch axes."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
@@ -38,7 +42,47 @@ def average_pool(x: Array) -> Array:
     if height == 0 or width == 0:
         raise ValueError(f"a map of {x.shape[-3]}x{x.shape[-2]} cannot be halved: use larger images or fewer stages")
     x = x[..., : 2 * height, : 2 * width, :]
-    return x.reshape(*x.shape[:-3], height, 2, width, 2, x.shape[-1]).mean((-4, -2))
+    pooled: Array = pool_p.bind(x, adjoint=False)
+    return pooled
+
+
+# A primitive, since it alone can have a program for each platform without a choice left in its gradient. It is linear;
+# with ``adjoint`` it is its own transpose. For a TPU, `lax.reduce_window` takes an eighth of the cycles of a reshaped
+# mean; a CPU is faster with the mean.
+pool_p = Primitive("jebm_average_pool")
+
+
+def _mean_of_blocks(x: Array, *, adjoint: bool) -> Array:
+    *batch, height, width, channels = x.shape
+    if adjoint:
+        return nearest_upsample(x) / 4
+    return x.reshape(*batch, height // 2, 2, width // 2, 2, channels).mean((-4, -2))
+
+
+def _mean_of_windows(x: Array, *, adjoint: bool) -> Array:
+    *batch, height, width, channels = x.shape
+    if adjoint:
+        pooled = jax.ShapeDtypeStruct((*batch, 2 * height, 2 * width, channels), x.dtype)
+        return jax.linear_transpose(functools.partial(_mean_of_windows, adjoint=False), pooled)(x)[0]
+    window = (*(1 for _ in batch), 2, 2, 1)
+    return (lax.reduce_window(x.astype(jnp.float32), 0.0, lax.add, window, window, "VALID") / 4).astype(x.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _pooled(x: Any, *, adjoint: bool) -> Any:
+    return jax.make_jaxpr(functools.partial(_mean_of_blocks, adjoint=adjoint))(x).out_avals[0]
+
+
+def _batch(operands: Sequence[Array], axes: Sequence[int], *, adjoint: bool) -> tuple[Array, int]:
+    return pool_p.bind(jnp.moveaxis(operands[0], axes[0], 0), adjoint=adjoint), 0
+
+
+pool_p.def_impl(jax.jit(pool_p.bind, static_argnames="adjoint"))
+pool_p.def_abstract_eval(_pooled)
+ad.deflinear2(pool_p, lambda g, x, *, adjoint: [pool_p.bind(g, adjoint=not adjoint)])
+batching.primitive_batchers[pool_p] = _batch
+mlir.register_lowering(pool_p, mlir.lower_fun(_mean_of_windows, multiple_results=False))
+mlir.register_lowering(pool_p, mlir.lower_fun(_mean_of_blocks, multiple_results=False), platform="cpu")
 
 
 def average_pool_to(x: Array, size: int) -> Array:

@@ -1,6 +1,6 @@
 """The training loop: any `Method`, one compiled step, checkpoints of everything, resumed bit for bit.
 
-The file is in the order of a training: the step, placement, the start, an attempt, a recovery, and `train` around them.
+The file is in the order of a training: the step, data, the start, an attempt, a recovery, and `train` around them.
 """
 
 import contextlib
@@ -20,18 +20,19 @@ from jebm import data, images, sharding
 from jebm.config import Config, config_hash
 from jebm.energy import Generator
 from jebm.errors import ConfigError
-from jebm.mcmc import bank
 from jebm.methods.base import Method, Metrics
-from jebm.methods.shared import Trained
+from jebm.methods.shared import Trained, gathered
 from jebm.runs import run as runs
 from jebm.runs.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
 from jebm.runs.directory import RunDirectory
+from jebm.runs.drawing import drawing
 from jebm.runs.metrics_log import MetricsFile
 from jebm.runs.run import FrozenGenerator, abstract_state, load_source
 from jebm.runs.state import TrainState, initial_state
 from jebm.training import identity, monitors, recovery
 from jebm.training.lock import locked
 from jebm.training.output import naming, progress, surviving_log
+from jebm.training.placement import mesh_of, placed
 from jebm.training.signals import StopSignal
 
 __all__ = ["Diverged", "make_step", "train"]
@@ -60,10 +61,11 @@ def make_step(
     def step(state: TrainState, batch: Array) -> tuple[TrainState, Metrics]:
         data_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         batch = data.preprocess(data_key, batch, horizontal_flip=config.data.flip, dequantize=config.data.dequantize)
-        method_state, metrics = method.update(update_key, state.method, batch)
+        before = gathered(state.method)
+        method_state, metrics = method.update(update_key, before, batch)
         if probe is not None:
             watched = data.to_float(jnp.asarray(probe))
-            metrics = monitors.measure(method, state.method, method_state, metrics, watched)
+            metrics = monitors.measure(method, before, method_state, metrics, watched)
         return TrainState(state.step + 1, state.key, method_state), metrics
 
     shardings = None
@@ -72,31 +74,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
-# --- placement ---------------------------------------------------------------------------------------------------
-
-
-def _mesh(config: Config) -> jax.sharding.Mesh:
-    try:
-        mesh = sharding.make_mesh(fsdp=config.training.fsdp)
-    except ValueError as error:
-        raise ConfigError(f"training.fsdp={config.training.fsdp}: {error}") from None
-    if config.data.batch_size % mesh.size:
-        raise ConfigError(
-            f"data.batch_size={config.data.batch_size} does not divide over {mesh.size} devices: "
-            f"take a multiple of {mesh.size}"
-        )
-    return mesh
-
-
-def _placed(abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """The abstract state with its shardings: banks like a batch, large parameters split, the rest replicated."""
-    split = sharding.parameter_sharding(abstract, mesh)
-    banks = bank.placement(abstract, sharding.batch_sharding(mesh), sharding.replicated(mesh))
-    choose = lambda a, s, b: jax.ShapeDtypeStruct(  # noqa: E731
-        a.shape, a.dtype, sharding=s if b.is_fully_replicated else b
-    )
-    placed: TrainState = jax.tree.map(choose, abstract, split, banks)
-    return placed
+# --- data --------------------------------------------------------------------------------------------------------
 
 
 def _loader(config: Config, source: data.Source, mesh: jax.sharding.Mesh, attempt: int) -> data.Loader:
@@ -168,7 +146,7 @@ def _start(
         lambda: initial_state(method, config.training.seed, jnp.zeros(batch)),
         out_shardings=jax.tree.map(lambda a: a.sharding, training.abstract),
         # it runs once: on a CPU most of its time would go into optimising the random draws
-        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
+        compiler_options={"xla_backend_optimization_level": 0} if sharding.platform(training.mesh) == "cpu" else None,
     )
     return _ResumePoint(make(), [], [])
 
@@ -227,9 +205,7 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
     probe = data.Loader(source.train, min(NUM_PROBES, len(source.train)), settings.seed).batch(0)
     step = make_step(config, method, jax.tree.map(lambda a: a.sharding, abstract), probe)
     scale = recovery.Scale(probe[0].size, method.temperature)
-    draw_grid = jax.jit(
-        lambda key, state: method.generate(key, state, settings.num_samples), out_shardings=sharding.replicated(mesh)
-    )
+    draw_grid = drawing(method, mesh, settings.num_samples)
     start = int(state.step)
     pending: tuple[int, Metrics, float] | None = None
 
@@ -375,7 +351,7 @@ def train(
         CheckpointNotRead: a checkpoint that is not provably damaged, but cannot be read; nothing was changed.
     """
     log = surviving_log(log)
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
     recovery.check_back_off(config.method, config.training.recovery)
     identity.check_same_configuration(config, directory)
     frozen = runs.given_function(config, generator) if generator else runs.frozen_generator(config, directory)
@@ -387,7 +363,7 @@ def train(
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
     if frozen and not frozen.has_weights:
         log("method.generator: another run than when this one began, or none: the weights kept here are used")
-    training = _Training(config, method, frozen, source, mesh, _placed(abstract_state(method, config), mesh))
+    training = _Training(config, method, frozen, source, mesh, placed(abstract_state(method, config), mesh))
     facts = identity.facts(config, source, frozen)
     with contextlib.ExitStack() as held:
         problem = _lock(held, directory)

@@ -89,7 +89,7 @@ MUTANTS = (
         ('if reference == "test" else (source.train, source.test)',
          'if reference != "test" else (source.train, source.test)',
          "the other split is the reference"),
-        ("method.generate(jax.random.fold_in(key, i), state, size)", "method.generate(key, state, size)",
+        ("draw(method, mesh, size, jax.random.fold_in(key, i), state)", "draw(method, mesh, size, key, state)",
          "every batch is the same"),
         ("frechet_distance(other.statistics, target)", "frechet_distance(fake.statistics, target)",
          "generated for other real images"),

@@ -23,6 +23,18 @@ MUTANTS = (
          ("tests/methods/ec/test_vae_networks.py", "tests/methods/ec/test_golden_vae_networks.py")),
     ),
     *of(
+        "jebm/networks/layers.py", ("tests/networks/test_layers.py",),
+        ("nearest_upsample(x) / 4", "nearest_upsample(x)", "the transpose of a sum"),
+        ("pool_p.bind(g, adjoint=not adjoint)", "pool_p.bind(g, adjoint=True)", "a transpose that is not transposed back"),
+        ("(*(1 for _ in batch), 2, 2, 1)", "(*(1 for _ in batch), 2, 1, 2)", "windows over channels"),
+    ),
+    *of(
+        "jebm/networks/convolution.py", ("tests/networks/test_convolution.py",),
+        ("adjoint=not adjoint, fast=fast", "adjoint=True, fast=fast", "a transposed transpose is flipped"),
+        ("(x.aval.shape[1 + axis] - 1) * dilation[axis] + 1", "x.aval.shape[1 + axis]",
+         "the extent of a dilated image without its zeros"),
+    ),
+    *of(
         "jebm/methods/ec/flow_networks.py", FLOW,
         ("s.shape[-3] * s.shape[-2] * self.log_scale.sum()", "self.log_scale.sum()", "the scale of one pixel"),
         ("-self._log_determinant(s)", "self._log_determinant(s)", "the inverse's determinant"),

@@ -96,4 +96,20 @@ MUTANTS = (
         ("jnp.mean(norms[:half]), \"negative_gradient_norm\": jnp.mean(norms[half:])",
          "jnp.mean(norms[half:]), \"negative_gradient_norm\": jnp.mean(norms[:half])", "data and negatives swapped"),
     ),
+    *of(
+        "jebm/planning/hlo.py", ("tests/planning/test_hlo.py",),
+        ("times * _trip_count(line,", "_trip_count(line,", "loops in loops counted once"),
+        ("times * _multiplications(line, operands) * 2", "_multiplications(line, operands) * 2", "a loop counted once"),
+        ("% dilation == 0) & (places >= 0)", "% dilation == 0)", "products with the padding before"),
+        ("if all(part.looped for part in parts)", "if any(part.looped for part in parts)",
+         "a collective beside a loop counted inside"),
+    ),
+    *of(
+        "jebm/runs/drawing.py", ("tests/runs/test_drawing.py",),
+        ("rows = -(-n // mesh.size) * mesh.size", "rows = n", "numbers that do not divide are not spread"),
+    ),
+    *of(
+        "jebm/methods/shared.py", ("tests/training/test_communication.py",),
+        ("params=sharding.constrain_copied(node.params)", "params=node.params", "loops gather the weights"),
+    ),
 )  # fmt: skip

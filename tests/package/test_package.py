@@ -101,6 +101,7 @@ RANKS = (
     {"evaluation", "restoration"},
     {"convert", "report", "training"},
     {"notebook"},
+    {"planning"},
     {"jebm"},  # the package's own face, which names all of them
     {"commands"},
     {"__main__"},

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm import mcmc
+from jebm import mcmc, sharding
 from jebm.energy import Annealed, Energy, anneal, at_step, value
 from jebm.errors import check
 from jebm.methods.base import Chain, Metrics
@@ -187,7 +187,7 @@ def calibrate(
     Returns:
         x_c, of the shape and dtype of ``generated``.
     """
-    generated = jax.lax.stop_gradient(generated)
+    generated = sharding.constrain_batch(jax.lax.stop_gradient(generated))
     head = jax.tree.map(jax.lax.stop_gradient, _as_pytree(head))
 
     def chain(key: Array, start: Array, noise: Array | None) -> Array:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm import mcmc
+from jebm import mcmc, sharding
 from jebm.energy import Generator, anneal, bind, squared_distance, standard_normal, value
 from jebm.errors import check
 from jebm.methods.ec.calibration import Constraint
@@ -78,7 +78,7 @@ def calibrate_posterior(
         variance: σ².
         config: see `PosteriorCalibrationConfig`.
     """
-    z, x = jax.lax.stop_gradient((z, x))
+    z, x = sharding.constrain_batch(jax.lax.stop_gradient((z, x)))
     decoder = jax.tree.map(jax.lax.stop_gradient, decoder if isinstance(decoder, Partial) else Partial(decoder))
 
     def chain(key: Array, x: Array, start: Array) -> Array:

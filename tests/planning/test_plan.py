@@ -1,0 +1,105 @@
+"""`jebm plan`: what it prints of a small family on simulated devices, and its refusals."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from helpers import FAST_TO_COMPILE, ROOT
+
+from jebm.commands.main import main
+from jebm.config import load_file
+from jebm.planning import plan, topology
+
+
+def command(*arguments):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "jebm", "plan", *arguments],
+        env={**os.environ, "XLA_FLAGS": FAST_TO_COMPILE, "PYTHONPATH": paths}, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
+
+
+def test_a_plan_for_eight_devices(toy_experiment):
+    result = command(str(toy_experiment), "--topology", "cpu:8", "--json", "--set", "training.fsdp=4")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["devices"], found["hosts"], found["mesh"]) == (8, 1, {"data": 2, "fsdp": 4})
+    assert found["rows"] == found["batch_size"] // 8
+    assert found["batch"] == found["rows"] * 64
+    assert found["fits"] is True
+    step = found["programs"]["training step"]
+    assert step["collectives_inside_loops"] == {}
+    assert step["collectives_outside_loops"]["all-gather"]["number"] > 0  # the weights
+    # weights, their average and Adam's two moments lie in four parts; they are most of the state
+    parts = 4 * 64 * 1024 * 4 // 4
+    assert parts < found["state"] < 1.1 * parts
+    assert step["peak"] >= found["state"]
+    assert step["seconds"] is None
+    assert "compiling the training step for cpu:8" in result.stderr
+
+
+def test_what_does_not_fit_has_status_1_and_says_what_to_try(toy_experiment, monkeypatch, capsys):
+    config = load_file(toy_experiment)
+    here = topology("cpu:1")
+    small = plan(config, here._replace(memory=1000))
+    assert small.too_large == list(small.programs)
+    monkeypatch.setattr("jebm.planning.plan", lambda *_, **__: small)
+    assert main(["plan", str(toy_experiment), "--topology", "cpu:1"]) == 1
+    printed = capsys.readouterr()
+    assert "peak memory a device" in printed.out
+    assert printed.err.count("\n") == 1
+    assert "training step" in printed.err
+    assert "a larger slice" in printed.err
+
+
+def test_the_plan_s_step_does_what_its_config_says(toy_experiment):
+    config = load_file(toy_experiment)
+    found = plan(config, topology("cpu:1"))
+    assert found.runs["training step"] == config.training.num_steps
+    # five steps of chains through 64 x 1024 weights, a gradient being two products and more
+    chains = 2 * config.data.batch_size * 64 * 1024 * 2 * 5
+    assert chains < found.programs["training step"].flops < 4 * chains
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--topology", "tpu"], "there are cpu:8"),
+        (["--topology", "v5e"], "give a kind and a shape"),
+        (["--topology", "cpu:0"], "give a kind and a shape"),
+        (["--topology", "cpu:4x4"], "one row of one slice"),
+        (["--topology", "cpu:2", "--slices", "2"], "one row of one slice"),
+        (["--topology", "cpu:77"], "run it in a fresh one"),
+        (["--topology", "cpu:1", "--set", "training.fsdp=3"], "training.fsdp=3"),
+    ],
+)
+def test_refusals_are_one_line(toy_experiment, capsys, arguments, said):
+    jax.devices()  # a process that has its devices
+    assert main(["plan", str(toy_experiment), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_without_the_tpu_s_compiler_one_line_says_how_to_get_it(toy_experiment, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    assert main(["plan", str(toy_experiment), "--topology", "v5e:4x4"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install 'jebm[plan]'" in error
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jebm[plan]'")
+def test_a_plan_for_tpus_has_no_communication_in_chains_and_a_time(toy_experiment):
+    result = command(str(toy_experiment), "--topology", "v5e:2x4", "--json", "--set", "training.fsdp=4")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["devices"], found["hosts"], found["memory"]) == (8, 2, 16 << 30)
+    assert all(program["collectives_inside_loops"] == {} for program in found["programs"].values())
+    assert 0 < found["programs"]["training step"]["seconds"] < 1
+    assert found["images_per_second"] > 0
