@@ -7,6 +7,8 @@ communication, so the program is the same for one device, eight devices and eigh
 
 import collections
 import os
+import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -31,7 +33,8 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
     """Starts `jax.distributed` where this process is one of many; before anything else uses a device.
 
     That is so where ``JEBM_COORDINATOR`` (host:port), ``JEBM_NUM_PROCESSES`` and ``JEBM_PROCESS_ID`` are set; where
-    ``JEBM_DISTRIBUTED=1`` says that JAX finds the others by itself (a TPU pod); or in a SLURM step of several tasks.
+    ``JEBM_DISTRIBUTED=1`` says that JAX finds the others by itself (a TPU pod); or in a SLURM step of several tasks,
+    which share the GPUs of their node: one task a node has all of them.
 
     Args:
         environment: instead of ``os.environ``.
@@ -40,7 +43,8 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
         Whether there was something to start. Errors of JAX, such as a coordinator that does not answer, are raised.
 
     Raises:
-        ConfigError: one or two of the three variables, or a number that is none.
+        ConfigError: one or two of the three variables, or a number that is none; GPUs of a node that its tasks do not
+            divide.
     """
     environment = dict(os.environ) if environment is None else environment
     names = ("JEBM_COORDINATOR", "JEBM_NUM_PROCESSES", "JEBM_PROCESS_ID")
@@ -51,10 +55,38 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
             raise ConfigError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif environment.get("JEBM_DISTRIBUTED") == "1" or environment.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
-        jax.distributed.initialize()
+        jax.distributed.initialize(local_device_ids=_gpus_of_task(environment))
     else:
         return False
     return True
+
+
+def _gpus_of_task(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of this task among those that it sees; None outside SLURM, without GPUs, and where JAX is told.
+
+    Left alone, JAX takes one GPU a task, that of its SLURM_LOCALID.
+    """
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    count = len(visible.split(",")) if visible else int(on_node) if on_node.isdecimal() else 0
+    if not environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("JAX_LOCAL_DEVICE_IDS") or not count:
+        return None
+    tasks = _tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment.get("SLURM_NODEID", "0"))]
+    if on_node.isdecimal() and count < int(on_node):  # SLURM has bound GPUs to the task: it sees no others
+        return list(range(count))
+    if count % tasks:
+        raise ConfigError(
+            f"{count} GPUs of a node do not divide over its {tasks} tasks: start one task a node "
+            f"(--ntasks-per-node=1), which drives all of them, or {count}"
+        )
+    share, place = count // tasks, int(environment.get("SLURM_LOCALID", "0"))
+    return list(range(place * share, (place + 1) * share))
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's ``2(x3),1`` as ``[2, 2, 2, 1]``."""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))]
 
 
 def is_main() -> bool:

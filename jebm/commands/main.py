@@ -23,7 +23,7 @@ VERBS: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 for a run that diverged, 2 for a user's mistake or a machine too
-    small, 130 for Ctrl-C.
+    small, 75 for one process of many that has lost another, 130 for Ctrl-C.
 
     Everything but 0 goes with one line on standard error. An error that is none of these is a fault of jebm's and
     leaves with its traceback.
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     with common.leaving_at_once():  # these take a second
+        import jax
         from jax.errors import JaxRuntimeError
 
         from jebm.training import Diverged
@@ -57,7 +58,9 @@ def _run(options: argparse.Namespace) -> int:
         return _complain(f"{error.strerror or error}: {error.filename or ''}".removesuffix(": "))
     except (MemoryError, JaxRuntimeError) as error:
         if isinstance(error, JaxRuntimeError) and not _of_memory(error):
-            raise
+            if jax.process_count() == 1:
+                raise
+            return _complain(f"a process of this run was lost, or cannot be reached: {error}", 75)
         return _complain(f"out of memory: {getattr(options.verb, 'MEMORY', 'close other programs')}")
     return 0
 
