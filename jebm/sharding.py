@@ -8,7 +8,8 @@ communication, so the program is the same for one device, eight devices and eigh
 import collections
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,12 +21,13 @@ from jebm.energy import PyTree, require_int
 from jebm.errors import ConfigError
 
 __all__ = [
-    "batch_sharding", "constrain_batch", "initialize", "local_rows", "make_mesh", "parameter_sharding", "replicated",
-    "shard_batch", "wait_for_all",
+    "batch_sharding", "constrain_batch", "initialize", "local_mesh", "local_rows", "make_mesh", "only_main",
+    "parameter_sharding", "replicated", "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"
+LONGEST_WAIT = 30 * 24 * 3600 * 1000  # milliseconds, for the work of process 0; a dead one ends the others at once
 SMALLEST_SPLIT = 65_536  # entries; below, gathering an array costs more than its copies
 
 
@@ -100,6 +102,37 @@ def wait_for_all(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def only_main(name: str, work: Callable[[], int]) -> int:
+    """The status that ``work()`` returns in process 0; the other processes wait for its end, however long it takes.
+
+    Args:
+        name: of this work; one that no other has.
+        work: it may use devices of its own process only (`local_mesh`), and talk to no other. What it raises leaves
+            process 0, and the others return 1.
+    """
+    if jax.process_count() == 1:
+        return work()
+    from jax._src import distributed  # the only store of values that needs no program on the devices
+
+    client: Any = distributed.global_state.client
+    if not is_main():
+        return int(client.blocking_key_value_get(f"jebm/{name}", LONGEST_WAIT))
+    status = 1
+    try:
+        status = work()
+    finally:
+        client.key_value_set(f"jebm/{name}", str(status))
+    return status
+
+
+def local_mesh() -> Mesh:
+    """`make_mesh` over the devices of this process."""
+    if jax.process_count() == 1:
+        return make_mesh()
+    devices = np.array(jax.local_devices()).reshape(-1, 1)
+    return Mesh(devices, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:

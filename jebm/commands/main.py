@@ -18,7 +18,8 @@ VERBS: dict[str, Any] = {
     "train": train, "sample": sample, "evaluate": evaluate, "restore": restore, "report": report, "convert": convert,
     "data": data, "configs": configs,
 }  # fmt: skip
-"""Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ."""
+"""Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ, and
+``ALONE`` where one process of many does the work."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,11 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parse(sys.argv[1:] if arguments is None else arguments)
         warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
         quiet_logs()
-        return _run(options)
+        return _run(options) if not getattr(options.verb, "ALONE", False) else _alone(options)
     except JebmError as error:
         return _complain(error)
     except KeyboardInterrupt:
         return _complain(f"interrupted{getattr(options.verb, 'AGAIN', '')}", 130)
+
+
+def _alone(options: argparse.Namespace) -> int:
+    """Of many processes the first does the work, on its own devices; the others wait, and end as it does."""
+    with common.leaving_at_once():
+        import jax
+
+        from jebm import sharding
+
+    if not sharding.initialize():
+        return _run(options)
+
+    def work() -> int:
+        common.log(f"process 0 does this on its own devices; the others of {jax.process_count()} wait")
+        try:
+            return _run(options)
+        except JebmError as error:
+            return _complain(error)
+
+    return sharding.only_main("verb", work)
 
 
 def _run(options: argparse.Namespace) -> int:

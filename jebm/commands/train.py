@@ -9,6 +9,7 @@ from jebm.errors import shown
 
 if TYPE_CHECKING:
     from jebm.config import Config
+    from jebm.runs.directory import RunDirectory
 
 HELP = "Train an experiment; resumes automatically if DIR contains checkpoints."
 EXAMPLE = "jebm train configs/digits/ec_vae.py --workdir runs/digits --set training.num_steps=500"
@@ -88,9 +89,12 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
         config, directory, log=common.log if main_process else lambda line: None,
         allow_changed_data=options.allow_changed_data, profile=options.profile,
     )  # fmt: skip
-    if not main_process:
-        return
-    scored = config.training.evaluate_at_end and not several  # reading checkpoints needs all processes
+    sharding.only_main("after training", lambda: _finish(config, directory, options))
+
+
+def _finish(config: "Config", directory: "RunDirectory", options: argparse.Namespace) -> int:
+    """Scores if that is asked for, writes the report, and says what there is and what comes next."""
+    scored = config.training.evaluate_at_end
     if scored:
         trained = common.load(options.workdir)
         evaluate.score(trained)
@@ -113,3 +117,4 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     if not scored:
         print(f"  jebm evaluate {workdir}")
     print(f"  jebm train {shlex.quote(str(options.config))} --workdir {workdir} --set {longer}")
+    return 0

@@ -219,11 +219,7 @@ MUTANTS = (
          "ResNet(config.energy_layers, config.head_width), config.learning_rate", "energy with the GAN's rate"),
         ("_optimizer(config), decay)", "_optimizer(config), config.ema_decay)", "no warm-up"),
         ("critic.descend(critic_state, critic_gradients)", "critic_state", "D does not learn"),
-    ),
-    *of(
-        "jebm/methods/ec/flow.py", GAN,
-        ("calibrate(keys, head, generated, settings, noise)", "calibrate(keys, head, generated, settings)",
-         "recorded noise unread", METHODS),
+        ("generated, settings, draws.calibration_noise)", "generated, settings)", "recorded noise unread", METHODS),
     ),
     *of(
         "jebm/networks/normalization.py", (GAN[0], *VAE[:2]),

@@ -72,6 +72,12 @@ MUTANTS = (
         ("a.sharding.shard_shape(a.shape)", "a.shape", "the whole state on each device"),
     ),
     *of(
+        "jebm/sharding.py", ("tests/package/test_launch.py",),
+        ("place * share, (place + 1) * share", "0, share", "tasks of a node drive the same GPUs"),
+        ("count < int(on_node)", "False", "GPUs that SLURM has bound to a task are divided again"),
+        ("range(int(part[2] or 1))", "range(1)", "nodes of the same number of tasks are one"),
+    ),
+    *of(
         "jebm/methods/accumulation.py", ("tests/methods/test_accumulation.py",),
         ("a / microbatches, total", "a, total", "the sum of the gradients"),
         ("jnp.mean(a, axis=0), means)", "a[-1], means)", "metrics of the last microbatch"),
