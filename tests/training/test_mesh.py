@@ -316,7 +316,7 @@ VERBS = textwrap.dedent(
         "restore": ["restore", directory, "--task", "inpaint", "--input", small, "--degrade", "--num-steps", "2",
                     "--out", directory + "/restored.npz"],
         "report": ["report", directory],
-        "wrong": ["sample", directory, "--num", "10", "--step", "3", "--out", directory + "/none.npz"],
+        "wrong": ["sample", directory, "--num", "10", "--step", "2", "--out", directory + "/none.npz"],
     }[sys.argv[4]]))
     """
 )
@@ -371,4 +371,4 @@ def test_every_verb_of_two_processes_is_that_of_one(toy_experiment, tmp_path):
     assert (two / "report.html").exists()
     wrong = together(2, toy_experiment, two, small, "wrong")
     assert [status for status, _, _ in wrong] == [2, 2]
-    assert "jebm: no checkpoint of step 3" in wrong[0][2]
+    assert "jebm: no checkpoint of step 2" in wrong[0][2]
