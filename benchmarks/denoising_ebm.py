@@ -50,7 +50,7 @@ PICTURES, STRIPS = 12, 5
 
 
 def train(config: Config, directory: pathlib.Path) -> float:
-    """Trains, or goes on where it was; returns the seconds."""
+    """Trains, or resumes; returns the seconds."""
     start = time.perf_counter()
     loop.train(config, RunDirectory(directory))
     return time.perf_counter() - start
@@ -84,7 +84,7 @@ def sampled(config: DenoisingEBMConfig, run: Run, n: int, batch_size: int) -> np
 
 
 def strip(config: DenoisingEBMConfig, run: Run) -> np.ndarray:
-    """How samples of two stages come about, one to a column: semantic image, refinement steps, sample."""
+    """Stages of samples, one sample a column: semantic image, refinement steps, sample."""
     config = dataclasses.replace(config, sampling="two_stage")
     every = max(1, evaluation_counts(config)["texture"] // STRIPS)
     draw = jax.jit(lambda key, state: synthesize(config, key, state, PICTURES, every))
@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="images per distance")
     parser.add_argument("--levels", type=int, nargs="+", default=[None], help="of refinement")
     parser.add_argument("--batch", type=int, default=250, help="images sampled at once")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/denoising_ebm"), help="it goes on")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/denoising_ebm"), help="resumed if it exists"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a .json; pictures lie beside it")
     options = parser.parse_args()
     written = {**about(options.seeds), "rows": []}

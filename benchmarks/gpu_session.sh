@@ -4,7 +4,7 @@
 #   DATA=npz:data/cifar10.npz INCEPTION=data/inception_fid.npz OUT=results/gpu benchmarks/gpu_session.sh chains steps train score
 #
 # chains: Langevin chains beside torchebm and PyTorch. steps: training steps of the experiments at paper size.
-# train: Denoising-EBM on CIFAR-10 for SECONDS_TO_TRAIN seconds; called again, it goes on. score: samples, FID, null models.
+# train: Denoising-EBM on CIFAR-10 for SECONDS_TO_TRAIN seconds; called again, it resumes. score: samples, FID, null models.
 # --dry-run: every stage at tiny sizes on the bundled digits, in minutes on a CPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -35,7 +35,7 @@ for stage in "$@"; do
     chains) "$python" benchmarks/gpu/chains.py --out "$out/chains.json" "${chains[@]}" ;;
     steps) "$python" benchmarks/gpu/steps.py --data "$data" --out "$out/steps.json" "${steps[@]}" ;;
     train)
-      # SIGTERM saves; the same command goes on from there
+      # SIGTERM saves; the same command resumes
       timeout --signal TERM "${SECONDS_TO_TRAIN:-540}" "$python" -m jebm train "$config" --workdir "$run" \
         --set data.source="$data" --set training.evaluate_at_end=false "${train[@]}" ${TRAIN_SETTINGS:-}
       code=$?

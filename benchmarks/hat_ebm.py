@@ -5,7 +5,7 @@
 
 Per application and seed a hat is trained (in refinement over a variational autoencoder stopped early, in retrofit over
 the decoder of an autoencoder), then the same latents are measured three times: ``start`` G(z_0), the generator alone;
-``moved`` G(z_K), where the chain moves z; ``end`` G(z_K) + y_K, the sample. With ``--long`` chains go on to 100 times
+``moved`` G(z_K), where the chain moves z; ``end`` G(z_K) + y_K, the sample. With ``--long`` chains run to 100 times
 the Langevin steps of training. Fréchet distances are in the feature space that each file names; they are not FID.
 """
 
@@ -100,7 +100,7 @@ class Ends(NamedTuple):
 
 
 def train(config: str, settings: Sequence[str], seed: int, directory: pathlib.Path) -> float:
-    """Trains, or goes on where it was; returns the seconds."""
+    """Trains, or resumes; returns the seconds."""
     chosen = [*settings, f"training.seed={seed}", "training.evaluate_at_end=false", "training.sample_every=0"]
     start = time.perf_counter()
     words = [word for setting in chosen for word in ("--set", setting)]
@@ -133,7 +133,7 @@ def chains(run: Run, num_steps: int, batch_size: int = 250) -> Callable[[Array, 
 
 
 class Yardstick(NamedTuple):
-    """What images are measured by.
+    """Measurement of images.
 
     Attributes:
         source: the images, at the method's size.
@@ -249,7 +249,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--num", type=int, default=1000, help="images per distance")
     parser.add_argument("--long", action="store_true")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/hat_ebm"), help="goes on there")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/hat_ebm"), help="resumed if it exists"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a .json; pictures lie beside it")
     options = parser.parse_args()
     here = str(pathlib.Path(__file__).parent)

@@ -2,7 +2,7 @@
 
     python benchmarks/real_fid.py --data data/cifar10.npz --weights data/inception_fid.npz --out results/real_fid.json
 
-Features are kept in pieces under ``--workdir``, so that a run that was stopped goes on: all of them take about an hour
+Features are kept in pieces under ``--workdir``, so that an interrupted run resumes: all of them take about an hour
 and a half of one CPU core. The training images are the first 10,000 of the archive.
 """
 
@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="an .npz with x_train and x_test")
     parser.add_argument("--weights", type=pathlib.Path, required=True, help="as 'jebm convert inception' takes them")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/real_fid"), help="it goes on there")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/real_fid"), help="resumed if it exists"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How far healthy runs come to the rules of recovery: replays them on the metrics of finished runs.
+"""Distance of healthy runs from the rules of recovery, replayed on the metrics of finished runs.
 
     python benchmarks/recovery_rules.py runs/*/metrics.jsonl
 
@@ -75,7 +75,7 @@ def largest(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def scale_of(path: pathlib.Path) -> recovery.Scale:
-    """The scale of the run whose log it is; that of digits where no configuration lies beside it."""
+    """The scale of the run whose log it is; that of digits without a configuration beside it."""
     config = path.with_name("config.json")
     if not config.exists():
         return recovery.Scale(64, 1e-5)
@@ -100,7 +100,7 @@ def nearest(lines: list[dict[str, float]], scale: recovery.Scale) -> dict[str, f
 
 
 def first_alarm(lines: list[dict[str, float]], scale: recovery.Scale) -> str | None:
-    """What the default rules would have said first."""
+    """First finding of the default rules."""
     for i, line in enumerate(lines):
         past = [recovery.watched(p) for p in lines[max(0, i - recovery.WINDOW) : i]]
         if reason := recovery.diagnose(RecoveryConfig(), past, line):

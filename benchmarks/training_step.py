@@ -1,4 +1,4 @@
-"""What parts of the trainer cost or save in a step of any experiment.
+"""Cost of the trainer's parts in a step of any experiment.
 
 These parts are monitors, donation, bfloat16, rematerialised energy gradients and the compile cache.
 

@@ -9,7 +9,7 @@ Everything but the idea is ours (see `jebm.methods.denoising.ebm`): no number he
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 
 
 def get_config() -> Config:
@@ -25,7 +25,7 @@ def get_config() -> Config:
             latent_width=16,
             head_outputs=32,
             head_width=128,
-            chain=ChainConfig(num_steps=30, sampling_steps=5),
+            chain=SemanticChainConfig(num_steps=30, sampling_steps=5),
             refinement=RefinementConfig(num_levels=10),
             learning_rate=1e-3,
             warmup_steps=100,

@@ -2,7 +2,7 @@
 
 Command:   jebm train configs/digits/hat_autoencoder.py --workdir runs/hat_autoencoder
            jebm train configs/digits/hat_retrofit.py --workdir runs/hat_retrofit
-(``--set method.generator=DIR`` where the autoencoder lies elsewhere.)
+(``--set method.generator=DIR`` for an autoencoder elsewhere.)
 """
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig

@@ -11,7 +11,7 @@ energies' L2 (IGEBM; its weight is ours). Ours: everything else, see `jebm.metho
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 
 
 def get_config() -> Config:
@@ -27,7 +27,7 @@ def get_config() -> Config:
             latent_width=16,
             head_outputs=32,
             head_width=128,
-            chain=ChainConfig(num_steps=30, sampling_steps=5),
+            chain=SemanticChainConfig(num_steps=30, sampling_steps=5),
             refinement=RefinementConfig(num_levels=10),
             learning_rate=1e-3,
             warmup_steps=100,

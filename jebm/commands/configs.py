@@ -16,7 +16,7 @@ EXAMPLE = "jebm configs --parameters"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which folder, and whether networks are counted."""
+    """Folder, and whether networks are counted."""
     parser.add_argument("--parameters", action="store_true", help="with parameter counts per network, by shape only")
     parser.add_argument(
         "--dir", type=common.path, default=pathlib.Path("configs"), help="their folder (default: %(default)s)"

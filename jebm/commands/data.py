@@ -10,7 +10,7 @@ MEMORY = "give a smaller --size, or image files as folder:PATH"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do with which source."""
+    """Action and source."""
     parser.add_argument("action", choices=["info", "prepare"])
     parser.add_argument("source", metavar="SOURCE", help="digits, npz:PATH, folder:PATH or tfds:NAME[:SPLIT]")
     parser.add_argument(

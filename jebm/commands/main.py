@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     except Diverged as error:
         return _complain(error, 1)
     except BrokenPipeError as error:  # the reader of our output has gone, which only a training outlives
-        return 0 if options.verb is not train else _complain(error)
+        return _complain(error) if options.verb is train and not options.keys else 0
     except OSError as error:
         return _complain(f"{error.strerror or error}: {error.filename or ''}".removesuffix(": "))
     except (MemoryError, JaxRuntimeError) as error:

@@ -124,7 +124,7 @@ _KNOWN = ", ".join(sorted([*_VECTORS, "weight", "weight_orig", "weight_v", "num_
 
 
 class _RowOrder:
-    """How the rows of one layer's matrix [rest, out] are ordered in PyTorch."""
+    """Order of the rows of one layer's matrix [rest, out] in PyTorch."""
 
     def __init__(self, name: str, transposed: bool, flattened: tuple[int, int, int] | None) -> None:
         self.name = name

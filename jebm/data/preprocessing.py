@@ -25,7 +25,7 @@ def to_float(images: Array | np.ndarray) -> Array:
 def to_uint8(images: Array | np.ndarray) -> Array:
     """The nearest of the 256 levels, the inverse of `to_float`.
 
-    What lies outside [-1, 1] is clipped; what NaN becomes is undefined.
+    Values outside [-1, 1] are clipped; NaN gives an undefined level.
     """
     return jnp.round(jnp.clip(jnp.asarray(images) * 127.5 + 127.5, 0.0, 255.0)).astype(jnp.uint8)
 

@@ -17,8 +17,8 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm.energy import as_partial
-from jebm.losses.robust import RobustParameters, robust, robust_unit
-from jebm.losses.ssim import ssim, ssim_unit
+from jebm.losses.robust import RobustParameters, robust_loss, robust_unit
+from jebm.losses.ssim import ssim_loss, ssim_unit
 from jebm.losses.transforms import image_pair
 from jebm.losses.watson import (
     WatsonParameters,
@@ -34,7 +34,7 @@ from jebm.losses.watson import (
 
 __all__ = [
     "Loss", "RobustParameters", "WatsonParameters", "get", "mean_luminance_dct", "mean_luminance_dft",
-    "robust", "robust_unit", "shifted", "squared_error", "ssim", "ssim_unit", "watson_dct",
+    "robust_loss", "robust_unit", "shifted", "squared_error", "ssim_loss", "ssim_unit", "watson_dct",
     "watson_dct_parameters", "watson_dct_unit", "watson_dft", "watson_dft_parameters", "watson_dft_unit",
 ]  # fmt: skip
 
@@ -59,8 +59,8 @@ LOSSES: dict[str, Loss] = {
     "squared_error": squared_error,
     "watson_dft": watson_dft,
     "watson_dct": watson_dct,
-    "robust": robust,
-    "ssim": ssim,
+    "robust": robust_loss,
+    "ssim": ssim_loss,
 }
 
 

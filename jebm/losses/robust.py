@@ -9,7 +9,7 @@ from jax import Array
 
 from jebm.losses.transforms import dct, unit_pair
 
-__all__ = ["RobustParameters", "general", "log_partition", "negative_log_density", "robust", "robust_unit"]
+__all__ = ["RobustParameters", "general", "log_partition", "negative_log_density", "robust_loss", "robust_unit"]
 
 ALPHA_RANGE = (0.001, 1.999)
 SMALLEST_SCALE = 1e-5
@@ -74,7 +74,7 @@ def log_partition(alpha: Array | float) -> Array:
     return jnp.log(jnp.dot(heights, weights, precision=jax.lax.Precision.HIGHEST))
 
 
-def robust(image: Array, target: Array, parameters: RobustParameters | None = None) -> Array:
+def robust_loss(image: Array, target: Array, parameters: RobustParameters | None = None) -> Array:
     """The adaptive image loss: ``Σ_i ρ(r_i; α_i, c_i) + log c_i + log Z(α_i)``, a float32 scalar.
 
     ``r`` is the orthonormal DCT, over rows and columns, of ``image - target`` in YUV. As a negative
@@ -95,7 +95,7 @@ def robust(image: Array, target: Array, parameters: RobustParameters | None = No
 
 
 def robust_unit(image: Array, target: Array, parameters: RobustParameters | None = None) -> Array:
-    """`robust` of images in [0, 1]."""
+    """`robust_loss` of images in [0, 1]."""
     parameters = RobustParameters(jnp.zeros(()), jnp.zeros(())) if parameters is None else parameters
     residual = jnp.moveaxis(jnp.dot(image - target, YUV.T, precision=jax.lax.Precision.HIGHEST), -1, 0)
     return jnp.sum(negative_log_density(jnp.moveaxis(dct(residual), 0, -1), parameters))

@@ -8,13 +8,13 @@ from jax import Array
 
 from jebm.losses.transforms import along_rows_and_columns, unit_pair
 
-__all__ = ["ssim", "ssim_unit"]
+__all__ = ["ssim_loss", "ssim_unit"]
 
 RADIUS, DEVIATION = 5, 1.5  # an 11 x 11 Gaussian window
 C1, C2 = 0.01**2, 0.03**2  # for a dynamic range of 1
 
 
-def ssim(image: Array, target: Array) -> Array:
+def ssim_loss(image: Array, target: Array) -> Array:
     """``1 - mean SSIM``, in [0, 2]; 0 for equal images.
 
         SSIM = (2 μ_x μ_y + C1)(2 σ_xy + C2) / ((μ_x² + μ_y² + C1)(σ_x² + σ_y² + C2))
@@ -33,7 +33,7 @@ def ssim(image: Array, target: Array) -> Array:
 
 
 def ssim_unit(image: Array, target: Array) -> Array:
-    """`ssim` of images in [0, 1]."""
+    """`ssim_loss` of images in [0, 1]."""
     x, y = jnp.moveaxis(image, -1, 0), jnp.moveaxis(target, -1, 0)
     rows, columns = _window(image.shape[0]), _window(image.shape[1])
     blur = lambda a: along_rows_and_columns(rows, a, columns)  # noqa: E731

@@ -31,8 +31,8 @@ def ssim(images: np.ndarray, targets: np.ndarray, *, data_range: float = 2.0) ->
     """The mean structural similarity of each image, float64 [N], at most 1 (Wang et al., 2004).
 
     Moments under a Gaussian window of 11 x 11 pixels and deviation 1.5, population variances; the mean over channels
-    and over those pixels whose window lies inside the image, as in the authors' program. (`jebm.losses.ssim` is the
-    loss: it takes every pixel, with a black border.)
+    and over those pixels whose window is inside the image, as in the authors' program. (`jebm.losses.ssim_loss`, the
+    loss, takes every pixel, with a black border.)
 
     Args:
         images: [N, H, W, C], 11 pixels or more on each side.

@@ -37,9 +37,9 @@ def measure(restored: Restored, operator: Operator, y: Array, original: Array | 
     if original is not None:
         plain = jnp.clip(jax.vmap(operator.pseudo_inverse)(y), -1.0, 1.0)
         scores["psnr"] = psnr(np.asarray(restored.images), np.asarray(original))
-        scores["ssim"] = np.asarray(1.0 - jax.vmap(losses.ssim)(restored.images, original))
+        scores["ssim"] = np.asarray(1.0 - jax.vmap(losses.ssim_loss)(restored.images, original))
         scores["psnr_pseudo_inverse"] = psnr(np.asarray(plain), np.asarray(original))
-        scores["ssim_pseudo_inverse"] = np.asarray(1.0 - jax.vmap(losses.ssim)(plain, original))
+        scores["ssim_pseudo_inverse"] = np.asarray(1.0 - jax.vmap(losses.ssim_loss)(plain, original))
     return scores
 
 

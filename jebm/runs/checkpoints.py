@@ -162,7 +162,7 @@ class Checkpoints:
         )
 
     def _proven_damage(self, step: int, error: Exception) -> str:
-        """What is damaged; raises `CheckpointNotRead` where nothing proves that it is the checkpoint's fault."""
+        """The damaged part; raises `CheckpointNotRead` where nothing proves that it is the checkpoint's fault."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         try:
             damage = _damage(self._directory / str(step))

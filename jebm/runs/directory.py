@@ -63,7 +63,7 @@ class RunDirectory:
         _write(self.generator, {"fingerprint": fingerprint, "configs": [to_dict(config) for config in configs]})
 
     def read_generator(self) -> tuple[tuple[Config, ...], str] | None:
-        """What `write_generator` wrote; None if it wrote nothing.
+        """Content of ``generator.json``; None without one.
 
         Raises:
             ConfigError: a file that cannot be read.

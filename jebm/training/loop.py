@@ -85,7 +85,7 @@ def _loader(config: Config, source: data.Source, mesh: jax.sharding.Mesh, attemp
 
 
 class _Training(NamedTuple):
-    """What all attempts of a training share.
+    """Shared parts of all attempts of a training.
 
     Attributes:
         config: the experiment.

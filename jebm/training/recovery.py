@@ -241,7 +241,7 @@ def backed_off(method_config: Any, recovery: RecoveryConfig, attempt: int) -> An
 
     Which fields change is the family's ``BACK_OFF``: its learning rates (numbers, or rows of rate and first step) and
     the step sizes of its chains in training are multiplied by their factor to the power ``attempt``; ``attempt`` times
-    the added term goes onto its regularisation of energies.
+    the added term is added to its regularisation of energies.
     """
     if attempt == 0:
         return method_config

@@ -18,7 +18,7 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import jebm
-from jebm.commands import common, configs, sample
+from jebm.commands import common, configs, sample, train
 from jebm.commands.main import VERBS, main
 from jebm.data import DataError, tfds
 from jebm.errors import ConfigError, JebmError
@@ -211,6 +211,9 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch):
 
     monkeypatch.setattr(configs, "run", gone)
     assert main(["configs"]) == 0
+    monkeypatch.setattr(train, "run", gone)
+    assert main(["train", "configs/digits/ec_vae.py", "--keys"]) == 0
+    assert main(["train", "configs/digits/ec_vae.py", "--workdir", "somewhere"]) == 2
 
 
 # --- what ends a command -------------------------------------------------------------------------------------------

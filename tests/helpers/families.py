@@ -8,8 +8,7 @@ import numpy as np
 
 from jebm import methods
 from jebm.methods import ChainConfig
-from jebm.methods.denoising.chains import ChainConfig as SemanticChainConfig
-from jebm.methods.denoising.chains import RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from jebm.methods.ec.calibration import CalibrationConfig
 
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)) / 127.5 - 1, jnp.float32)

@@ -72,12 +72,12 @@ def test_equal_images_are_a_minimum(name, pair):
 def test_the_zero_of_each_loss(pair):
     _, target = pair
     assert float(losses.squared_error(target, target)) == 0
-    assert abs(float(losses.ssim(target, target))) < 1e-6
+    assert abs(float(losses.ssim_loss(target, target))) < 1e-6
     # ε = 1e-10 per coefficient under the fourth root
     np.testing.assert_allclose(losses.watson_dct(target, target), (16 * 24 * 1e-10) ** 0.25, rtol=1e-4)
     # alpha = 1, scale = 1: log Z(1) = 1 + log 2 K_1(1) for each of the coefficients
     log_z = 1 + np.log(2 * scipy.special.k1(1.0))
-    np.testing.assert_allclose(losses.robust(target, target), target.size * log_z, rtol=1e-5)
+    np.testing.assert_allclose(losses.robust_loss(target, target), target.size * log_z, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -133,7 +133,7 @@ def test_shapes_that_do_not_fit_are_one_line(name):
 
 def test_other_refusals():
     with pytest.raises(ValueError, match="vmap"):
-        losses.ssim(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3)))
+        losses.ssim_loss(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3)))
     with pytest.raises(ValueError, match=r"8 divides, got \(12, 16\)"):
         losses.watson_dct(jnp.zeros((12, 16, 3)), jnp.zeros((12, 16, 3)))
     with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
@@ -141,7 +141,7 @@ def test_other_refusals():
     with pytest.raises(ValueError, match="log_phase_weights"):
         losses.watson_dft(jnp.zeros((8, 8, 3)), jnp.zeros((8, 8, 3)), losses.watson_dct_parameters())
     with pytest.raises(ValueError, match="3 channels"):
-        losses.robust(jnp.zeros((8, 8, 1)), jnp.zeros((8, 8, 1)))
+        losses.robust_loss(jnp.zeros((8, 8, 1)), jnp.zeros((8, 8, 1)))
 
 
 def test_shifted_crops_the_padded_pair(pair):
@@ -151,8 +151,8 @@ def test_shifted_crops_the_padded_pair(pair):
     value = losses.shifted(losses.squared_error, offset)(image, target)
     np.testing.assert_allclose(value, np.sum((crop(image) - crop(target)) ** 2), rtol=1e-5)
     assert jax.tree.leaves(losses.shifted(losses.watson_dft, offset))[0] is offset
-    centred = losses.shifted(losses.ssim, jnp.array([4, 4]))
-    np.testing.assert_array_equal(centred(image, target), losses.ssim(image, target))
+    centred = losses.shifted(losses.ssim_loss, jnp.array([4, 4]))
+    np.testing.assert_array_equal(centred(image, target), losses.ssim_loss(image, target))
 
 
 # --- squared error ------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def ssim_in_numpy(x, y):
 def test_ssim_agrees_with_filters_of_scipy(key, shape):
     image, target = jax.random.uniform(key, (2, *shape), minval=-1.0)
     expected = ssim_in_numpy(*((np.asarray(a, float) + 1) / 2 for a in (image, target)))
-    np.testing.assert_allclose(losses.ssim(image, target), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.ssim_loss(image, target), expected, rtol=1e-5)
 
 
 def test_ssim_of_constant_images_by_hand():
@@ -285,15 +285,15 @@ def test_ssim_of_constant_images_by_hand():
     m = mass[:, None] * mass
     luminance = (2 * x * y * m**2 + 1e-4) / ((x**2 + y**2) * m**2 + 1e-4)
     contrast = (2 * x * y * m * (1 - m) + 9e-4) / ((x**2 + y**2) * m * (1 - m) + 9e-4)
-    loss = losses.ssim(jnp.full((20, 20, 1), 2 * x - 1), jnp.full((20, 20, 1), 2 * y - 1))
+    loss = losses.ssim_loss(jnp.full((20, 20, 1), 2 * x - 1), jnp.full((20, 20, 1), 2 * y - 1))
     np.testing.assert_allclose(loss, 1 - np.mean(luminance * contrast), rtol=1e-5)
     assert contrast[10, 10] == pytest.approx(1, abs=1e-9)  # no border in sight: the luminance alone is left
 
 
 def test_ssim_is_symmetric_and_worst_for_inverted_structure(pair):
     image, target = pair
-    np.testing.assert_allclose(losses.ssim(image, target), losses.ssim(target, image), rtol=1e-5)
-    assert float(losses.ssim(-target, target)) > 1
+    np.testing.assert_allclose(losses.ssim_loss(image, target), losses.ssim_loss(target, image), rtol=1e-5)
+    assert float(losses.ssim_loss(-target, target)) > 1
 
 
 # --- robust -------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_adaptive_colours_keep_volume_and_frequencies_keep_energy(pair):
     np.testing.assert_allclose(YUV @ np.ones(3), [YUV[0].sum(), 0, 0], atol=1e-6)  # grey has no chroma
     # alpha near 2, scale 1: half the squared error in YUV, whatever the basis, plus a constant
     flat = losses.RobustParameters(jnp.array(30.0), jnp.array(0.0))
-    excess = losses.robust(image, target, flat) - losses.robust(target, target, flat)
+    excess = losses.robust_loss(image, target, flat) - losses.robust_loss(target, target, flat)
     yuv = np.asarray((image - target) / 2) @ YUV.T
     np.testing.assert_allclose(excess, np.sum(yuv**2) / 2, rtol=2e-2)
 

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from jebm.errors import DataError
 from jebm.metrics import inception
 from jebm.metrics.inception_network import resize_bilinear
 from jebm.metrics.inception_weights import (

@@ -10,7 +10,7 @@ import scipy.signal
 from PIL import Image
 
 from jebm import restoration
-from jebm.losses import ssim as ssim_loss
+from jebm.losses import ssim_loss
 from jebm.restoration import Colorization, Inpainting, Matrix, WalshHadamard, compose
 from jebm.restoration.files import measure
 from jebm.restoration.images import read_mask

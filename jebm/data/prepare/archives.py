@@ -89,7 +89,7 @@ def manual_directory() -> Path:
 
 
 def find_original(file: str) -> Path | None:
-    """The file, or the folder that stands for an archive of this name; None where there is neither."""
+    """The file, or the folder in place of an archive of this name; None without either."""
     for name in (file, file.removesuffix(".zip")):
         if (manual_directory() / name).exists():
             return manual_directory() / name

@@ -37,7 +37,7 @@ class Entry:
         size: the side that ``crop`` leads to where no other is asked for.
         version: of TensorFlow Datasets, whose layout is written.
         downloads: what `jebm data prepare` fetches.
-        by_hand: files that the user must bring, and where from; a folder may stand for its archive.
+        by_hand: files that the user must bring, and where from; a folder may take the place of its archive.
         labelled: whether labels are read.
     """
 

@@ -43,14 +43,14 @@ from jebm.methods.denoising.energies import (
     texture,
 )
 
-__all__ = ["ChainConfig", "RefinementConfig", "anneal_semantic", "refine", "run_level", "temperature"]
+__all__ = ["SemanticChainConfig", "RefinementConfig", "anneal_semantic", "refine", "run_level", "temperature"]
 
 SemanticFunction = Callable[[Array, Array], Array]
 """``(x, σ) -> F`` of one image or latent."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainConfig:
+class SemanticChainConfig:
     """A semantic chain; defaults as in Gao et al. (arXiv 2012.08125) [pixels] and ours [latents].
 
     Attributes:
@@ -77,7 +77,7 @@ class ChainConfig:
             latent_temperature=">0", max_drift=">0",
         )  # fmt: skip
 
-    def when_sampling(self) -> "ChainConfig":
+    def when_sampling(self) -> "SemanticChainConfig":
         """The chain with as many steps as images are made with."""
         return self if self.sampling_steps is None else dataclasses.replace(self, num_steps=self.sampling_steps)
 
@@ -125,7 +125,7 @@ class RefinementConfig:
         return 2 * (num_levels - 1) + 1 if self.solver == "heun" else num_levels * self.steps_per_level + 1
 
 
-def temperature(config: ChainConfig, sigma: Array | float, latent: bool) -> Array:
+def temperature(config: SemanticChainConfig, sigma: Array | float, latent: bool) -> Array:
     """``τ(σ) = (bσ)²`` on pixels, the same at all levels on latents: the semantic part of the Gibbs energy is F/τ."""
     sigma = jnp.asarray(sigma, jnp.float32)
     return jnp.full_like(sigma, config.latent_temperature) if latent else jnp.square(config.noise_scale * sigma)
@@ -136,7 +136,7 @@ def run_level(
     semantic: SemanticFunction,
     start: Array,
     sigma: Array,
-    config: ChainConfig,
+    config: SemanticChainConfig,
     *,
     latent: bool = False,
     gap: Array | None = None,
@@ -180,7 +180,7 @@ def anneal_semantic(
     semantic: SemanticFunction,
     start: Array,
     sigmas: np.ndarray,
-    config: ChainConfig,
+    config: SemanticChainConfig,
     *,
     latent: bool = False,
     recovery: bool = False,

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jebm.energy import bind
 from jebm.errors import ConfigError, check
 from jebm.methods.denoising import energies as parts
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from jebm.methods.denoising.energies import NoisePredictor
 from jebm.methods.denoising.networks import (
     CompactDecoder,
@@ -98,7 +98,7 @@ class DenoisingEBMConfig:
     sigma_min: float = 0.01
     semantic_sigma_min: float = 0.08
     semantic_levels: int = 6
-    chain: ChainConfig = ChainConfig(sampling_steps=5)
+    chain: SemanticChainConfig = SemanticChainConfig(sampling_steps=5)
     negatives: Literal["noisier", "bank", "recovery"] = "noisier"
     bank_size: int = 10_000
     rejuvenation: float = 0.05

@@ -1,6 +1,6 @@
 """Networks of Denoising-EBM (arXiv 2303.03887): a noise-conditional U-Net, a compact autoencoder, semantic heads.
 
-That paper's architectures are not at hand: all here are ours, with sizes of neighbouring methods (the U-Net's widths
+The paper's architectures were not available: all here are ours, with sizes of neighbouring methods (the U-Net's widths
 as in Gao et al., arXiv 2012.08125; the vector head as in CLEL). Images are [..., H, W, C] in about [0, 1], with or
 without batch axes; noise levels are [...], one per image. Normalisation is over single images (groups of channels),
 so an image's output depends on that image alone.

@@ -97,7 +97,7 @@ class CalibrationConfig(Constraint):
     """The calibration chain and its constraint; defaults are the released code's, at 32×32×3.
 
     Attributes:
-        num_steps: see `Constraint`, as for ``step_size``, ``tolerance`` and the three settings of the multiplier.
+        num_steps: K, steps of the chain. `Constraint` has the other settings of the chain and of the multiplier λ.
         temperature: τ, of ``E = f/τ``.
         cond_scale: coefficient of the conditional term ``w_k max(d, h)`` added to E. 1 is the released code, where
             the term moves a pixel by about 1e-6 of its distance: practically not at all. [ours] ``c/τ`` with c in

@@ -40,7 +40,7 @@ class PosteriorCalibrationConfig(Constraint):
     """The chain on the posterior and its constraint, D being the latent size; all values are ours.
 
     Attributes:
-        num_steps: see `Constraint`, as for ``step_size``, ``tolerance`` and the three settings of the multiplier μ_z.
+        num_steps: K, steps of the chain. `Constraint` has the other settings of the chain and of the multiplier μ_z.
         hinge: h_z: squared distance from z_q beyond which the chain is pulled back.
         pull: coefficient of ``w_k max(‖z - z_q‖², h_z)``, ``w_k = (K-1-k)/K``; 0 for none.
     """

@@ -13,7 +13,7 @@ from jebm.commands.configs import parameter_counts
 from jebm.config import Config, load_file, override
 from jebm.errors import ConfigError
 from jebm.methods.denoising import energies as parts
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from jebm.methods.denoising.ebm import (
     DenoisingEBMConfig,
     denoising_losses,
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 TINY = DenoisingEBMConfig(
     image_size=8, channels=1, semantic_chain="pixel", width=4, multipliers=(1, 2), num_blocks=1, latent_size=6,
-    latent_width=4, head_outputs=3, head_width=8, semantic_levels=3, chain=ChainConfig(num_steps=2),
+    latent_width=4, head_outputs=3, head_width=8, semantic_levels=3, chain=SemanticChainConfig(num_steps=2),
     refinement=RefinementConfig(num_levels=2, steps_per_level=2), learning_rate=2e-3, warmup_steps=0, bank_size=4,
 )  # fmt: skip
 LATENT = dataclasses.replace(TINY, semantic_chain="latent")
@@ -227,11 +227,11 @@ def test_the_stages_of_sampling(chain, sampling, key):
 
 
 def test_counts_of_evaluations():
-    paper = DenoisingEBMConfig(chain=ChainConfig())
+    paper = DenoisingEBMConfig(chain=SemanticChainConfig())
     assert evaluation_counts(paper) == {"semantic": 120, "texture": 391, "decoder": 1}
     pixel = dataclasses.replace(paper, semantic_chain="pixel")
     assert evaluation_counts(pixel) == {"semantic": 120, "texture": 391, "decoder": 0}
-    shorter = dataclasses.replace(paper, chain=ChainConfig(sampling_steps=5))
+    shorter = dataclasses.replace(paper, chain=SemanticChainConfig(sampling_steps=5))
     assert evaluation_counts(shorter) == {"semantic": 20, "texture": 391, "decoder": 1}
     only = dataclasses.replace(paper, sampling="texture_only")
     assert evaluation_counts(only) == {"semantic": 0, "texture": 601, "decoder": 0}

@@ -12,7 +12,7 @@ from helpers.laws import Move, accept, exact_law, gaussian_test, mean_test, reje
 from jebm import energy, mcmc
 from jebm.methods.denoising import chains as chains
 from jebm.methods.denoising import energies as parts
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from jebm.methods.denoising.ebm import likelihood_loss
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -149,7 +149,7 @@ def test_the_step_size_rule_by_running_its_chain():
         (lambda: parts.ladder_step_size(0.01, 1.1, 0), "steps_per_level=0 is out of range"),
         (lambda: parts.ladder_step_size(0.01, 0.9, 5), "ratio above 1"),
         (lambda: parts.semantic_energy("vecnorm"), r"did you mean 'vec_norm'.*there are vec_norm, scalar, quadratic"),
-        (lambda: ChainConfig(num_steps=0), "num_steps=0 is out of range: it must be >=1"),
+        (lambda: SemanticChainConfig(num_steps=0), "num_steps=0 is out of range: it must be >=1"),
         (lambda: RefinementConfig(steps_per_level=0), "steps_per_level=0 is out of range"),
         (lambda: RefinementConfig(sigma_start=0.0), "sigma_start=0.0 is out of range"),
         (lambda: RefinementConfig().ladder(0.2, 0.3, 64), "levels must fall"),
@@ -281,21 +281,21 @@ def law(moves):
 
 
 def test_a_level_of_the_semantic_chain_has_its_law_on_pixels(key):
-    config, sigma = ChainConfig(num_steps=4, noise_scale=0.6, max_drift=None), 0.5
+    config, sigma = SemanticChainConfig(num_steps=4, noise_scale=0.6, max_drift=None), 0.5
     run = lambda config: lambda k, f, x: chains.run_level(k, f, x, jnp.asarray(sigma), config)  # noqa: E731
     # x' = x - ½ ∇F + bσ ξ
     test = law([Move([0.5, 0.5], 1.5 * sigma * PRECISION, TARGET, (0.6 * sigma) ** 2)] * 4)
     accept(test(ends(key, run(config))))
-    reject(test(ends(key, run(ChainConfig(num_steps=4, noise_scale=0.6 * 2**0.5, max_drift=None)))))
-    reject(test(ends(key, run(ChainConfig(num_steps=4, noise_scale=0.6, max_drift=0.05)))))
-    reject(test(ends(key, run(ChainConfig(num_steps=3, noise_scale=0.6, max_drift=None)))))
+    reject(test(ends(key, run(SemanticChainConfig(num_steps=4, noise_scale=0.6 * 2**0.5, max_drift=None)))))
+    reject(test(ends(key, run(SemanticChainConfig(num_steps=4, noise_scale=0.6, max_drift=0.05)))))
+    reject(test(ends(key, run(SemanticChainConfig(num_steps=3, noise_scale=0.6, max_drift=None)))))
     other_level = lambda k, f, x: chains.run_level(k, f, x, jnp.asarray(0.6), config)  # noqa: E731
     reject(test(ends(key, other_level)))
 
 
 def test_a_level_of_the_semantic_chain_has_its_law_on_latents(key):
     config, sigma = (
-        ChainConfig(num_steps=4, latent_step_size=0.2, latent_temperature=0.7, max_drift=None),
+        SemanticChainConfig(num_steps=4, latent_step_size=0.2, latent_temperature=0.7, max_drift=None),
         jnp.asarray(0.5),
     )
     run = lambda latent: lambda k, f, x: chains.run_level(k, f, x, sigma, config, latent=latent)  # noqa: E731
@@ -309,7 +309,7 @@ def test_a_level_of_the_semantic_chain_has_its_law_on_latents(key):
 
 @pytest.mark.parametrize("recovery", [False, True])
 def test_the_levels_of_the_first_stage_have_their_law(key, recovery):
-    chain = ChainConfig(num_steps=7, sampling_steps=3, noise_scale=0.6, max_drift=None)
+    chain = SemanticChainConfig(num_steps=7, sampling_steps=3, noise_scale=0.6, max_drift=None)
     ladder = np.array([0.9, 0.5, 0.3])
 
     def run(k, f, x):
@@ -452,11 +452,16 @@ def cosine(a, b):
 
 def test_the_likelihood_gradient_over_levels_against_quadrature(key):
     exact = quadrature_gradient(THETA)
-    config = ChainConfig(num_steps=150, noise_scale=B, max_drift=None)
+    config = SemanticChainConfig(num_steps=150, noise_scale=B, max_drift=None)
     estimate = estimated_gradient(key, config)
     assert cosine(estimate, exact) > 0.99
     assert np.linalg.norm(estimate) == pytest.approx(np.linalg.norm(exact), rel=0.15)
     # chains too short, at another temperature, or positives and negatives exchanged, point elsewhere
-    assert cosine(estimated_gradient(key, ChainConfig(num_steps=1, noise_scale=B, max_drift=None)), exact) < 0.97
-    assert cosine(estimated_gradient(key, ChainConfig(num_steps=150, noise_scale=3 * B, max_drift=None)), exact) < 0.97
+    assert (
+        cosine(estimated_gradient(key, SemanticChainConfig(num_steps=1, noise_scale=B, max_drift=None)), exact) < 0.97
+    )
+    assert (
+        cosine(estimated_gradient(key, SemanticChainConfig(num_steps=150, noise_scale=3 * B, max_drift=None)), exact)
+        < 0.97
+    )
     assert cosine(-estimate, exact) < 0

@@ -18,7 +18,7 @@ from jebm.mcmc import bank
 from jebm.methods import denoising_ebm as build
 from jebm.methods.denoising import chains as chains
 from jebm.methods.denoising import model as denoising_model
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from jebm.methods.denoising.ebm import (
     DenoisingEBMConfig,
     DenoisingEBMState,
@@ -41,8 +41,8 @@ LADDER = np.array([0.8, 0.2, 0.05])
 PIXEL = DenoisingEBMConfig(
     image_size=8, channels=1, semantic_chain="pixel", width=4, multipliers=(1,), num_blocks=1, latent_size=6,
     latent_width=4, head_outputs=3, head_width=5, sigma_max=0.8, sigma_min=0.02, semantic_sigma_min=0.05,
-    semantic_levels=3, chain=ChainConfig(num_steps=2, sampling_steps=1, noise_scale=0.3, latent_temperature=0.3),
-    negatives="bank", bank_size=4, rejuvenation=0.3, denoising_weight=2.5, energy_regularization=0.6,
+    chain=SemanticChainConfig(num_steps=2, sampling_steps=1, noise_scale=0.3, latent_temperature=0.3),
+    semantic_levels=3, negatives="bank", bank_size=4, rejuvenation=0.3, denoising_weight=2.5, energy_regularization=0.6,
     texture_weight=1.7, score_sigma=0.3, refinement=RefinementConfig(sigma_start=0.15, num_levels=3, steps_per_level=2),
     learning_rate=4e-3, b1=0.8, warmup_steps=2, gradient_clip=0.4, ema_decay=0.15,
 )  # fmt: skip
@@ -373,7 +373,7 @@ def test_latents_are_encoded_at_their_own_levels(monkeypatch):
 
 def test_training_chains_descend_the_energy_at_their_level():
     """On pixels, the noise being below rounding: x' = x - clip(½ ∇F(x, σ)), K times, with the weights in training."""
-    chain = ChainConfig(num_steps=2, sampling_steps=1, noise_scale=1e-7, max_drift=0.1)
+    chain = SemanticChainConfig(num_steps=2, sampling_steps=1, noise_scale=1e-7, max_drift=0.1)
     config, n = dataclasses.replace(PIXEL, negatives="noisier", chain=chain), 12
     state = state_of(config)
     rows = rows_of(config, state, 2, n)
@@ -392,7 +392,7 @@ def descended(params, x, sigmas, num_steps, bound):
 
 def test_training_chains_on_latents_descend_the_energy_at_their_level():
     """Differences of runs with the same draws at two τ: the reference and the noise are the same in both."""
-    chain = ChainConfig(num_steps=1, latent_step_size=0.2, latent_temperature=0.3, max_drift=None)
+    chain = SemanticChainConfig(num_steps=1, latent_step_size=0.2, latent_temperature=0.3, max_drift=None)
     config, state = dataclasses.replace(LATENT, chain=chain), state_of(LATENT)
     flat = dataclasses.replace(config, chain=dataclasses.replace(chain, latent_temperature=1e9))
     rows, others = (rows_of(c, state, 3, 12) for c in (config, flat))
@@ -444,7 +444,7 @@ def test_a_bank_begins_as_noise(config):
 
 STILL = RefinementConfig(sigma_start=0.15, num_levels=3, steps_per_level=2, step_size=1e-14)
 COLD = dataclasses.replace(
-    PIXEL, chain=ChainConfig(num_steps=3, sampling_steps=2, noise_scale=1e-7, max_drift=0.1), refinement=STILL
+    PIXEL, chain=SemanticChainConfig(num_steps=3, sampling_steps=2, noise_scale=1e-7, max_drift=0.1), refinement=STILL
 )
 
 

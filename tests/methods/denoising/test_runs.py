@@ -16,7 +16,7 @@ TINY_DENOISING = '''
 
 from jebm.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from jebm.methods import DenoisingEBMConfig
-from jebm.methods.denoising.chains import ChainConfig, RefinementConfig
+from jebm.methods.denoising.chains import SemanticChainConfig, RefinementConfig
 
 
 def get_config():
@@ -24,7 +24,7 @@ def get_config():
         method=DenoisingEBMConfig(
             image_size=8, channels=1, semantic_chain="pixel", width=4, multipliers=(1,), num_blocks=1,
             head_outputs=3, head_width=8,
-            semantic_levels=3, chain=ChainConfig(num_steps=2), refinement=RefinementConfig(num_levels=2,
+            semantic_levels=3, chain=SemanticChainConfig(num_steps=2), refinement=RefinementConfig(num_levels=2,
             steps_per_level=2), learning_rate=2e-3, warmup_steps=0, negatives="bank", bank_size=8,
         ),
         data=DataConfig(source="digits", batch_size=8),
