@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jebm import methods, sharding
 from jebm.errors import ConfigError
 from jebm.methods import accumulation
-from jebm.methods.denoising.chains import ChainConfig as SemanticChainConfig
+from jebm.methods.denoising.chains import SemanticChainConfig
 from jebm.methods.hat.chains import ChainConfig
 from jebm.methods.shared import Trained
 
