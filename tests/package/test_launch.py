@@ -346,3 +346,48 @@ def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, cap
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert main(command) == 75
     assert "jebm: a process of this run was lost, or cannot be reached: UNAVAILABLE" in capsys.readouterr().err
+
+
+# --- TPU VMs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_slice_gets_the_last_commit_and_goes_on_without_a_connection(tmp_path):
+    home, remote, programs = (tmp_path / name for name in ("checkout", "remote", "bin"))
+    (home / "launch").mkdir(parents=True)
+    remote.mkdir()
+    programs.mkdir()
+    shutil.copy(LAUNCH / "Dockerfile", home / "launch")
+    git = lambda *words: subprocess.run(["git", *words], cwd=home, check=True, capture_output=True)  # noqa: E731
+    git("init", "--quiet")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a")
+    (home / "new.py").write_text("")
+    texts = {
+        "tool": f'echo "$(basename "$0") $*" >> {remote}/called\necho step 1',
+        # makes an environment whose programs write down how they were called
+        "python3.11": f"mkdir -p .venv/bin\ncp {programs}/tool .venv/bin/python\ncp {programs}/tool .venv/bin/pip",
+        "gcloud": f"""cd {remote}
+            for word in "$@"; do
+                case $word in
+                    *:/tmp/*) ;;
+                    *.tar.gz) cp "$word" jebm.tar.gz ;;
+                    --command=*) text=${{word#--command=}}; bash -c "${{text//\\/tmp\\/jebm.tar/jebm.tar}}" ;;
+                esac
+            done""",
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "JEBM_PYTHON": "python3.11"}
+    command = ["bash", str(LAUNCH / "tpu.sh"), "NAME", "ZONE", "a b.py", "--workdir", "/mnt/run"]
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "warning: uncommitted changes are left out" in result.stderr
+    assert "step 1" in result.stdout
+    assert (remote / "jebm/launch/Dockerfile").exists()
+    assert not (remote / "jebm/new.py").exists()
+    installed, trained = (remote / "called").read_text().splitlines()
+    assert re.fullmatch(r"pip install --quiet -e \.\[tpu\] jax==\S+ flax==\S+ .*", installed)
+    assert trained == "python -m jebm train a b.py --workdir /mnt/run"
+    assert "step 1" in (remote / "jebm/train.log").read_text()
