@@ -11,7 +11,7 @@ import json
 import pathlib
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jebm import methods
 from jebm.errors import ConfigError, check, nearest, shown
@@ -104,6 +104,10 @@ class TrainingConfig:
         num_samples: images in a sample grid.
         evaluate_at_end: score the model when training ends (`jebm evaluate`).
         fsdp: devices over which large parameters are split; batches are always split over all devices.
+        microbatches: parts of a batch whose gradients are added up, for a batch that does not fit into memory; the
+            result is that of 1 up to rounding. Refused for methods that need the whole batch.
+        matmul_precision: of products and convolutions in training, JAX's names: on a TPU ``"default"`` multiplies
+            float32 in bfloat16, on a recent NVIDIA GPU in TF32; ``"highest"`` in float32 on each device.
         seed: of initialisation, data order and every draw.
         recovery: what to do when the run diverges.
     """
@@ -116,13 +120,15 @@ class TrainingConfig:
     num_samples: int = 64
     evaluate_at_end: bool = False
     fsdp: int = 1
+    microbatches: int = 1
+    matmul_precision: Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"] = "default"
     seed: int = 0
     recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
 
     def __post_init__(self) -> None:
         check(
             self, num_steps=">=1", log_every=">=1", sample_every=">=0", checkpoint_every=">=1",
-            keep_checkpoints=">=1", num_samples=">=1", fsdp=">=1", seed="in [0, 2**63)",
+            keep_checkpoints=">=1", num_samples=">=1", fsdp=">=1", microbatches=">=1", seed="in [0, 2**63)",
         )  # fmt: skip
 
 

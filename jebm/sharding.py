@@ -7,7 +7,9 @@ communication, so the program is the same for one device, eight devices and eigh
 
 import collections
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,12 +21,13 @@ from jebm.energy import PyTree, require_int
 from jebm.errors import ConfigError
 
 __all__ = [
-    "batch_sharding", "constrain_batch", "constrain_copied", "initialize", "local_rows", "make_mesh",
-    "parameter_sharding", "platform", "replicated", "shard_batch", "wait_for_all",
+    "batch_sharding", "constrain_batch", "constrain_copied", "initialize", "local_mesh", "local_rows", "make_mesh",
+    "only_main", "parameter_sharding", "platform", "replicated", "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"
+LONGEST_WAIT = 30 * 24 * 3600 * 1000  # milliseconds, for the work of process 0; a dead one ends the others at once
 SMALLEST_SPLIT = 65_536  # entries; below, gathering an array costs more than its copies
 
 
@@ -32,7 +35,8 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
     """Starts `jax.distributed` where this process is one of many; before anything else uses a device.
 
     That is so where ``JEBM_COORDINATOR`` (host:port), ``JEBM_NUM_PROCESSES`` and ``JEBM_PROCESS_ID`` are set; where
-    ``JEBM_DISTRIBUTED=1`` says that JAX finds the others by itself (a TPU pod); or in a SLURM step of several tasks.
+    ``JEBM_DISTRIBUTED=1`` says that JAX finds the others by itself (a TPU pod); or in a SLURM step of several tasks,
+    which share the GPUs of their node: one task a node has all of them.
 
     Args:
         environment: instead of ``os.environ``.
@@ -41,7 +45,8 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
         Whether there was something to start. Errors of JAX, such as a coordinator that does not answer, are raised.
 
     Raises:
-        ConfigError: one or two of the three variables, or a number that is none.
+        ConfigError: one or two of the three variables, or a number that is none; GPUs of a node that its tasks do not
+            divide.
     """
     environment = dict(os.environ) if environment is None else environment
     names = ("JEBM_COORDINATOR", "JEBM_NUM_PROCESSES", "JEBM_PROCESS_ID")
@@ -52,10 +57,38 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
             raise ConfigError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif environment.get("JEBM_DISTRIBUTED") == "1" or environment.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
-        jax.distributed.initialize()
+        jax.distributed.initialize(local_device_ids=_gpus_of_task(environment))
     else:
         return False
     return True
+
+
+def _gpus_of_task(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of this task among those that it sees; None outside SLURM, without GPUs, and where JAX is told.
+
+    Left alone, JAX takes one GPU a task, that of its SLURM_LOCALID.
+    """
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    count = len(visible.split(",")) if visible else int(on_node) if on_node.isdecimal() else 0
+    if not environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("JAX_LOCAL_DEVICE_IDS") or not count:
+        return None
+    tasks = _tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment.get("SLURM_NODEID", "0"))]
+    if on_node.isdecimal() and count < int(on_node):  # SLURM has bound GPUs to the task: it sees no others
+        return list(range(count))
+    if count % tasks:
+        raise ConfigError(
+            f"{count} GPUs of a node do not divide over its {tasks} tasks: start one task a node "
+            f"(--ntasks-per-node=1), which drives all of them, or {count}"
+        )
+    share, place = count // tasks, int(environment.get("SLURM_LOCALID", "0"))
+    return list(range(place * share, (place + 1) * share))
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's ``2(x3),1`` as ``[2, 2, 2, 1]``."""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))]
 
 
 def is_main() -> bool:
@@ -69,6 +102,37 @@ def wait_for_all(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def only_main(name: str, work: Callable[[], int]) -> int:
+    """The status that ``work()`` returns in process 0; the other processes wait for its end, however long it takes.
+
+    Args:
+        name: of this work; one that no other has.
+        work: it may use devices of its own process only (`local_mesh`), and talk to no other. What it raises leaves
+            process 0, and the others return 1.
+    """
+    if jax.process_count() == 1:
+        return work()
+    from jax._src import distributed  # the only store of values that needs no program on the devices
+
+    client: Any = distributed.global_state.client
+    if not is_main():
+        return int(client.blocking_key_value_get(f"jebm/{name}", LONGEST_WAIT))
+    status = 1
+    try:
+        status = work()
+    finally:
+        client.key_value_set(f"jebm/{name}", str(status))
+    return status
+
+
+def local_mesh() -> Mesh:
+    """`make_mesh` over the devices of this process."""
+    if jax.process_count() == 1:
+        return make_mesh()
+    devices = np.array(jax.local_devices()).reshape(-1, 1)
+    return Mesh(devices, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def make_mesh(num_devices: int | None = None, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

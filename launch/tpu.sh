@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every worker of a TPU pod slice starts the same training:
 #   launch/tpu.sh NAME ZONE CONFIG --workdir /mnt/shared/runs/name [--set key.path=value ...]
-# The repository in this directory is copied to each worker and installed there once (Python 3.11 or newer is needed).
-# DIR is a path that all workers have mounted (Filestore, NFS). CONFIG is a path inside the repository. The same command
-# again, after a preemption, resumes. Ctrl-C ends the connection, not the training: stop that with
+# The last commit of the repository in this directory is copied to each worker and installed there once, with the versions
+# that the tests have run with (Python 3.11 or newer is needed). DIR is a path that all workers have mounted (Filestore,
+# NFS). CONFIG is a path inside the repository. The same command again, after a preemption, resumes. Ctrl-C, or a lost
+# connection, ends what is shown, not the training (train.log has it); stop that with
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='pkill -TERM -f "jebm train"'
 set -euo pipefail
 
@@ -13,7 +14,11 @@ if [[ $# -lt 3 ]]; then
 fi
 name=$1 zone=$2
 shift 2
+if [[ -n $(git status --porcelain) ]]; then
+    echo "$0: warning: uncommitted changes are left out: commit what the run needs" >&2
+fi
 arguments=$(printf '%q ' "$@")
+pinned=$(sed -n 's/^ARG PINNED="\(.*\)"$/\1/p' launch/Dockerfile)
 archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
 git archive --output="$archive" HEAD
@@ -23,8 +28,20 @@ set -eu
 mkdir -p jebm
 tar -xzf /tmp/jebm.tar.gz -C jebm
 cd jebm
-test -x .venv/bin/python || \${JEBM_PYTHON:-python3.11} -m venv .venv
-.venv/bin/pip install --quiet -e '.[tpu]'
+if ! test -x .venv/bin/python; then
+    python=
+    for each in \${JEBM_PYTHON:-} python3.13 python3.12 python3.11; do
+        if command -v \$each >/dev/null; then python=\$each; break; fi
+    done
+    if test -z \"\$python\"; then
+        echo 'Python 3.11 or newer is missing: sudo add-apt-repository -y ppa:deadsnakes/ppa; sudo apt-get install -y python3.11-venv' >&2
+        exit 2
+    fi
+    \$python -m venv .venv
+fi
+.venv/bin/pip install --quiet -e '.[tpu]' $pinned
 export JEBM_DISTRIBUTED=1
-exec .venv/bin/python -m jebm train $arguments
+nohup .venv/bin/python -m jebm train $arguments > train.log 2>&1 < /dev/null &
+tail -n +1 -f --pid=\$! train.log
+wait \$!
 "

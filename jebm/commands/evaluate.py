@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 HELP = "Score a trained model: one JSON record per metric in DIR/evaluation."
 EXAMPLE = "jebm evaluate runs/digits --metrics generation,ood"
+ALONE = True
 MEMORY = "lower --num, or evaluation.batch_size in DIR/config.json"
 
 

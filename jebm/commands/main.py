@@ -18,12 +18,13 @@ VERBS: dict[str, Any] = {
     "train": train, "plan": plan, "sample": sample, "evaluate": evaluate, "restore": restore, "report": report,
     "convert": convert, "data": data, "configs": configs,
 }  # fmt: skip
-"""Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ."""
+"""Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ, and
+``ALONE`` where one process of many does the work."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 for a run that diverged or a plan that does not fit, 2 for a
-    user's mistake or a machine too small, 130 for Ctrl-C.
+    user's mistake or a machine too small, 75 for one process of many that has lost another, 130 for Ctrl-C.
 
     Everything but 0 goes with one line on standard error. An error that is none of these is a fault of jebm's and
     leaves with its traceback.
@@ -34,15 +35,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parse(sys.argv[1:] if arguments is None else arguments)
         warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
         quiet_logs()
-        return _run(options)
+        return _run(options) if not getattr(options.verb, "ALONE", False) else _alone(options)
     except JebmError as error:
         return _complain(error)
     except KeyboardInterrupt:
         return _complain(f"interrupted{getattr(options.verb, 'AGAIN', '')}", 130)
 
 
+def _alone(options: argparse.Namespace) -> int:
+    """Of many processes the first does the work, on its own devices; the others wait, and end as it does."""
+    with common.leaving_at_once():
+        import jax
+
+        from jebm import sharding
+
+    if not sharding.initialize():
+        return _run(options)
+
+    def work() -> int:
+        common.log(f"process 0 does this on its own devices; the others of {jax.process_count()} wait")
+        try:
+            return _run(options)
+        except JebmError as error:
+            return _complain(error)
+
+    return sharding.only_main("verb", work)
+
+
 def _run(options: argparse.Namespace) -> int:
     with common.leaving_at_once():  # these take a second
+        import jax
         from jax.errors import JaxRuntimeError
 
         from jebm.training import Diverged
@@ -57,7 +79,9 @@ def _run(options: argparse.Namespace) -> int:
         return _complain(f"{error.strerror or error}: {error.filename or ''}".removesuffix(": "))
     except (MemoryError, JaxRuntimeError) as error:
         if isinstance(error, JaxRuntimeError) and not _of_memory(error):
-            raise
+            if jax.process_count() == 1:
+                raise
+            return _complain(f"a process of this run was lost, or cannot be reached: {error}", 75)
         return _complain(f"out of memory: {getattr(options.verb, 'MEMORY', 'close other programs')}")
     return 0
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 HELP = "Write one self-contained DIR/report.html: samples, neighbours, scores, chains, curves."
 EXAMPLE = "jebm report runs/digits"
+ALONE = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

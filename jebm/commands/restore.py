@@ -10,6 +10,7 @@ from jebm.errors import ConfigError
 
 HELP = "Restore degraded images with a trained model as the prior."
 EXAMPLE = "jebm restore runs/digits --task superres --factor 2 --input small.png --out restored.png"
+ALONE = True
 MEMORY = "lower --restarts, or give fewer images"
 MOST = 10**6  # of steps and restarts
 

@@ -7,6 +7,7 @@ from jebm.errors import ConfigError
 
 HELP = "Draw samples from a trained model."
 EXAMPLE = "jebm sample runs/digits --num 64 --out samples.png"
+ALONE = True
 MEMORY = "lower --batch-size (or --num, for a .png)"
 AGAIN = "; the same command resumes"
 

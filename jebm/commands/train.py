@@ -5,9 +5,11 @@ import shlex
 from typing import TYPE_CHECKING
 
 from jebm.commands import common, evaluate, report
+from jebm.errors import shown
 
 if TYPE_CHECKING:
     from jebm.config import Config
+    from jebm.runs.directory import RunDirectory
 
 HELP = "Train an experiment; resumes automatically if DIR contains checkpoints."
 EXAMPLE = "jebm train configs/digits/ec_vae.py --workdir runs/digits --set training.num_steps=500"
@@ -32,6 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-changed-data", action="store_true",
         help="resume even if the images, or the frozen generator, differ from those that the run started with",
     )  # fmt: skip
+    parser.add_argument(
+        "--profile", metavar="FIRST:LAST", type=_steps,
+        help="trace these steps with jax.profiler into DIR/profile; the first step of a start compiles",
+    )  # fmt: skip
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """The type of ``--profile``."""
+    words = text.split(":")
+    if len(words) != 2 or not all(word.isascii() and word.isdecimal() and len(word) < 10 for word in words):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: write the first and the last step, such as 10:15")
+    first, last = map(int, words)
+    if not 1 <= first <= last:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: steps are numbered from 1, and the first comes first")
+    return first, last
 
 
 def run(options: argparse.Namespace) -> None:
@@ -70,11 +87,14 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     main_process = not several or sharding.is_main()
     train(
         config, directory, log=common.log if main_process else lambda line: None,
-        allow_changed_data=options.allow_changed_data,
+        allow_changed_data=options.allow_changed_data, profile=options.profile,
     )  # fmt: skip
-    if not main_process:
-        return
-    scored = config.training.evaluate_at_end and not several  # reading checkpoints needs all processes
+    sharding.only_main("after training", lambda: _finish(config, directory, options))
+
+
+def _finish(config: "Config", directory: "RunDirectory", options: argparse.Namespace) -> int:
+    """Scores if that is asked for, writes the report, and says what there is and what comes next."""
+    scored = config.training.evaluate_at_end
     if scored:
         trained = common.load(options.workdir)
         evaluate.score(trained)
@@ -97,3 +117,4 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     if not scored:
         print(f"  jebm evaluate {workdir}")
     print(f"  jebm train {shlex.quote(str(options.config))} --workdir {workdir} --set {longer}")
+    return 0

@@ -63,7 +63,7 @@ def run_protocol(
         weights: whether they are the running average or the last iterate.
         config_hash: digest of the resolved configuration; None for a model that has none.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "source": source.name,
         "source_fingerprint": source.fingerprint,
@@ -74,7 +74,7 @@ def run_protocol(
         "weights": weights,
         "config_hash": config_hash,
         "device": f"{device.platform}: {device.device_kind}",
-        "num_devices": jax.device_count(),
+        "num_devices": jax.local_device_count(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("jebm", "jax", "jaxlib", "flax", "numpy")},

@@ -41,7 +41,9 @@ class Method(NamedTuple):
         init: ``(key, batch) -> state``: a fresh state (parameters, optimisers, averages, dual variables, ...), one
             pytree of arrays. ``batch`` gives shapes; it may be abstract under `jax.eval_shape`.
         update: ``(key, state, batch) -> (state, metrics)``: one training iteration; metrics are float32 scalars,
-            among them ``energy_data`` and ``energy_negative``: means of ``T * energy``.
+            among them ``energy_data`` and ``energy_negative``: means of ``T * energy``. Unless ``whole_batch`` says
+            why not it has an argument ``microbatches``, which divides the batch and bounds the memory: the result is
+            the same up to rounding (`jebm.methods.accumulation`).
         generate: ``(key, state, n) -> images`` [n, H, W, C]; ``n`` is static, and image i does not depend on it.
         energy: ``state -> energy`` of one image [H, W, C], float32: the density is ``exp(-energy)``, up to its
             normaliser. A `jax.tree_util.Partial`; a batch is `jax.vmap`.
@@ -56,11 +58,12 @@ class Method(NamedTuple):
         chain: what long runs and the report walk; None where the chains of training are annealed or on latents.
         evaluations_per_image: network evaluations that one generated image costs (a gradient counts as one).
         weights: which weights generate and score unless others are asked for (`jebm.methods.shared.with_weights`).
+        whole_batch: why ``update`` takes no microbatches, a clause for an error message; None where it does.
     """
 
     image_shape: tuple[int, int, int]
     init: Callable[[Array, Array], State]
-    update: Callable[[Array, State, Array], tuple[State, Metrics]]
+    update: Callable[..., tuple[State, Metrics]]
     generate: Callable[[Array, State, int], Array]
     energy: Callable[[State], Energy]
     scores: Callable[[Array, State, Array], Metrics]
@@ -72,3 +75,4 @@ class Method(NamedTuple):
     chain: Chain | None = None
     evaluations_per_image: int = 1
     weights: Weights = "ema"
+    whole_batch: str | None = "whose update is written for a whole batch"

@@ -50,12 +50,18 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, keep: int | None = None) -> None:
-        """Opens ``directory``; with ``keep``, only that many of the newest stay when new ones are saved."""
+        """Opens ``directory``; with ``keep`` to save, too: only that many of the newest stay.
+
+        With ``keep`` all processes of a run do the same at the same time; without it each reads for itself.
+        """
         self._directory = directory
         self._failed = False
         self._saved: int | None = None
         record = ocp.options.AsyncOptions(post_finalization_callback=self._record_files)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, async_options=record)
+        if keep is None and jax.process_count() > 1:
+            own = jax.process_index()
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(own, {own}, f"reader{own}")
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def steps(self) -> list[int]:

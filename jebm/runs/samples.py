@@ -1,4 +1,4 @@
-"""Draws any number of samples of a trained model in batches over all devices, and resumes after an interruption.
+"""Draws any number of samples of a trained model in batches over this process's devices, resumed after a break.
 
 Memory holds one batch at a time, on the devices and on the host, for any number of samples. Each batch is a file in
 ``<out>.parts`` until all are complete; the same call after a kill draws only the missing ones. The draws of a batch
@@ -51,7 +51,7 @@ def draw_to(
     batch_size = min(batch_size, num)
     parts = out.with_name(out.name + ".parts")
     request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
-    mesh = sharding.make_mesh()
+    mesh = sharding.local_mesh()
     rows = -(-batch_size // mesh.size) * mesh.size
     if rows * math.prod(run.method.image_shape) >= 2**31:
         raise ConfigError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")

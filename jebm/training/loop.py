@@ -1,6 +1,6 @@
 """The training loop: any `Method`, one compiled step, checkpoints of everything, resumed bit for bit.
 
-The file is in the order of a training: the step, data, the start, an attempt, a recovery, and `train` around them.
+The file is in the order of a training: data, the start, an attempt, a recovery, and `train` around them.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jebm import data, images, sharding
 from jebm.config import Config, config_hash
 from jebm.energy import Generator
 from jebm.errors import ConfigError
+from jebm.methods import accumulation
 from jebm.methods.base import Method, Metrics
-from jebm.methods.shared import Trained, gathered
+from jebm.methods.shared import Trained
 from jebm.runs import run as runs
 from jebm.runs.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
 from jebm.runs.directory import RunDirectory
@@ -29,11 +29,12 @@ from jebm.runs.drawing import drawing
 from jebm.runs.metrics_log import MetricsFile
 from jebm.runs.run import FrozenGenerator, abstract_state, load_source
 from jebm.runs.state import TrainState, initial_state
-from jebm.training import identity, monitors, recovery
+from jebm.training import identity, meters, recovery
 from jebm.training.lock import locked
 from jebm.training.output import naming, progress, surviving_log
 from jebm.training.placement import mesh_of, placed
 from jebm.training.signals import StopSignal
+from jebm.training.step import make_step, multiplying
 
 __all__ = ["Diverged", "make_step", "train"]
 
@@ -44,34 +45,6 @@ GRID_FOLD = 2**32 - 2  # no step's number, and not that of a recovery's key
 
 class Diverged(RuntimeError):
     """The run is no longer healthy, and no recovery is left."""
-
-
-# --- the step ----------------------------------------------------------------------------------------------------
-
-
-def make_step(
-    config: Config, method: Method, placement: Any = None, probe: np.ndarray | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """The compiled training step ``(state, uint8 images) -> (state, metrics)``; it donates the old state.
-
-    ``placement``, a tree of shardings, keeps the new state on the devices of the old one. With ``probe``, a few uint8
-    images, the metrics include the monitors (`jebm.training.monitors`).
-    """
-
-    def step(state: TrainState, batch: Array) -> tuple[TrainState, Metrics]:
-        data_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        batch = data.preprocess(data_key, batch, horizontal_flip=config.data.flip, dequantize=config.data.dequantize)
-        before = gathered(state.method)
-        method_state, metrics = method.update(update_key, before, batch)
-        if probe is not None:
-            watched = data.to_float(jnp.asarray(probe))
-            metrics = monitors.measure(method, before, method_state, metrics, watched)
-        return TrainState(state.step + 1, state.key, method_state), metrics
-
-    shardings = None
-    if placement is not None:
-        shardings = (placement, sharding.replicated(jax.tree.leaves(placement)[0].mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -114,6 +87,7 @@ class _Files(NamedTuple):
     checkpoints: Checkpoints
     metrics: MetricsFile
     meta: dict[str, Any]
+    profiler: meters.Profiler
 
 
 class _ResumePoint(NamedTuple):
@@ -207,14 +181,16 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
     scale = recovery.Scale(probe[0].size, method.temperature)
     draw_grid = drawing(method, mesh, settings.num_samples)
     start = int(state.step)
-    pending: tuple[int, Metrics, float] | None = None
+    pending: tuple[int, Metrics] | None = None
+    speed, profiler = meters.Speed(config.data.batch_size), files.profiler
 
     def flush() -> None:
         nonlocal pending, history
         if pending is not None:
-            done, values, rate = pending[0], _floats(pending[1]), pending[2]
+            done, values = pending[0], _floats(pending[1])
             pending = None
-            files.metrics.write({"step": done, **values, **_clock(rate)})
+            clock = {**speed.read(done), **meters.device_memory(), "time": round(time.time(), 3)}
+            files.metrics.write({"step": done, **values, **clock})
             postfix = {name: f"{value:.4g}" for name, value in values.items() if "/" not in name and "norm" not in name}
             bar.set_postfix(postfix, refresh=False)
             _require_healthy(done, recovery.diagnose(settings.recovery, history, values))
@@ -224,30 +200,37 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
 
     stop, stopping = StopSignal(), False
     place = lambda batch: sharding.shard_batch(batch, mesh)  # noqa: E731
-    with stop.listening(), jax.set_mesh(mesh), progress(settings.num_steps, start, sharding.is_main()) as bar:
-        begun = time.perf_counter()
+    with (
+        stop.listening(), jax.set_mesh(mesh), multiplying(config), contextlib.closing(profiler),
+        progress(settings.num_steps, start, sharding.is_main()) as bar,
+    ):  # fmt: skip
         for done, batch in enumerate(loader.batches(start, settings.num_steps - start, place), start + 1):
+            profiler.before(done)
             state, metrics = step(state, batch)
+            profiler.after(done, metrics)
+            speed.started(done)
             bar.update()
             last = done == settings.num_steps
             # read a logged step's metrics when the next one is due: the device is never waited for
             if done % settings.log_every == 0 or last:
                 flush()
-                pending = (done, metrics, (done - start) / (time.perf_counter() - begun))
+                pending = (done, metrics)
             if settings.sample_every and (done % settings.sample_every == 0 or last):
                 flush()
-                drawn = draw_grid(jax.random.fold_in(state.key, GRID_FOLD), state.method)  # the same latents each time
-                _require_healthy(done, _not_finite("a sample", drawn))
-                if sharding.is_main():
-                    path = files.directory.samples / f"step_{done:07d}.png"
-                    with naming(path):
-                        images.save_png(path, images.grid(drawn))
+                with speed.paused():
+                    drawn = draw_grid(jax.random.fold_in(state.key, GRID_FOLD), state.method)  # always the same latents
+                    _require_healthy(done, _not_finite("a sample", drawn))
+                    if sharding.is_main():
+                        path = files.directory.samples / f"step_{done:07d}.png"
+                        with naming(path):
+                            images.save_png(path, images.grid(drawn))
             stopping = stop.agreed(done)  # read once: a signal that comes after this waits for the next step
             if done % settings.checkpoint_every == 0 or last or stopping:
                 flush()
-                _require_healthy(done, _not_finite("the state", state.method))
-                past = {"recoveries": [event._asdict() for event in events], "history": history}
-                files.checkpoints.save(state, files.meta | past)
+                with speed.paused():
+                    _require_healthy(done, _not_finite("the state", state.method))
+                    past = {"recoveries": [event._asdict() for event in events], "history": history}
+                    files.checkpoints.save(state, files.meta | past)
             if stopping:
                 break
         files.checkpoints.wait()
@@ -272,10 +255,6 @@ def _sum_of_magnitudes(tree: Any) -> Array:
 
 def _floats(metrics: Metrics) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
-
-
-def _clock(rate: float) -> dict[str, float]:
-    return {"steps_per_second": round(rate, 3), "time": round(time.time(), 3)}
 
 
 # --- a recovery --------------------------------------------------------------------------------------------------
@@ -325,6 +304,7 @@ def train(
     *,
     allow_changed_data: bool = False,
     generator: Generator | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> TrainState:
     """Trains to ``config.training.num_steps``, from the newest whole checkpoint in ``directory`` if there is one.
 
@@ -342,6 +322,7 @@ def train(
         log: receives lines for the user.
         allow_changed_data: resume although the images, or the frozen generator, differ from those at the start.
         generator: the function that a configuration with ``method.generator="given"`` is over (`jebm.refine`).
+        profile: first and last step of those that `jax.profiler` traces, into ``<directory>/profile``.
 
     Raises:
         ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``; data or a
@@ -356,6 +337,7 @@ def train(
     identity.check_same_configuration(config, directory)
     frozen = runs.given_function(config, generator) if generator else runs.frozen_generator(config, directory)
     method = runs.build(config, frozen.generator if frozen else None)
+    accumulation.update_of(method, config.training.microbatches)  # refused before anything is written
     source = load_source(config, method.image_shape)
     try:
         data.steps_per_epoch(len(source.train), config.data.batch_size)
@@ -368,7 +350,9 @@ def train(
     with contextlib.ExitStack() as held:
         problem = _lock(held, directory)
         identity.check_processes(facts, problem)  # if one has a problem, all stop
-        state, stopped = _train(training, directory, facts, log, allow_changed_data)
+        for line in meters.first_lines(config, mesh, training.abstract):
+            log(line)
+        state, stopped = _train(training, directory, facts, log, allow_changed_data, profile)
     if stopped:
         log(f"stopped by signal after step {int(state.step)}; saved, and the same command resumes from there")
         sys.exit(0)
@@ -388,7 +372,7 @@ def _lock(held: contextlib.ExitStack, directory: RunDirectory) -> str | None:
 
 def _train(
     training: _Training, directory: RunDirectory, facts: identity.Facts, log: Callable[[str], None],
-    allow_changed_data: bool,
+    allow_changed_data: bool, profile: tuple[int, int] | None,
 ) -> tuple[TrainState, bool]:  # fmt: skip
     """The state, and whether a signal stopped it."""
     config, generator = training.config, training.generator
@@ -407,6 +391,8 @@ def _train(
         if start > config.training.num_steps:
             given = f"training.num_steps={config.training.num_steps}"
             raise ConfigError(f"{given}: the run in {directory.path} is at step {start} already")
+        meters.check_profile(profile, start, config.training.num_steps)
+        profiler = meters.Profiler(profile, directory.path / "profile", log)
         if sharding.is_main():
             with naming(directory.config):
                 directory.write_config(config)
@@ -415,7 +401,7 @@ def _train(
         fixed = {name: value for name, value in facts.items() if name != "configuration" and value is not None}
         with naming(directory.metrics):
             metrics_file = MetricsFile(directory.metrics, start, len(point.events), sharding.is_main())
-        files = _Files(directory, checkpoints, metrics_file, {"config_hash": config_hash(config), **fixed})
+        files = _Files(directory, checkpoints, metrics_file, {"config_hash": config_hash(config), **fixed}, profiler)
         with contextlib.closing(metrics_file):
             while True:
                 try:

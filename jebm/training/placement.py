@@ -1,4 +1,4 @@
-"""Where a training's batches and state lie: the mesh, and a sharding for every array."""
+"""Placement of a training's batches and state: the mesh, and a sharding for every array."""
 
 from collections.abc import Sequence
 
@@ -23,10 +23,12 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.
         mesh = sharding.make_mesh(fsdp=config.training.fsdp, devices=devices)
     except ValueError as error:
         raise ConfigError(f"training.fsdp={config.training.fsdp}: {error}") from None
-    if config.data.batch_size % mesh.size:
+    parts = config.training.microbatches
+    if config.data.batch_size % (mesh.size * parts):
+        over = f"{mesh.size} devices" + (f" in {parts} microbatches" if parts > 1 else "")
         raise ConfigError(
-            f"data.batch_size={config.data.batch_size} does not divide over {mesh.size} devices: "
-            f"take a multiple of {mesh.size}"
+            f"data.batch_size={config.data.batch_size} does not divide over {over}: take a multiple of "
+            f"{mesh.size * parts}"
         )
     return mesh
 

@@ -97,7 +97,7 @@ MUTANTS = (
         ("return constraint.num_steps * constraint.step_size * dimension", "return constraint.step_size * dimension",
          "a floor of one step", SHARED + POSTERIOR),
         ("return 1.085 * noise_floor", "return 1.52 * noise_floor", "the hinge's factor in the tolerance"),
-        ("keys = mcmc.chain_keys(key, generated.shape[0])", "keys = jnp.broadcast_to(key, generated.shape[:1])",
+        ("else mcmc.chain_keys(key, generated.shape[0])", "else jnp.broadcast_to(key, generated.shape[:1])",
          "one key for all chains"),
         ("mcmc.from_half_step(config.step_size, config.temperature))", "config.step_size / config.temperature)",
          "twice the training chain's step"),
@@ -146,7 +146,7 @@ MUTANTS = (
         ("jax.lax.scan(iterate, state.spectral, None, num_steps)", "jax.lax.scan(iterate, state.spectral, None, 1)",
          "one power iteration for K", GOLDEN),
         ("state._replace(spectral=after)", "state", "vectors rest through a chain", GOLDEN),
-        ("evaluate(params, spectral, negatives)", "evaluate(params, state.spectral, negatives)",
+        ("of_negatives = self._power_iteration(params, of_data)", "of_negatives = of_data",
          "vectors of the data for the negatives", GOLDEN),
     ),
     *of(
@@ -186,7 +186,8 @@ MUTANTS = (
          "ResNet(config.energy_layers, config.energy_head_width), config.flow_learning_rate",
          "energy with the flow's rate"),
         ("return (256.0 * u - 0.5) / 127.5 - 1.0", "return 2.0 * u - 1.0", "images of levels"),
-        ("generated, settings, draws.calibration_noise)", "generated, settings)", "recorded noise unread", METHODS),
+        ("calibrate(keys, head, generated, settings, noise)", "calibrate(keys, head, generated, settings)",
+         "recorded noise unread", METHODS),
     ),
     *of(
         "jebm/methods/ec/gan.py", GAN,

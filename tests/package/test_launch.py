@@ -2,17 +2,29 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+import types
+from importlib import metadata
 
+import jax
 import pytest
 import yaml
 from helpers import ROOT
+from jax.errors import JaxRuntimeError
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from jebm import sharding
+from jebm.commands import train
+from jebm.commands.main import main
+from jebm.errors import ConfigError
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -60,9 +72,12 @@ def test_a_coordinator_without_a_port(coordinator):
 SCHEMA = {
     "apiVersion!": str,
     "kind!": str,
-    "metadata!": {"name!": str},
+    "metadata!": {"name!": str, "annotations": dict},
     "spec!": {
-        "failurePolicy": {"maxRestarts": int},
+        "failurePolicy": {
+            "maxRestarts": int,
+            "rules": [{"name": str, "action!": str, "onJobFailureReasons": [str], "targetReplicatedJobs": [str]}],
+        },
         "replicatedJobs!": [
             {
                 "name!": str,
@@ -73,6 +88,14 @@ SCHEMA = {
                         "completions": int,
                         "completionMode": str,
                         "backoffLimit": int,
+                        "podFailurePolicy": {
+                            "rules!": [
+                                {
+                                    "action!": str,
+                                    "onExitCodes": {"containerName": str, "operator!": str, "values!": [int]},
+                                }
+                            ]
+                        },
                         "template!": {
                             "spec!": {
                                 "restartPolicy!": str,
@@ -119,9 +142,9 @@ def violations(value, schema, path=""):
     return found
 
 
-@pytest.fixture(scope="module")
-def manifest():
-    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+@pytest.fixture(params=["jobset.yaml", "jobset-gpu.yaml"])
+def manifest(request):
+    return yaml.safe_load((LAUNCH / request.param).read_text())
 
 
 def test_the_manifest_is_a_jobset(manifest):
@@ -133,12 +156,38 @@ def test_the_manifest_is_a_jobset(manifest):
     (container,) = pod["containers"]
     assert pod["restartPolicy"] in ("Never", "OnFailure")  # what a Job allows
     assert job["completionMode"] == "Indexed"
-    chips = int(container["resources"]["limits"]["google.com/tpu"])
+    assert job["parallelism"] == job["completions"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
-    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
-    assert job["parallelism"] * chips == job["completions"] * chips == rows * columns
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    if "google.com/tpu" in container["resources"]["limits"]:
+        chips = int(container["resources"]["limits"]["google.com/tpu"])
+        rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+        assert job["parallelism"] * chips == rows * columns
+        assert environment["JEBM_DISTRIBUTED"] == "1"
+    else:
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+        assert int(environment["JEBM_NUM_PROCESSES"]) == job["parallelism"]
+        name, workers = manifest["metadata"]["name"], manifest["spec"]["replicatedJobs"][0]["name"]
+        host, _, port = environment["JEBM_COORDINATOR"].partition(":")
+        assert host == f"{name}-{workers}-0-0.{name}"
+        assert {"containerPort": int(port)} in container["ports"]
+        assert "export JEBM_PROCESS_ID=$JOB_COMPLETION_INDEX\n" in container["command"][2]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert {"name": "JEBM_DISTRIBUTED", "value": "1"} in container["env"]
+    annotations = manifest["metadata"]["annotations"]
+    assert annotations == {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+
+
+def test_mistakes_and_divergence_are_not_started_again_and_evictions_are(manifest):
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    ((rule,), (container,)) = job["podFailurePolicy"]["rules"], job["template"]["spec"]["containers"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # which a podFailurePolicy requires
+    assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "In")
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    # 75: the pod was told to stop, or has lost another one; over 128: killed
+    assert sorted(rule["onExitCodes"]["values"]) == [1, 2]
+    (ending,) = manifest["spec"]["failurePolicy"]["rules"]
+    assert (ending["action"], ending["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0
 
 
 def test_violations_are_seen():
@@ -149,7 +198,8 @@ def test_violations_are_seen():
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "signalled", "status"), [("exit 0", False, 0), ("exit 3", False, 3), ("", True, 75)]
+    ("behaviour", "signalled", "status"),
+    [("exit 0", False, 0), ("exit 1", False, 1), ("exit 2", False, 2), ("", True, 75)],
 )
 def test_a_pod_that_is_evicted_asks_for_another_start(manifest, tmp_path, behaviour, signalled, status):
     """`jebm train` ends with 0 when it was told to stop; the pod does not, so that the JobSet begins again."""
@@ -167,3 +217,177 @@ def test_a_pod_that_is_evicted_asks_for_another_start(manifest, tmp_path, behavi
         assert pod.wait(timeout=60) == status
     assert (tmp_path / "words").read_text().strip() == "-m jebm train CONFIG --workdir /shared/runs/name"
     assert (tmp_path / "saved").exists() == signalled
+
+
+# --- the image --------------------------------------------------------------------------------------------------------
+
+
+def test_the_image_is_built_from_what_the_repository_has():
+    lines = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    assert {step[0] for step in steps} <= {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "CMD"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = re.fullmatch(r"python:(\d+\.\d+)-slim", steps[0][1])[1]
+    assert SpecifierSet(project["requires-python"]).contains(python)
+    copied = [source for step in steps if step[0] == "COPY" for source in step[1:-1]]
+    assert all((ROOT / source).exists() for source in copied)
+    assert {"pyproject.toml", "jebm", "configs", project["readme"]} <= set(copied)
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied) == allowed  # all else, .git and runs among it, stays out of the build
+    arguments = dict(" ".join(step[1:]).split("=", 1) for step in steps if step[0] == "ARG")
+    assert arguments["EXTRA"] in project["optional-dependencies"]
+    pinned = [Requirement(text) for text in arguments["PINNED"].strip('"').split()]
+    needed = {canonicalize_name(r.name): r.specifier for r in map(Requirement, project["dependencies"])}
+    for requirement in pinned:
+        (version,) = (specifier.version for specifier in requirement.specifier)
+        assert version == metadata.version(requirement.name), "pin what the tests run with"
+        assert needed[canonicalize_name(requirement.name)].contains(version)
+    assert any("${PINNED}" in step for step in steps if step[0] == "RUN")
+
+
+# --- SLURM ------------------------------------------------------------------------------------------------------------
+
+TWO_NODES = {
+    "SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1", "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "0", "SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+}  # fmt: skip
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """Starts JAX's own code in a faked SLURM step, as far as the client; returns what it was going to do."""
+    from jax._src import distributed, xla_bridge
+
+    visible = xla_bridge.CUDA_VISIBLE_DEVICES
+
+    def initialize(**changes):
+        environment = {**TWO_NODES, **changes}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        state, asked = distributed.State(), []
+        connected = types.SimpleNamespace(connect=lambda: None)
+        fakes = types.SimpleNamespace(
+            get_distributed_runtime_client=lambda *where, **_: asked.append(where) or connected,
+            get_distributed_runtime_service=lambda *_, **__: None,
+            create_preemption_sync_manager=lambda: types.SimpleNamespace(initialize=lambda client: None),
+        )
+        monkeypatch.setattr(distributed, "_jax", fakes)
+        monkeypatch.setattr(jax.distributed, "initialize", state.initialize)
+        assert sharding.initialize({name: value for name, value in environment.items() if value})
+        ((address, process),) = asked
+        return address.partition(":")[0], process, state.num_processes, visible.value
+
+    before = visible.value
+    yield initialize
+    jax.config.update("jax_cuda_visible_devices", before)
+
+
+def test_two_nodes_of_eight_gpus_are_sixteen(slurm):
+    assert slurm() == ("gpu07", 1, 2, "0,1,2,3,4,5,6,7")
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, "0,1,2,3,4,5,6,7"),  # a site that does not set it
+        # two tasks a node share its eight
+        ({"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_LOCALID": "1"}, "4,5,6,7"),
+        # a node of one task beside one of four
+        ({"SLURM_STEP_TASKS_PER_NODE": "4,1"}, "0,1,2,3,4,5,6,7"),
+        # a GPU bound to each task: it sees that one alone
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "5"}, "0"),
+        ({"JAX_LOCAL_DEVICE_IDS": "2,3"}, "2,3"),
+    ],
+)
+def test_the_tasks_of_a_node_share_its_gpus(slurm, changes, devices):
+    assert slurm(**changes)[-1] == devices
+
+
+def test_gpus_that_the_tasks_do_not_divide():
+    three = {**TWO_NODES, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}
+    with pytest.raises(ConfigError, match="8 GPUs of a node do not divide over its 3 tasks: start one task") as error:
+        sharding.initialize(three)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "signalled", "status", "requeued"),
+    [("exit 0", False, 0, False), ("exit 2", False, 2, False), ("saves", True, 0, True), ("fails", True, 9, False)],
+)
+def test_a_job_at_its_time_limit_saves_and_is_queued_again(tmp_path, behaviour, signalled, status, requeued):
+    ends = {"saves": "exit 0", "fails": "exit 9"}.get(behaviour, "")
+    waits = f"trap 'touch {tmp_path}/saved; {ends}' TERM\ntouch {tmp_path}/ready\nwhile :; do sleep 0.05; done"
+    programs = {"srun": waits if ends else behaviour, "scontrol": f'echo "$@" > {tmp_path}/requeued'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    with subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch"), "CONFIG"], env=environment) as job:
+        if signalled:
+            while not (tmp_path / "ready").exists():
+                time.sleep(0.01)
+            job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=60) == status
+    assert (tmp_path / "saved").exists() == signalled
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
+
+
+def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, capsys, tmp_path):
+    def lost(options):
+        raise JaxRuntimeError("UNAVAILABLE: connection reset by peer")
+
+    monkeypatch.setattr(train, "run", lost)
+    command = ["train", "CONFIG", "--workdir", str(tmp_path / "run")]
+    with pytest.raises(JaxRuntimeError):
+        main(command)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert main(command) == 75
+    assert "jebm: a process of this run was lost, or cannot be reached: UNAVAILABLE" in capsys.readouterr().err
+
+
+# --- TPU VMs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_slice_gets_the_last_commit_and_goes_on_without_a_connection(tmp_path):
+    home, remote, programs = (tmp_path / name for name in ("checkout", "remote", "bin"))
+    (home / "launch").mkdir(parents=True)
+    remote.mkdir()
+    programs.mkdir()
+    shutil.copy(LAUNCH / "Dockerfile", home / "launch")
+    git = lambda *words: subprocess.run(["git", *words], cwd=home, check=True, capture_output=True)  # noqa: E731
+    git("init", "--quiet")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a")
+    (home / "new.py").write_text("")
+    texts = {
+        "tool": f'echo "$(basename "$0") $*" >> {remote}/called\necho step 1',
+        # makes an environment whose programs write down how they were called
+        "python3.11": f"mkdir -p .venv/bin\ncp {programs}/tool .venv/bin/python\ncp {programs}/tool .venv/bin/pip",
+        "gcloud": f"""cd {remote}
+            for word in "$@"; do
+                case $word in
+                    *:/tmp/*) ;;
+                    *.tar.gz) cp "$word" jebm.tar.gz ;;
+                    --command=*) text=${{word#--command=}}; bash -c "${{text//\\/tmp\\/jebm.tar/jebm.tar}}" ;;
+                esac
+            done""",
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "JEBM_PYTHON": "python3.11"}
+    command = ["bash", str(LAUNCH / "tpu.sh"), "NAME", "ZONE", "a b.py", "--workdir", "/mnt/run"]
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "warning: uncommitted changes are left out" in result.stderr
+    assert "step 1" in result.stdout
+    assert (remote / "jebm/launch/Dockerfile").exists()
+    assert not (remote / "jebm/new.py").exists()
+    installed, trained = (remote / "called").read_text().splitlines()
+    assert re.fullmatch(r"pip install --quiet -e \.\[tpu\] jax==\S+ flax==\S+ .*", installed)
+    assert trained == "python -m jebm train a b.py --workdir /mnt/run"
+    assert "step 1" in (remote / "jebm/train.log").read_text()

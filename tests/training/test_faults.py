@@ -31,7 +31,7 @@ def run(experiment, directory, *sets, prefix=(), **more):
 
 def lines_of(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "steps_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k != "time" and "per_second" not in k} for line in lines]
 
 
 def bits(directory):

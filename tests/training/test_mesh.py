@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,7 +65,7 @@ def environment(devices):
 
 def lines_of(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "steps_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k != "time" and "per_second" not in k} for line in lines]
 
 
 def assert_same_metrics(one, other):
@@ -298,3 +299,76 @@ def test_two_processes_give_the_same_bits_whatever_happened(signalled_toy, tmp_p
             assert "stopped by signal after step" in first.stdout
         assert launch(signalled_toy, tmp_path / name).returncode == 0
         assert lines_of(tmp_path / name) == lines_of(tmp_path / "whole")
+
+
+VERBS = textwrap.dedent(
+    """
+    import sys
+    import helpers.toy
+    from jebm.commands.main import main
+
+    experiment, directory, small = sys.argv[1:4]
+    sys.exit(main({
+        "train": ["train", experiment, "--workdir", directory, "--set", "training.num_steps=4",
+                  "training.evaluate_at_end=true", "evaluation.num_samples=20", "evaluation.batch_size=20"],
+        "sample": ["sample", directory, "--num", "10", "--batch-size", "4", "--out", directory + "/drawn.npz"],
+        "evaluate": ["evaluate", directory, "--metrics", "generation,scores", "--num", "20"],
+        "restore": ["restore", directory, "--task", "inpaint", "--input", small, "--degrade", "--num-steps", "2",
+                    "--out", directory + "/restored.npz"],
+        "report": ["report", directory],
+        "wrong": ["sample", directory, "--num", "10", "--step", "2", "--out", directory + "/none.npz"],
+    }[sys.argv[4]]))
+    """
+)
+
+
+def together(number, *words):
+    """A script in so many processes of one port: (status, output, errors) of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = {"JEBM_COORDINATOR": f"127.0.0.1:{port}", "JEBM_NUM_PROCESSES": str(number)} if number > 1 else {}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", VERBS, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**environment(2), **several, **({"JEBM_PROCESS_ID": str(i)} if several else {})},
+        )
+        for i in range(number)
+    ]  # fmt: skip
+    return [(process.returncode, *texts) for process in started for texts in [process.communicate(timeout=400)]]
+
+
+@pytest.mark.slow
+def test_every_verb_of_two_processes_is_that_of_one(toy_experiment, tmp_path):
+    small = tmp_path / "small.npy"
+    np.save(small, np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for verb in ("train", "sample", "evaluate", "restore", "report"):
+        ((status, _, errors),) = together(1, toy_experiment, one, small, verb)
+        assert status == 0, errors
+        both = together(2, toy_experiment, two, small, verb)
+        assert [status for status, _, _ in both] == [0, 0], both
+        said = [line for line in both[1][1].splitlines() if "[Gloo]" not in line]
+        assert said == []  # the second process says and writes nothing
+        if verb != "train":
+            assert "process 0 does this on its own devices; the others of 2 wait" in both[0][1]
+        if verb == "train":  # what follows starts from the same bits: their sums are ordered by the number of devices
+            assert (two / "evaluation").is_dir()
+            assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+            for folder in ("checkpoints", "config.json", "metrics.jsonl"):
+                shutil.rmtree(two / folder) if (two / folder).is_dir() else (two / folder).unlink()
+                copy = shutil.copytree if (one / folder).is_dir() else shutil.copy
+                copy(one / folder, two / folder)
+    for name in ("drawn.npz", "restored.npz"):
+        with np.load(one / name) as first, np.load(two / name) as second:
+            assert first["x"].dtype == np.uint8
+            np.testing.assert_array_equal(first["x"], second["x"])
+    assert not list(two.glob("*.parts"))
+    scores = [{path.name: json.loads(path.read_text())["value"] for path in (where / "evaluation").glob("*.json")}
+              for where in (one, two)]  # fmt: skip
+    assert scores[0]
+    assert scores[0] == scores[1]
+    assert (two / "report.html").exists()
+    wrong = together(2, toy_experiment, two, small, "wrong")
+    assert [status for status, _, _ in wrong] == [2, 2]
+    assert "jebm: no checkpoint of step 2" in wrong[0][2]

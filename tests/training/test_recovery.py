@@ -183,7 +183,7 @@ class Bare:
 
 def plain(directory):
     kept = read_metrics(directory / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in ("time", "steps_per_second")} for line in kept]
+    return [{k: v for k, v in line.items() if k != "time" and "per_second" not in k} for line in kept]
 
 
 def metrics_lines(directory):

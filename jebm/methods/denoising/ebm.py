@@ -27,7 +27,7 @@ not the best in likelihood.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from jebm import mcmc
 from jebm.energy import Energy, Generator, bind
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
-from jebm.methods import diagnostics
+from jebm.methods import accumulation, diagnostics
 from jebm.methods.base import Method, Metrics
 from jebm.methods.denoising import chains as chains
 from jebm.methods.denoising import energies as parts
@@ -143,7 +143,9 @@ def draw(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, image
     )
 
 
-def examples(config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState, x: Array) -> Examples:
+def examples(
+    config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState, x: Array, microbatches: int = 1
+) -> Examples:
     """Positives and negatives from a batch of clean images in [0, 1] [B, H, W, C]."""
     latent, ladder = config.semantic_chain == "latent", semantic_levels(config)
     levels, rows = draws.levels, None
@@ -162,7 +164,9 @@ def examples(config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState,
         starts = noisy + wide(jnp.where(jnp.isfinite(gaps), gaps, 0.0)) * draws.start
     starts = jnp.where(wide(levels) == 0, from_noise, starts)
     if draws.latent is not None:
-        noisy, starts = encode(config, state.params, noisy, sigmas), encode(config, state.params, starts, above)
+        code = functools.partial(encode, config, state.params)
+        noisy = accumulation.by_rows(code, microbatches, noisy, sigmas)
+        starts = accumulation.by_rows(code, microbatches, starts, above)
         starts = jnp.where(levels[:, None] == 0, draws.latent, starts)
     ages = None
     if state.bank is not None and rows is not None:
@@ -174,7 +178,8 @@ def examples(config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState,
         return chains.run_level(key, semantic, start, sigma, config.chain, latent=latent, gap=gap_or_none)
 
     semantic = semantic_function(config, state.params)
-    negatives = jax.vmap(chain)(mcmc.chain_keys(draws.chain_key, len(x)), starts, sigmas, gaps)
+    keys = mcmc.chain_keys(draws.chain_key, len(x))
+    negatives = accumulation.by_rows(jax.vmap(chain), microbatches, keys, starts, sigmas, gaps)
     new_bank = state.bank
     if new_bank is not None:
         assert draws.indices is not None
@@ -215,20 +220,21 @@ def denoising_losses(config: DenoisingEBMConfig, draws: NoiseDraws, params: Tree
 
 
 def iterate(
-    config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState, images: Array
+    config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState, images: Array, microbatches: int = 1
 ) -> tuple[DenoisingEBMState, Metrics]:
     """One training iteration on images in [-1, 1]; see the module's docstring."""
     x = 0.5 * (images + 1.0)
-    rows = examples(config, draws, state, x)
+    rows = examples(config, draws, state, x, microbatches)
 
-    def loss(params: Tree) -> tuple[Array, Metrics]:
-        denoising = denoising_losses(config, draws.denoising, params, x)
+    def loss(params: Tree, x: Array, noise: NoiseDraws, of_chains: tuple[Array, Array, Array]) -> tuple[Array, Any]:
+        denoising = denoising_losses(config, noise, params, x)
         semantic = semantic_function(config, params)
-        likelihood, regularization, metrics = likelihood_loss(semantic, rows.positives, rows.negatives, rows.sigmas)
+        likelihood, regularization, metrics = likelihood_loss(semantic, *of_chains)
         total = likelihood + config.energy_regularization * regularization
-        return total + config.denoising_weight * sum(denoising.values()), metrics | denoising
+        return total + config.denoising_weight * sum(denoising.values()), (metrics | denoising, ())
 
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    of_chains = (rows.positives, rows.negatives, rows.sigmas)
+    gradients, metrics, _ = accumulation.gradients(loss, microbatches, state.params, x, draws.denoising, of_chains)
     decay = warm_up(config.ema_decay, state.step)
     new = DenoisingEBMState(
         networks={
@@ -325,8 +331,10 @@ def build(config: DenoisingEBMConfig) -> Method:
     def bound(state: DenoisingEBMState) -> Energy:
         return bind(one_energy, state.ema)
 
-    def update(key: Array, state: DenoisingEBMState, images: Array) -> tuple[DenoisingEBMState, Metrics]:
-        return iterate(config, draw(config, key, state, images), state, images)
+    def update(
+        key: Array, state: DenoisingEBMState, images: Array, microbatches: int = 1
+    ) -> tuple[DenoisingEBMState, Metrics]:
+        return iterate(config, draw(config, key, state, images), state, images, microbatches)
 
     return Method(
         image_shape=config.image_shape,
@@ -341,4 +349,5 @@ def build(config: DenoisingEBMConfig) -> Method:
         latent_shape=(config.latent_size,) if of_latents else None,
         temperature=config.score_temperature,
         evaluations_per_image=sum(evaluation_counts(config).values()),
+        whole_batch=None,
     )

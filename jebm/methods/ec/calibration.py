@@ -178,7 +178,7 @@ def calibrate(
     No gradient flows into ``generated``, into the energy or through the chain. The result is not clamped.
 
     Args:
-        key: split into one key per chain.
+        key: one key, split into one per chain; or one per chain [B].
         head: f, one example in, a scalar out.
         generated: x_g [B, ...].
         config: see `CalibrationConfig`.
@@ -195,7 +195,7 @@ def calibrate(
         state, _ = mcmc.sample(key, kernel, start, config.num_steps, trace=())
         return state.position
 
-    keys = mcmc.chain_keys(key, generated.shape[0])
+    keys = key if key.ndim else mcmc.chain_keys(key, generated.shape[0])
     return jax.lax.stop_gradient(jax.vmap(chain)(keys, generated, noise))
 
 

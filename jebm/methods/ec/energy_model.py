@@ -23,6 +23,7 @@ from jax import Array
 from jebm import energy as energies
 from jebm.energy import Annealed, Energy
 from jebm.learning.likelihood import contrastive_loss
+from jebm.methods import accumulation
 from jebm.methods.base import Metrics
 from jebm.methods.shared import Trained, descend, train
 from jebm.networks import spectral_norm
@@ -130,7 +131,7 @@ class EnergyModel(SpectralNetwork):
         return cast(Array, self.network.apply({"params": spectral_norm.divide(params, norms)}, x))
 
     def step(
-        self, state: NetworkState, data: Array, negatives: Array, temperature: float
+        self, state: NetworkState, data: Array, negatives: Array, temperature: float, microbatches: int = 1
     ) -> tuple[NetworkState, Metrics]:
         """One step of Adam on ``(mean f(data) - mean f(negatives))/τ``, regularised; see `contrastive_loss`.
 
@@ -138,19 +139,21 @@ class EnergyModel(SpectralNetwork):
             The new state; the two means ``energy_data`` and ``energy_negative``, and ``energy_gradient_norm``, τ times
             the norm of the loss's gradient.
         """
+        params = state.trained.params
+        of_data = of_negatives = state.spectral
+        if self.power_iterations == "per_evaluation":  # no gradient flows through them
+            of_data = self._power_iteration(params, state.spectral)
+            of_negatives = self._power_iteration(params, of_data)
 
-        def evaluate(params: Any, spectral: Any, x: Array) -> tuple[Array, Any]:
-            if self.power_iterations == "per_evaluation":
-                spectral = self._power_iteration(params, spectral)
-            return cast(Array, self.network.apply({"params": self._normalized(params, spectral)}, x)), spectral
+        def evaluate(params: Any, spectral: Any, x: Array) -> Array:
+            return cast(Array, self.network.apply({"params": self._normalized(params, spectral)}, x))
 
-        def loss(params: Any) -> tuple[Array, Any]:
-            on_data, spectral = evaluate(params, state.spectral, data)
-            on_negatives, spectral = evaluate(params, spectral, negatives)
+        def loss(params: Any, data: Array, negatives: Array) -> tuple[Array, Any]:
+            on_data, on_negatives = evaluate(params, of_data, data), evaluate(params, of_negatives, negatives)
             total = contrastive_loss(on_data, on_negatives, temperature, self.regularization)
-            return total, (jnp.mean(on_data), jnp.mean(on_negatives), spectral)
+            return total, ((jnp.mean(on_data), jnp.mean(on_negatives)), ())
 
-        gradients, (on_data, on_negatives, spectral) = jax.grad(loss, has_aux=True)(state.trained.params)
-        new_state = self.descend(state._replace(spectral=spectral), gradients)
+        gradients, (on_data, on_negatives), _ = accumulation.gradients(loss, microbatches, params, data, negatives)
+        new_state = self.descend(state._replace(spectral=of_negatives), gradients)
         norm = temperature * optax.tree.norm(gradients)
         return new_state, {"energy_data": on_data, "energy_negative": on_negatives, "energy_gradient_norm": norm}

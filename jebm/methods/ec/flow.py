@@ -24,10 +24,10 @@ import optax
 from jax import Array
 
 from jebm import energy as energies
-from jebm import sharding
+from jebm import mcmc, sharding
 from jebm.energy import Energy, Generator
 from jebm.errors import ConfigError, check
-from jebm.methods import diagnostics
+from jebm.methods import accumulation, diagnostics
 from jebm.methods.base import Method, Metrics
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
@@ -233,27 +233,32 @@ def draw(config: ECFlowConfig, key: Array, batch_size: int) -> Draws:
     return Draws(sharding.constrain_batch(uniform), sharding.constrain_batch(latent), chain_key)
 
 
-def iterate(config: ECFlowConfig, draws: Draws, state: ECFlowState, images: Array) -> tuple[ECFlowState, Metrics]:
+def iterate(
+    config: ECFlowConfig, draws: Draws, state: ECFlowState, images: Array, microbatches: int = 1
+) -> tuple[ECFlowState, Metrics]:
     """One iteration: likelihood and calibration of the flow, a step of the energy, the dual step."""
     model, settings = energy_model(config), config.calibration
     energy_state = model.refresh(state.energy)
     head = model.head(energy_state)
     u = dequantized(images, draws.dequantization)
 
-    def loss(params: Any) -> tuple[Array, Any]:
+    def loss(params: Any, u: Array, latent: Array, keys: Array, noise: Array | None) -> tuple[Array, Any]:
         bits = jnp.mean(bits_per_dimension(config, params, u))
-        generated = generate_from(config, params, draws.latent)
-        calibrated = calibration.calibrate(draws.calibration_key, head, generated, settings, draws.calibration_noise)
+        generated = generate_from(config, params, latent)
+        calibrated = calibration.calibrate(keys, head, generated, settings, noise)
         distance = calibration.calibration_loss(calibrated, generated)
         constraint = distance
         if config.variant == "likelihood":
             of_calibrated, of_generated = (_mean_bits(config, params, x) for x in (calibrated, generated))
             constraint = of_calibrated - jax.lax.stop_gradient(of_generated)
-        return bits + state.dual * constraint, (bits, constraint, distance, calibrated)
+        return bits + state.dual * constraint, ((bits, constraint, distance), calibrated)
 
-    gradients, (bits, constraint, distance, calibrated) = jax.grad(loss, has_aux=True)(state.flow.params)
+    keys = mcmc.chain_keys(draws.calibration_key, len(images))
+    gradients, (bits, constraint, distance), calibrated = accumulation.gradients(
+        loss, microbatches, state.flow.params, u, draws.latent, keys, draws.calibration_noise
+    )
     decay = warm_up(config.ema_decay, optax.tree.get(state.flow.optimizer, "count"))
-    energy_state, metrics = model.step(energy_state, images, calibrated, settings.temperature)
+    energy_state, metrics = model.step(energy_state, images, calibrated, settings.temperature, microbatches)
     metrics |= diagnostics.gradient_norms(head, images, calibrated) | diagnostics.saturation(calibrated)
     bound = settings
     if config.variant == "likelihood":
@@ -278,9 +283,11 @@ def _mean_bits(config: ECFlowConfig, params: Any, samples: Array) -> Array:
     return jnp.mean(bits_per_dimension(config, params, to_unit(jax.lax.stop_gradient(samples))))
 
 
-def update(config: ECFlowConfig, key: Array, state: ECFlowState, images: Array) -> tuple[ECFlowState, Metrics]:
+def update(
+    config: ECFlowConfig, key: Array, state: ECFlowState, images: Array, microbatches: int = 1
+) -> tuple[ECFlowState, Metrics]:
     """One training iteration from one key."""
-    return iterate(config, draw(config, key, images.shape[0]), state, images)
+    return iterate(config, draw(config, key, images.shape[0]), state, images, microbatches)
 
 
 # --- after training ------------------------------------------------------------------------------------------------
@@ -336,4 +343,5 @@ def build(config: ECFlowConfig) -> Method:
         latent_shape=(config.latent_size,),
         temperature=config.calibration.temperature,
         chain=calibration.chain(config.calibration),
+        whole_batch=None,
     )

@@ -270,4 +270,5 @@ def build(config: ECGANConfig) -> Method:
         latent_shape=(config.latent_size,),
         temperature=config.calibration.temperature,
         chain=calibration.chain(config.calibration),
+        whole_batch="whose generator normalises by the statistics of the whole batch",
     )

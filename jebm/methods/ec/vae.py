@@ -363,4 +363,5 @@ def build(config: ECVAEConfig) -> Method:
         latent_shape=(config.latent_size,),
         temperature=config.calibration.temperature,
         chain=calibration.chain(config.calibration),
+        whole_batch="whose networks normalise by the statistics of the whole batch",
     )

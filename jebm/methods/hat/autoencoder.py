@@ -18,6 +18,7 @@ from jax import Array
 
 from jebm.energy import Energy, Generator, bind, squared_distance
 from jebm.errors import ConfigError, check
+from jebm.methods import accumulation
 from jebm.methods.base import Method, Metrics
 from jebm.methods.hat import keras
 from jebm.methods.hat.networks import IMAGE_SIZES, HatDecoder, HatEncoder, code_shape
@@ -134,13 +135,16 @@ def draw(config: HatAutoencoderConfig, key: Array, state: HatAutoencoderState, i
 
 
 def iterate(
-    config: HatAutoencoderConfig, draws: Draws, state: HatAutoencoderState, images: Array
+    config: HatAutoencoderConfig, draws: Draws, state: HatAutoencoderState, images: Array, microbatches: int = 1
 ) -> tuple[HatAutoencoderState, Metrics]:
     """One Adam step of encoder and decoder on `loss`."""
-    batch_stats, optimizer = state.batch_stats, keras.adam(config.learning_rate)
-    value, gradients = jax.value_and_grad(lambda params: loss(config, params, batch_stats, images, draws.noise))(
-        _parameters(state)
-    )
+    optimizer = keras.adam(config.learning_rate)
+
+    def of_rows(params: Tree, images: Array, noise: Array) -> tuple[Array, Any]:
+        value = loss(config, params, state.batch_stats, images, noise)
+        return value, (value, ())
+
+    gradients, value, _ = accumulation.gradients(of_rows, microbatches, _parameters(state), images, draws.noise)
     state = state._replace(
         encoder=descend(state.encoder, gradients["encoder"], optimizer, config.ema_decay),
         decoder=descend(state.decoder, gradients["decoder"], optimizer, config.ema_decay),
@@ -172,8 +176,10 @@ def build(config: HatAutoencoderConfig) -> Method:
         decoding = {"params": state.decoder.params, "batch_stats": state.batch_stats}
         return {"encoder": {"params": state.encoder.params}, "decoder": decoding}
 
-    def update(key: Array, state: HatAutoencoderState, images: Array) -> tuple[HatAutoencoderState, Metrics]:
-        return iterate(config, draw(config, key, state, images), state, images)
+    def update(
+        key: Array, state: HatAutoencoderState, images: Array, microbatches: int = 1
+    ) -> tuple[HatAutoencoderState, Metrics]:
+        return iterate(config, draw(config, key, state, images), state, images, microbatches)
 
     def generator(state: HatAutoencoderState) -> Generator:
         """D of one code, which a retrofit freezes."""
@@ -205,4 +211,5 @@ def build(config: HatAutoencoderConfig) -> Method:
         generator=generator,
         latent_shape=latent_shape,
         weights="raw",
+        whole_batch=None,
     )

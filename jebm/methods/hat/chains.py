@@ -27,6 +27,7 @@ it keeps images inside, but z moves as without it: no exact law is claimed.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ from jebm import mcmc
 from jebm.energy import Energy, Generator, PyTree, as_partial, bind, squared_distance, value
 from jebm.errors import check
 from jebm.mcmc.langevin import reflect
+from jebm.methods import accumulation
 
 __all__ = ["ChainConfig", "JointKernel", "Samples", "conditional_kernel", "joint_kernel", "run_chains"]
 
@@ -229,6 +231,7 @@ def run_chains(
     config: ChainConfig,
     temperature: float,
     noise: PyTree = None,
+    microbatches: int = 1,
 ) -> Samples:
     """A chain from each (z, y), [B, ...]; no gradient flows through them or into what they start from.
 
@@ -241,55 +244,46 @@ def run_chains(
         config: see `ChainConfig`.
         temperature: T.
         noise: ``{"z": [B, K, ...], "y": [B, K, ...]}`` drawn in advance ("y" alone for conditional chains), or None.
+        microbatches: parts of the chains that run one after another.
     """
     hat, generator, z, y = jax.lax.stop_gradient((as_partial(hat), as_partial(generator), z, y))
     keys = mcmc.chain_keys(key, z.shape[0])
-    if config.latent_noise_scale > 0:
-        samples = _joint_chains(keys, hat, generator, z, y, config, temperature, noise)
-    else:
-        samples = _conditional_chains(keys, hat, jax.vmap(generator)(z), z, y, config, temperature, noise)
+    chains = _joint_chains if config.latent_noise_scale > 0 else _conditional_chains
+    run = functools.partial(chains, hat, generator, config, temperature)
+    samples: Samples = accumulation.by_rows(run, microbatches, keys, z, y, noise)
+    samples = samples._replace(residual_drift=_mean(samples.residual_drift), latent_drift=_mean(samples.latent_drift))
     if noise is None and samples.image.size:
         mcmc.warn_of_lost_chains(jnp.isfinite(samples.image).all(axis=tuple(range(1, samples.image.ndim))))
     return jax.lax.stop_gradient(samples)
 
 
 def _conditional_chains(
-    keys: Array,
-    hat: Energy,
-    generated: Array,
-    z: Array,
-    y: Array,
-    config: ChainConfig,
-    temperature: float,
+    hat: Energy, generator: Generator, config: ChainConfig, temperature: float, keys: Array, z: Array, y: Array,
     noise: PyTree,
-) -> Samples:
+) -> Samples:  # fmt: skip
+    """`Samples` whose drifts are those of each chain and step [B, K], as `_joint_chains` gives them."""
+    generated = jax.vmap(generator)(z)
+
     def chain(key: Array, generated: Array, y: Array, noise: Array | None) -> tuple[Array, Array]:
         kernel = conditional_kernel(hat, generated, config, temperature, noise)
         state, info = mcmc.sample(key, kernel, y, config.num_steps, trace=("gradient_norm",))
         return state.position, conditional_drift(info["gradient_norm"], config, temperature)
 
     y, drift = jax.vmap(chain)(keys, generated, y, None if noise is None else noise["y"])
-    return Samples(z, y, generated + y, _mean(drift), jnp.zeros(()))
+    return Samples(z, y, generated + y, drift, jnp.zeros_like(drift))
 
 
 def _joint_chains(
-    keys: Array,
-    hat: Energy,
-    generator: Generator,
-    z: Array,
-    y: Array,
-    config: ChainConfig,
-    temperature: float,
+    hat: Energy, generator: Generator, config: ChainConfig, temperature: float, keys: Array, z: Array, y: Array,
     noise: PyTree,
-) -> Samples:
+) -> Samples:  # fmt: skip
     def chain(key: Array, position: dict[str, Array], noise: PyTree) -> tuple[JointState, dict[str, Array]]:
         kernel = joint_kernel(hat, generator, config, temperature, noise)
         return mcmc.sample(key, kernel, position, config.num_steps, trace=("residual_drift", "latent_drift"))
 
     state, info = jax.vmap(chain)(keys, {"z": z, "y": y}, noise)
     y = state.position["y"]
-    drifts = _mean(info["residual_drift"]), _mean(info["latent_drift"])
-    return Samples(state.position["z"], y, state.generated + y, *drifts)
+    return Samples(state.position["z"], y, state.generated + y, info["residual_drift"], info["latent_drift"])
 
 
 def _mean(drift: Array) -> Array:

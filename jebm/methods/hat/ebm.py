@@ -39,7 +39,7 @@ from jebm.errors import ConfigError
 from jebm.learning.likelihood import contrastive_loss
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
-from jebm.methods import diagnostics
+from jebm.methods import accumulation, diagnostics
 from jebm.methods.base import Chain, Method, Metrics
 from jebm.methods.hat import keras
 from jebm.methods.hat.chains import Samples, run_chains
@@ -213,23 +213,25 @@ def draw(config: HatEBMConfig, key: Array, state: HatEBMState, images: Array) ->
 
 
 def iterate(
-    config: HatEBMConfig, base: BaseGenerator, draws: Draws, state: HatEBMState, images: Array
+    config: HatEBMConfig, base: BaseGenerator, draws: Draws, state: HatEBMState, images: Array, microbatches: int = 1
 ) -> tuple[HatEBMState, Metrics]:
     """One training iteration; see the module's docstring."""
     hat, generator = networks(config, base, state)
     samples = run_chains(
         draws.chain_key, hat, generator, draws.latent, config.chain.residual_start_scale * draws.residual, config.chain,
-        config.temperature, draws.chain_noise,
+        config.temperature, draws.chain_noise, microbatches,
     )  # fmt: skip
     data = images + config.data_noise * draws.data
-    state, metrics = update_energy(config, state, data, samples.image)
+    state, metrics = update_energy(config, state, data, samples.image, microbatches)
     metrics |= _chain_metrics(samples) | diagnostics.saturation(samples.image)
     metrics |= diagnostics.gradient_norms(hat, data, samples.image)
     if state.bank is not None:
         assert draws.indices is not None
         pairs = bank.read(state.bank, draws.indices)
         metrics["bank_age"] = state.bank.ages[draws.indices].astype(jnp.float32).mean()
-        state, metrics["generator_loss"] = update_generator(config, base, state, pairs["z"], pairs["image"])
+        state, metrics["generator_loss"] = update_generator(
+            config, base, state, pairs["z"], pairs["image"], microbatches
+        )
         new = {"z": samples.z, "image": samples.image}
         state = state._replace(bank=bank.replace(cast(Bank, state.bank), draws.indices, new))
     return state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
@@ -252,10 +254,16 @@ def energy_loss(config: HatEBMConfig, params: Tree, data: Array, samples: Array)
     return loss, {"energy_loss": loss, "energy_data": jnp.mean(on_data), "energy_negative": jnp.mean(on_samples)}
 
 
-def update_energy(config: HatEBMConfig, state: HatEBMState, data: Array, samples: Array) -> tuple[HatEBMState, Metrics]:
+def update_energy(
+    config: HatEBMConfig, state: HatEBMState, data: Array, samples: Array, microbatches: int = 1
+) -> tuple[HatEBMState, Metrics]:
     """One step of the hat on `energy_loss`, and of its moving average."""
-    loss = functools.partial(energy_loss, config)
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.energy.params, data, samples)
+
+    def loss(params: Tree, data: Array, samples: Array) -> tuple[Array, Any]:
+        value, metrics = energy_loss(config, params, data, samples)
+        return value, (metrics, ())
+
+    gradients, metrics, _ = accumulation.gradients(loss, microbatches, state.energy.params, data, samples)
     metrics["energy_gradient_norm"] = config.temperature * optax.tree.norm(gradients)
     energy = descend(state.energy, gradients, optimizers(config)[0], config.ema_decay)
     return state._replace(energy=energy), metrics
@@ -268,14 +276,15 @@ def generator_loss(config: HatEBMConfig, base: BaseGenerator, variables: Tree, z
 
 
 def update_generator(
-    config: HatEBMConfig, base: BaseGenerator, state: HatEBMState, z: Array, images: Array
+    config: HatEBMConfig, base: BaseGenerator, state: HatEBMState, z: Array, images: Array, microbatches: int = 1
 ) -> tuple[HatEBMState, Array]:
     """One step of the generator on `generator_loss`, and of its moving average; its statistics do not change."""
 
-    def loss(params: Tree) -> Array:
-        return generator_loss(config, base, {"params": params, "batch_stats": state.batch_stats}, z, images)
+    def loss(params: Tree, z: Array, images: Array) -> tuple[Array, Any]:
+        value = generator_loss(config, base, {"params": params, "batch_stats": state.batch_stats}, z, images)
+        return value, (value, ())
 
-    loss_value, gradients = jax.value_and_grad(loss)(state.generator.params)
+    gradients, loss_value, _ = accumulation.gradients(loss, microbatches, state.generator.params, z, images)
     generator = descend(state.generator, gradients, optimizers(config)[1], config.ema_decay)
     return state._replace(generator=generator), loss_value
 
@@ -341,8 +350,8 @@ def build(config: HatEBMConfig, generator: Generator | None = None) -> Method:
         )
     base, apply_hat = base_generator(config, generator), hat_network(config).apply
 
-    def update(key: Array, state: HatEBMState, images: Array) -> tuple[HatEBMState, Metrics]:
-        return iterate(config, base, draw(config, key, state, images), state, images)
+    def update(key: Array, state: HatEBMState, images: Array, microbatches: int = 1) -> tuple[HatEBMState, Metrics]:
+        return iterate(config, base, draw(config, key, state, images), state, images, microbatches)
 
     def energy(state: HatEBMState) -> Energy:
         """``H/T`` of one image: U depends on (z, y) through x alone, so that no z is inferred."""
@@ -362,6 +371,7 @@ def build(config: HatEBMConfig, generator: Generator | None = None) -> Method:
         chain=chain(config),
         evaluations_per_image=_evaluations(config),
         weights="raw",
+        whole_batch=None,
     )
 
 

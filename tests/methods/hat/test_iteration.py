@@ -364,7 +364,8 @@ def test_an_update_iterates_on_its_own_draws(monkeypatch):
     wide = dataclasses.replace(SYNTHESIS, latent_size=256)
     for seed in (1, 1, 2):
         assert build(wide).update(jax.random.key(SEED + seed), state, images) == "done"
-    (config, _, draws, passed, batch), again, other = given
+    (config, _, draws, passed, batch, microbatches), again, other = given
+    assert microbatches == 1
     assert config == wide
     assert passed is state
     assert batch is images
@@ -566,7 +567,7 @@ def test_an_update_of_the_autoencoder_draws_standard_normals(monkeypatch):
     monkeypatch.setattr(module, "iterate", lambda *arguments: given.append(arguments) or "done")
     images = jnp.zeros((256, 8, 8, 1))
     assert build_autoencoder(AUTOENCODER).update(jax.random.key(SEED + 1), "state", images) == "done"
-    config, (noise,), state, batch = given[0]
+    config, (noise,), state, batch, _ = given[0]
     assert (config, state) == (AUTOENCODER, "state")
     assert batch is images
     assert noise.shape == (256, 4, 4, 1)
