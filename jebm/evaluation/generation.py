@@ -52,7 +52,7 @@ def generate_images(method: Method, state: State, key: Array, n: int, *, batch_s
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"{n} images in batches of {batch_size}; both must be at least 1")
-    size, mesh = min(batch_size, n), sharding.make_mesh()
+    size, mesh = min(batch_size, n), sharding.local_mesh()
     one_batch = batch_program(method, mesh, size)
     state = jax.device_put(state, sharding.replicated(mesh))
     with jax.set_mesh(mesh):

@@ -85,7 +85,7 @@ def conv_general_dilated(
         else:
             implementation = "winograd" if wide and lhs.dtype == rhs.dtype == jnp.float32 else "canonical"
     if implementation == "patches":
-        fixed = {"strides": strides, "padding": pads}
+        fixed: Any = {"strides": strides, "padding": pads}
         return lax.platform_dependent(
             lhs, rhs, cpu=functools.partial(_product_over_patches, **fixed), default=functools.partial(_direct, **fixed)
         )

@@ -81,7 +81,8 @@ def executed(text: str) -> list[Executed]:
 
 
 def _parse(text: str) -> tuple[str, Computations]:
-    entry, computations, current = "", {}, None
+    computations: Computations = {}
+    entry, current = "", None
     for line in text.splitlines():
         if header := HEADER.match(line):
             current = computations.setdefault(header[2], {})

@@ -154,7 +154,8 @@ def _bytes(tree: Any) -> int:
 
 
 def _read(compiled: jax.stages.Compiled, resident: int, topology: Topology, compilation: float) -> Program:
-    lines, memory = hlo.executed(compiled.as_text()), compiled.memory_analysis()
+    lines, memory = hlo.executed(compiled.as_text() or ""), compiled.memory_analysis()
+    assert memory is not None  # every backend that is planned for has it
     temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     # the compiler's peak is over what the program takes, which need not be all that is there
     beside = resident - min(resident, memory.argument_size_in_bytes)
