@@ -161,7 +161,7 @@ def test_a_hat_over_a_function_is_saved_loaded_and_scored(tmp_path, capsys):
     # resumed over other weights: another run
     longer = dataclasses.replace(HAT, training=dataclasses.replace(HAT.training, num_steps=3))
     with pytest.raises(ConfigError, match=r"the frozen generator \(method.generator\) changed since"):
-        jebm.refine(energy.bind(decode, 2 * weights), IMAGES, longer, tmp_path / "hat", log=silent)
+        jebm.refine(energy.bind(decode, weights + 0.3), IMAGES, longer, tmp_path / "hat", log=silent)
     assert jebm.refine(generator, IMAGES, longer, tmp_path / "hat", log=silent).step == 3
     assert json.loads((tmp_path / "hat/config.json").read_text())["method"]["generator"] == "given"
 
