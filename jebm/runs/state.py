@@ -35,7 +35,7 @@ def initial_state(method: Method, seed: int, batch: Array) -> TrainState:
 
 @jax.jit
 def fingerprint(state: Any) -> Array:
-    """uint32 [number of leaves]: a checksum of every leaf's bits, in which each entry has a weight of its own.
+    """uint32 [number of leaves]: a checksum of every leaf: the sum of hashes of each entry's bits and place.
 
     Computed on the devices of the arrays, so it costs no transfer and works on sharded ones. A checkpoint carries it,
     and a restored state must give it again.
@@ -48,8 +48,16 @@ def _checksum(leaf: Array) -> Array:
         leaf = jax.random.key_data(leaf)
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).ravel()
+    unsigned = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).ravel().astype(jnp.uint32)
     position = jax.lax.iota(jnp.uint32, bits.size) if bits.size else jnp.zeros((0,), jnp.uint32)
-    weights = position * jnp.uint32(2654435761) | jnp.uint32(1)  # odd, so that no bit of an entry is lost
-    return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
+    # hashed before it is summed: a change of all entries alike, as a doubling, would cancel in a weighted sum
+    mixed = _mix(bits ^ _mix(position + jnp.uint32(1)))
+    return jnp.sum(mixed, dtype=jnp.uint32)
+
+
+def _mix(a: Array) -> Array:
+    """The finaliser of MurmurHash3: every bit of the result depends on every bit of ``a``."""
+    a = (a ^ (a >> 16)) * jnp.uint32(0x85EBCA6B)
+    a = (a ^ (a >> 13)) * jnp.uint32(0xC2B2AE35)
+    return a ^ (a >> 16)

@@ -103,7 +103,9 @@ MUTANTS = (
     ),
     *of(
         "jebm/runs/state.py", ("tests/training/test_loop.py::test_the_fingerprint_sees_every_bit",),
-        ("bits.astype(jnp.uint32) * weights", "bits.astype(jnp.uint32)", "an order is not seen"),
+        ("bits ^ _mix(position + jnp.uint32(1))", "bits", "an order is not seen"),
+        ("mixed = _mix(bits ^ _mix(position + jnp.uint32(1)))", "mixed = bits * (position * 2 + 1)",
+         "a doubling is not seen"),
         ("unsigned = jnp.dtype", "leaf = jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf)\n    unsigned = jnp.dtype",
          "-0 is 0"),
     ),

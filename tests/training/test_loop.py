@@ -474,6 +474,9 @@ def test_the_fingerprint_sees_every_bit():
     for changed, place in ((swapped, 0), (negative_zero, 0), (other_key, 2)):
         after = fingerprint(changed).tolist()
         assert [i for i in range(3) if after[i] != before[i]] == [place]
+    for size in (64, 256, 512, 4096):  # a doubling adds the same bit to all entries
+        weights = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+        assert fingerprint({"a": weights}) != fingerprint({"a": 2 * weights})
 
 
 # --- resuming with another configuration -------------------------------------------------------------------------
