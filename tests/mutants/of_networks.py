@@ -25,7 +25,7 @@ MUTANTS = (
     *of(
         "jebm/networks/layers.py", ("tests/networks/test_layers.py",),
         ("nearest_upsample(x) / 4", "nearest_upsample(x)", "the transpose of a sum"),
-        ("pool_p.bind(g, adjoint=not adjoint)", "pool_p.bind(g, adjoint=True)", "a transpose that is not transposed back"),
+        ("pool_p.bind(g, adjoint=not adjoint)", "pool_p.bind(g, adjoint=True)", "a transpose that is not undone"),
         ("(*(1 for _ in batch), 2, 2, 1)", "(*(1 for _ in batch), 2, 1, 2)", "windows over channels"),
     ),
     *of(
