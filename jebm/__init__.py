@@ -5,11 +5,16 @@ one; a model family is a bundle of pure functions; a run is a trained model in a
 
 Energies and chains
     energy          energies and their combinators: sums, mixtures, conditioning, energies seen through a generator
-    langevin, mala, hmc, nuts
+    langevin, underdamped_langevin, preconditioned_langevin, mala, hmc, nuts, from_blackjax
                     kernels
     sample, sample_chains, chain_keys
                     one chain, or many
+    parallel_tempering, annealed_langevin, smc
+                    samplers over temperatures and along paths of energies
     mcmc            kernels, banks of chains, tuning of step sizes
+    diagnostics, plot
+                    mixing of chains; figures
+    problems        energies and data sets with exact answers
     learning        learning rules for an energy of your own: losses for jax.grad and optax
 
 Models

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jebm import mcmc
+from jebm import mcmc, sharding
 from jebm.energy import Energy, PyTree, as_partial, value
 from jebm.mcmc import Kernel, bank
 from jebm.mcmc.bank import Bank
@@ -187,7 +187,7 @@ def contrast(
 ) -> tuple[Array, Contrast]:
     """`contrastive_loss` of the batch and of chains from ``starts``; no gradient flows through the chains."""
     energy = as_partial(energy)
-    starts = jax.lax.stop_gradient(starts)
+    starts = sharding.constrain_batch(jax.lax.stop_gradient(starts))  # over all devices of a mesh in force
     state, _ = mcmc.sample_chains(key, kernel_of(still(energy)), starts, num_steps, trace=())
     negatives = jax.lax.stop_gradient(state.position)
     on_data, on_negatives = energies(energy, batch), energies(energy, negatives)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jebm import mcmc
+from jebm import mcmc, sharding
 from jebm.energy import Energy, PyTree, as_partial, condition, value
 from jebm.learning.likelihood import Contrast, contrastive_loss, still
 from jebm.learning.noise import add_normals, row
@@ -114,6 +114,7 @@ def _recover(
         kernel = kernel_of(condition(at(level), x, 0.5 / jnp.square(scale)), scale)
         return mcmc.sample(key, kernel, x, num_steps, trace=())[0].position
 
+    noisy = sharding.constrain_batch(noisy)
     negatives = jax.vmap(chain)(mcmc.chain_keys(key, len(scales)), levels, scales, noisy)
     negatives = jax.lax.stop_gradient(negatives)
     on_data, on_negatives = (jax.vmap(energy)(levels, x) for x in (data, negatives))

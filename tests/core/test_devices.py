@@ -51,7 +51,8 @@ SCRIPT = textwrap.dedent(
     )
 
     keys, placed = jebm.sharding.shard_batch((jebm.chain_keys(key, 4096), x), mesh)
-    program = chains._sample_chains_jitted.lower(keys, kernel, placed, 5, None, 2).compile().as_text()
+    counts = chains._counts(5, 0, 1, 2)
+    program = chains._sample_chains_jitted.lower(keys, kernel, placed, None, counts).compile().as_text()
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert word not in program
 

@@ -23,7 +23,12 @@ ROWS = 22  # in no other size of the tiny networks
 IMAGES = jnp.asarray(np.random.default_rng(1).integers(0, 256, (ROWS, 8, 8, 1)) / 127.5 - 1, jnp.float32)
 
 JOINT = ChainConfig(num_steps=2, latent_noise_scale=0.1, residual_precision=0.5, latent_prior=True)
-COUPLED = {"ec_vae": "statistics of the whole batch", "ec_gan": "statistics of the whole batch", "toy": "whole batch"}
+COUPLED = {
+    "ec_vae": "statistics of the whole batch",
+    "ec_gan": "statistics of the whole batch",
+    "toy": "whole batch",
+    "ebm": "whole batch",
+}
 CONFIGS = {name: config for name, config in FAMILIES.items() if name not in COUPLED} | {
     "hat_ebm_joint": dataclasses.replace(
         FAMILIES["hat_ebm"], application="refinement", generator="network", energy_regularization=0.3,

@@ -46,6 +46,8 @@ SCRIPT = textwrap.dedent(
     for name in sys.argv[2:]:
         settings = CONFIGS[name]
         chain = {"num_steps": 4}
+        if name == "ebm":  # its chains are settings of its own
+            settings = dataclasses.replace(settings, num_steps=4, generate_steps=4)
         settings = longer(
             settings, chain=chain, test_chain=chain, calibration=chain,
             refinement={"num_levels": 3, "steps_per_level": 4},

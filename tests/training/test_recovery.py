@@ -210,8 +210,8 @@ def test_a_bad_batch_is_survived_and_a_kill_after_it_changes_no_bit(toy_experime
     config = load_file(toy_experiment)
     said = []
     train(config, RunDirectory(tmp_path / "whole"), said.append)
-    assert len(said) == 1
-    assert said[0].endswith("is not finite; attempt 1 of 8 resumes from step 6")
+    (line,) = (line for line in said if "attempt" in line)
+    assert line.endswith("is not finite; attempt 1 of 8 resumes from step 6")
     log = plain(tmp_path / "whole")
     assert [(line["step"], "event" in line) for line in log] == [
         *((step, False) for step in range(1, 7)), (6, True), *((step, False) for step in range(7, 13)),
