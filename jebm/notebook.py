@@ -37,7 +37,7 @@ def fit(
 ) -> Run:
     """Trains a configuration and returns the run, at its newest checkpoint.
 
-    It is `jebm.training.train`, as ``jebm train`` calls it: a second call with the same ``workdir`` goes on from the
+    It is `jebm.training.train`, as ``jebm train`` calls it: a second call with the same ``workdir`` resumes from the
     newest checkpoint, with the same bits; a run that diverges recovers; metrics, sample grids and a report are in
     ``run.directory``. An interrupt saves a checkpoint first.
 
@@ -111,7 +111,7 @@ def _fit(
     try:
         train(config, directory, log, generator=generator)
     except SystemExit:  # a signal; a notebook's kernel is to live on
-        raise KeyboardInterrupt("the training is saved: the same call with this workdir goes on") from None
+        raise KeyboardInterrupt("the training is saved: the same call with this workdir resumes") from None
     run = load(directory.path, generator=generator)
     if config.training.evaluate_at_end:
         evaluate_run(run, log=log)

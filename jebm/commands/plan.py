@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
 
     config = override(load_file(options.config), options.set)
     devices = topology(options.topology, options.slices)  # before anything asks for a device
-    found = plan(config, devices, options.slices, say=lambda line: print(f"jebm: {line}", file=sys.stderr, flush=True))
+    found = plan(config, devices, options.slices, log=lambda line: print(f"jebm: {line}", file=sys.stderr, flush=True))
     advice = _advice(config, found)
     if options.json:
         print(json.dumps(_as_json(found, advice)))

@@ -141,7 +141,7 @@ def persistent_contrastive_divergence(
     rejuvenation: float = 0.05,
     regularization: float = 0.0,
 ) -> tuple[Array, Contrast]:
-    """Persistent contrastive divergence: chains go on from where those of earlier iterations ended.
+    """Persistent contrastive divergence: chains start where those of earlier iterations ended.
 
     As many rows of the bank as the batch has are drawn; each starts anew with probability ``rejuvenation``. As the
     learning rate, the step size and the rejuvenation go to 0, the optimum goes to that of maximum likelihood.

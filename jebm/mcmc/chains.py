@@ -24,7 +24,7 @@ class Kernel(Protocol):
     def init(self, position: PyTree) -> Any:
         """The state at ``position``; it has an attribute ``position``.
 
-        With an int32 field ``step``, the number of steps made, chains can go on from it.
+        With an int32 field ``step``, the number of steps made, chains can be resumed from it.
         """
 
     def step(self, key: Array, state: Any) -> tuple[Any, Any]:
@@ -52,7 +52,7 @@ def sample(
     Step k draws from ``fold_in(key, k)``, so a longer run begins with the shorter one. The last step is unrolled, so
     that XLA removes its energy and gradient when they are unused (a training chain): K steps cost K gradients.
 
-    A state in the place of the position goes on where it was left: with the same key as before, m steps and then n are
+    A state in the place of the position resumes its chain: with the same key as before, m steps and then n are
     the m + n steps of an unbroken chain.
 
     A chain that leaves the finite numbers raises a warning, outside compiled programs.
@@ -189,7 +189,7 @@ def _start(position: PyTree) -> PyTree:
         return jax.tree.map(floating, position)
     if not hasattr(position, "step"):
         raise ValueError(
-            f"a chain goes on from a state with a field step, the number of steps made, which {type(position).__name__}"
+            f"a chain resumes from a state with a field step, the number of steps made, which {type(position).__name__}"
             " has not: give it one, or begin again from state.position with another key"
         )
     return position

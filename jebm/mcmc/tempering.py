@@ -80,7 +80,7 @@ class ParallelTempering:
         inverse = 1.0 / self.temperatures
         log_ratio = (inverse[:-1] - inverse[1:]) * (energies[:-1] - energies[1:])
         drawn = jnp.log(jax.random.uniform(swap_key, (size - 1,), log_ratio.dtype)) < log_ratio
-        # even and odd pairs in turns: a replica goes on in its direction, where pairs at random would diffuse
+        # even and odd pairs in turns: a replica keeps its direction, where pairs at random would diffuse
         swap = drawn & (jnp.arange(size - 1) % 2 == state.step % 2)
         order = jnp.arange(size) + jnp.pad(swap, (0, 1)).astype(jnp.int32) - jnp.pad(swap, (1, 0)).astype(jnp.int32)
         positions = jax.tree.map(lambda a: a[order], replicas.position)

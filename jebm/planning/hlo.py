@@ -147,7 +147,7 @@ def _trip_count(loop: Instruction, condition: dict[str, Instruction]) -> int:
 def collectives(lines: list[Executed], *, looped: bool) -> dict[str, Collectives]:
     """The collectives inside loops, or outside, by opcode.
 
-    A TPU's compiler starts one before a loop, lets it go on in pieces beside the loop's work, and ends it behind: that
+    A TPU's compiler starts one before a loop, continues it in pieces beside the loop's work, and ends it behind: that
     is one, outside, whose lines share their channel.
     """
     channels: dict[object, list[Executed]] = {}

@@ -16,8 +16,9 @@ from jebm.planning import hlo
 from jebm.planning.topology import Topology
 from jebm.runs import run as runs
 from jebm.runs.drawing import drawing
-from jebm.training.loop import NUM_PROBES, make_step
+from jebm.training.loop import NUM_PROBES
 from jebm.training.placement import mesh_of, placed
+from jebm.training.step import make_step, multiplying
 
 __all__ = ["Plan", "Program", "plan"]
 
@@ -98,14 +99,14 @@ class Plan:
         return None if seconds is None else seconds * self.runs[name] / 3600
 
 
-def plan(config: Config, topology: Topology, slices: int = 1, say: Callable[[str], None] = lambda line: None) -> Plan:
+def plan(config: Config, topology: Topology, slices: int = 1, log: Callable[[str], None] = lambda line: None) -> Plan:
     """Compiles what `jebm train` and `jebm evaluate` would run, and reads the programs. Needs no data.
 
     Args:
         config: the experiment.
         topology: the devices.
         slices: how many slices they are of.
-        say: receives a line before each compilation.
+        log: receives a line before each compilation.
 
     Raises:
         ConfigError: a batch, or ``training.fsdp``, that does not divide over the devices; a frozen generator that is
@@ -134,10 +135,10 @@ def plan(config: Config, topology: Topology, slices: int = 1, say: Callable[[str
         "evaluation batch": -(-scored.num_samples // size),
     }
     compiled = {}
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), multiplying(config):  # as the loop does
         for name, (program, arguments, resident) in programs.items():
             if number[name]:
-                say(f"compiling the {name} for {topology.name}")
+                log(f"compiling the {name} for {topology.name}")
                 begun = time.perf_counter()
                 found = program.lower(*arguments).compile()
                 compiled[name] = _read(found, resident, topology, time.perf_counter() - begun)

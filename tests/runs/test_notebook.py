@@ -46,7 +46,7 @@ def test_an_array_is_trained_on_as_a_file_of_it_is_from_the_command_line(tmp_pat
     assert metrics_of(tmp_path / "file") == metrics_of(tmp_path / "array")
     assert (tmp_path / "array/report.html").is_file()
 
-    # the same call goes on; other images are refused
+    # the same call resumes; other images are refused
     longer = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, num_steps=6))
     assert jebm.fit(longer, IMAGES, tmp_path / "array", log=silent).step == 6
     with pytest.raises(ConfigError, match="array holds a run on other images"):
@@ -64,7 +64,7 @@ def test_an_interrupt_saves_and_the_same_call_goes_on_with_the_same_bits(tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(data.Loader, "batch", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="the same call with this workdir goes on"):
+        with pytest.raises(KeyboardInterrupt, match="the same call with this workdir resumes"):
             jebm.fit(CONFIG, IMAGES, tmp_path / "run", log=silent)
     assert max(checkpoint_steps(tmp_path / "run")) < 4
     assert bits(jebm.fit(CONFIG, IMAGES, tmp_path / "run", log=silent).state) == bits(whole.state)
