@@ -3,8 +3,8 @@
 python benchmarks/reduce_images.py npz:data/mnist.npz data/mnist16.npz
 """
 
+import argparse
 import pathlib
-import sys
 
 import numpy as np
 
@@ -21,8 +21,12 @@ def halved(images: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    source, out = load(sys.argv[1]), pathlib.Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="images, as jebm train takes them: npz:data/mnist.npz")
+    parser.add_argument("out", type=pathlib.Path, help="the .npz file to write")
+    options = parser.parse_args()
+    source = load(options.source)
     np.savez(
-        out, x_train=halved(source.train), x_test=halved(source.test), y_train=source.train_labels,
+        options.out, x_train=halved(source.train), x_test=halved(source.test), y_train=source.train_labels,
         y_test=source.test_labels,
     )  # fmt: skip
