@@ -135,6 +135,28 @@ def test_the_fields_that_back_off_are_there(name):
         assert isinstance(value, float | tuple), path
 
 
+@every_family
+def test_a_summary_speaks_of_what_there_is(name):
+    """Three numbers for the progress bar, four to six curves, each of them logged, and a sentence for each score."""
+    from jebm.training import monitors
+
+    config = CONFIGS[name]
+    summary, method = type(config).SUMMARY, methods.build(config)
+
+    def logged(key, images):
+        state = method.init(key, images)
+        after, metrics = method.update(key, state, images)
+        return monitors.measure(method, state, after, metrics, images), method.scores(key, state, images)
+
+    metrics, scores = jax.eval_shape(logged, KEY, IMAGES)
+    assert set(summary.progress) <= set(metrics)
+    assert len(summary.progress) == 3 - (name == "hat_autoencoder")  # which has no chains
+    assert 4 - 2 * (name == "hat_autoencoder") <= len(set(summary.curves) & set(metrics)) <= 6
+    assert set(summary.scores) == set(scores) | ({"elbo"} if name == "ec_vae" else set())
+    sentences = [*summary.curves.values(), *(score.meaning for score in summary.scores.values())]
+    assert all(text[0].isupper() and text.endswith(".") for text in sentences)
+
+
 # one unit of energy
 
 
