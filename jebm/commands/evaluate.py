@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jebm.commands import common, report
+from jebm.commands import common
 from jebm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Scores, and renews the report."""
     from jebm.evaluation import METRICS
+    from jebm.report import page
 
     metrics = tuple(options.metrics.split(",")) if options.metrics else None
     for name in metrics or ():
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         trained, seed=options.seed, n=options.num, weights=options.weights, space=options.features,
         reference=options.reference, outliers=tuple(options.ood), **chosen,
     )  # fmt: skip
-    report.write(trained.directory)
+    page.write(trained.directory)
     print(f"records: {trained.directory.evaluation}   report: {trained.directory.report}")
 
 

@@ -1,0 +1,47 @@
+"""The report of a training while it goes on."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from jebm.data import Source
+from jebm.report import page
+from jebm.runs import starts
+from jebm.runs.directory import RunDirectory
+
+__all__ = ["during"]
+
+SHARE = 0.02  # of a training's time that its report may take, at most
+
+
+@contextlib.contextmanager
+def during(directory: RunDirectory, command: str) -> Iterator[Callable[[Source], None]]:
+    """``on_grid`` of `jebm.training.train`: the first call keeps the start, each writes a report that renews itself.
+
+    A page is not written where that would take more than `SHARE` of the time. If the training ends early, by a signal
+    or an error, the last page stays, and renews itself no more; after its end the caller writes the whole one.
+
+    Args:
+        directory: the run.
+        command: that started it.
+    """
+    started, next_at = False, 0.0
+
+    def write(source: Source) -> None:
+        nonlocal started, next_at
+        if not started:
+            starts.add(directory.starts, starts.now(command))
+            started = True
+        begun = time.monotonic()
+        if begun >= next_at:
+            page.write(directory, source, live=True)
+            took = time.monotonic() - begun
+            next_at = begun + took / SHARE
+
+    try:
+        yield write
+    except BaseException:
+        if started:
+            with contextlib.suppress(Exception):
+                page.still(directory)
+        raise
