@@ -70,15 +70,18 @@ def score(trained: "Run", **options: Any) -> None:
     from tqdm import tqdm
 
     from jebm.evaluation.run import evaluate_run
+    from jebm.report import scores
 
-    headline = f"scores of step {trained.step} (each record says how it was measured):"
+    headline = f"scores of step {trained.step}, ↓ lower or ↑ higher is better (each record says how it was measured):"
+    own = trained.config.method.SUMMARY.scores
 
     def show(record: "Record") -> None:
         nonlocal headline
         if headline:
             print(headline)
             headline = ""
-        print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
+        arrow = scores.ARROWS[scores.explained(record.metric, own).better] or " "
+        print(f"  {record.metric:28s} {record.value:12.5g} {arrow}  (n = {record.n})", flush=True)
 
     with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         evaluate_run(trained, log=common.log, on_record=show, on_features=bar.update, **options)

@@ -201,7 +201,7 @@ def _chain(folder: pathlib.Path) -> Markup:
             "figcaption", "Their mean energy E along the steps; the model's density is exp(−E), up to its normaliser."
         )
         parts.append(tag("figure", Markup(pictures.curve([points])), caption))
-    return section("A chain", tag("div", *parts, class_="row wide"))
+    return section("A chain", tag("div", *parts, class_="film"))
 
 
 def _energies(folder: pathlib.Path) -> Markup:
@@ -234,7 +234,7 @@ def _scores(config: Config, records: Sequence[Record]) -> Markup:
         return Markup()
     last = max(record.protocol.get("step", 0) for record in records)
     chosen = [record for record in records if record.protocol.get("step", 0) == last]
-    of_outliers = [r for r in chosen if r.metric.startswith(("auroc_", "aupr_", "fpr95_"))]
+    of_outliers = [r for r in chosen if r.metric.partition("_")[0] in scores.DETECTORS]
     shown = [r for r in chosen if not re.search(r"_real$|^long_run_", r.metric) and r not in of_outliers]
     cards = []
     for group, members in scores.grouped(shown).items():
@@ -279,12 +279,11 @@ def _outliers(records: Sequence[Record]) -> Markup:
     body = []
     for (name, weights), of_set in rows.items():
         cells: list[Any] = [f"{name.replace('_', ' ')}{f', {weights}' if several else ''}"]
-        for measure in ("auroc", "aupr", "fpr95"):
+        for measure in scores.DETECTORS:
             record = of_set.get(measure)
             cells.append(number("td", *(_detector(record) if record else [])))
         body.append(cells)
-    named = (("AUROC", " ↑"), ("AUPR", " ↑"), ("FPR95", " ↓"))
-    heads = ["outliers", *(tag("th", name, tag("span", mark, class_="arrow"), class_="number") for name, mark in named)]
+    heads = ["outliers", *(number("th", name.upper(), _arrow(score)) for name, score in scores.DETECTORS.items())]
     text = (
         "How well the energy tells test images from outliers; below each AUROC its 95 % interval, and what file size, "
         "or brightness and contrast, achieve without a model. Chance is an AUROC of 0.5."

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from jebm.evaluation import Record
 from jebm.methods.base import Score
 
-__all__ = ["ARROWS", "GROUPS", "NULLS", "explained", "grouped", "nulls", "title", "yardstick"]
+__all__ = ["ARROWS", "DETECTORS", "GROUPS", "NULLS", "explained", "grouped", "nulls", "title", "yardstick"]
 
 ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 """Beside a score: the better direction."""
@@ -46,6 +46,13 @@ GROUPS: dict[str, dict[str, Score]] = {
 }
 """Names of records by group; outliers, long runs and a family's own scores have their own places."""
 
+DETECTORS = {
+    "auroc": Score("Chance that an outlier has a higher energy than a test image.", "higher"),
+    "aupr": Score("Mean precision of telling outliers, over all thresholds.", "higher"),
+    "fpr95": Score("Share of test images taken for outliers where 95 % of these are found.", "lower"),
+}
+"""Of each set of outliers: ``<detector>_<set>``."""
+
 OWN = "The family's own, on test images"
 
 NULLS = {"compressed_size": "file size", "channel_statistics": "brightness"}
@@ -66,7 +73,8 @@ def explained(metric: str, own: Mapping[str, Score]) -> Score:
     """The meaning of a record, ``own`` being the scores of the family; empty for one that nobody explains."""
     if metric.startswith("score_"):
         return own.get(metric.removeprefix("score_"), Score(""))
-    return next((scores[metric] for scores in GROUPS.values() if metric in scores), Score(""))
+    known = {**DETECTORS, **{name: score for scores in GROUPS.values() for name, score in scores.items()}}
+    return known.get(metric, known.get(metric.partition("_")[0], Score("")))
 
 
 def title(metric: str) -> str:

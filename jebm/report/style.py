@@ -33,6 +33,7 @@ svg { overflow: visible; } svg text { font-size: 11px; fill: var(--soft); font-v
 .cards { display: grid; gap: 1.2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .pair { display: grid; gap: 1rem; grid-template-columns: repeat(2, minmax(0, 24rem)); }
+.film { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 23.5rem)); }
 .strip { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); max-width: 49rem; }
 .wide { max-width: 49rem; } .plot { max-width: 34rem; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 1rem 1.1rem; }

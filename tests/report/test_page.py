@@ -1,11 +1,13 @@
 """The report of a run directory that was put together by hand: what it shows, and that a browser shows it."""
 
 import base64
+import contextlib
 import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -112,6 +114,7 @@ def test_the_headline_stands_beside_its_yardstick(directory):
 @pytest.mark.parametrize(("metric", "arrow"), [
     ("frechet_distance", "↓"), ("fid", "↓"), ("kid", "↓"), ("precision", "↑"), ("recall", "↑"),
     ("reconstruction_psnr", "↑"), ("reconstruction_error", "↓"), ("bits_per_dimension_lower", "↓"),
+    ("auroc_constant", "↑"), ("fpr95_x", "↓"),
     ("log_partition_lower", ""), ("score_elbo", "↑"), ("score_energy_gap", ""), ("score_gone", ""), ("new", ""),
 ])  # fmt: skip
 def test_arrows_point_to_the_better(metric, arrow):
@@ -249,7 +252,13 @@ def test_the_page_of_a_training_that_goes_on(directory, tmp_path, step):
     assert "http-equiv='refresh' content='20'" in page
     assert "Test images of digits" in page
     assert ("Step 30 of 1,000" in page) == ("denoising loss 0.5, energy gap 2" in page) == (step == 30)
-    report.still(run)
+    with contextlib.ExitStack() as training:
+        training.enter_context(pytest.raises(SystemExit))
+        training.enter_context(during.during(run, "jebm train x"))(source)
+        page = run.report.read_text()
+        sys.exit(0)
+    assert "jebm train x" in page
+    assert "http-equiv='refresh'" in page
     still = run.report.read_text()
     assert "refresh" not in still
     assert "training was interrupted" in still
@@ -312,7 +321,7 @@ def points_of(svg, kind="line"):
 
 def test_a_curve_is_where_its_axes_say():
     """The places of two ticks give the scale; a point between them must lie there."""
-    points = [(0.0, 1.0), (50.0, 3.0), (100.0, 2.0)]
+    points = [(20.0, 1.0), (50.0, 3.0), (100.0, 2.0)]
     svg = pictures.curve([points])
     rules = re.findall(r"<line class='rule' x1='([\d.]+)' x2='([\d.]+)' y1='([\d.]+)' y2='([\d.]+)'/>", svg)
     labels = [text.replace(",", "") for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]

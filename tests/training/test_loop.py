@@ -52,6 +52,24 @@ def run_copy(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
+def test_who_looks_on_ends_nothing(toy_experiment, tmp_path):
+    """Called at the beginning and after each grid, with the images; what it raises is said, and changes no bit."""
+    seen, said = [], []
+
+    def look(source):
+        seen.append(source.name)
+        raise RuntimeError("no eyes")
+
+    config = override(load_file(toy_experiment), ["training.num_steps=5", "training.sample_every=2"])
+    one, other = (RunDirectory(tmp_path / name) for name in ("one", "other"))
+    train(config, one, said.append, on_grid=look)
+    assert seen == ["digits"] * 4  # steps 0, 2, 4 and 5
+    assert said.count("training goes on, but was not shown: no eyes") == 4
+    assert any(line.startswith("steps 1 to 5 in ") and line.endswith(" images/s") for line in said)
+    train(config, other, said.append)
+    assert metrics_of(one.path) == metrics_of(other.path)
+
+
 # --- an uninterrupted run --------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,8 @@ from jebm.errors import check
 from jebm.methods.base import Chain, Metrics, Score
 
 __all__ = [
-    "CalibrationConfig", "Constraint", "calibrate", "calibration_kernel", "calibration_loss", "calibration_scores",
-    "chain", "dual_start", "dual_step", "hinge", "hinged_distance", "noise_floor", "tolerance",
+    "GAP", "SCORES", "CalibrationConfig", "Constraint", "calibrate", "calibration_kernel", "calibration_loss",
+    "calibration_scores", "chain", "dual_start", "dual_step", "hinge", "hinged_distance", "noise_floor", "tolerance",
 ]  # fmt: skip
 
 
@@ -122,11 +122,11 @@ def chain(config: CalibrationConfig) -> Chain:
 SCORES = {
     "calibration_distance": Score("Squared distance that a chain moves a generated image.", "lower"),
     "calibration_gap": Score("That distance beyond the noise of the chain: 0 where calibration has nothing to do."),
-    "energy_gap": Score(
-        "Mean energy f of generated images minus that of data: 0 where the energy tells no difference."
-    ),
 }
-"""Scores of the three calibrated families."""
+"""What `calibration_scores` returns."""
+
+GAP = Score("Mean energy f of generated images minus that of data: 0 where the energy tells no difference.")
+"""``energy_gap``, of the families that measure it."""
 
 
 def hinge(config: CalibrationConfig, dimension: int) -> float:

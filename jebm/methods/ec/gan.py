@@ -65,7 +65,7 @@ class ECGANConfig:
             "calibration": "Squared distance that the energy's chains move generated images: what calibration lowers.",
             **diagnostics.CURVES,
         },
-        scores=calibration.SCORES,
+        scores={**calibration.SCORES, "energy_gap": calibration.GAP},
     )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "learning_rate": ("learning_rate", "energy_learning_rate"),

@@ -8,7 +8,7 @@ from jebm import losses
 from jebm.errors import ConfigError, check
 from jebm.methods import diagnostics
 from jebm.methods.base import Score, Summary
-from jebm.methods.ec.calibration import SCORES, CalibrationConfig
+from jebm.methods.ec.calibration import GAP, SCORES, CalibrationConfig
 from jebm.methods.ec.posterior import PosteriorCalibrationConfig
 
 __all__ = ["ECVAEConfig"]
@@ -63,6 +63,7 @@ class ECVAEConfig:
         },
         scores={
             **SCORES,
+            "energy_gap": GAP,
             "kl": Score("Divergence of the encoder's Gaussians from the prior, in nats an image."),
             "elbo": Score("Evidence lower bound on the log-likelihood, in nats an image.", "higher"),
         },
