@@ -109,7 +109,7 @@ def _fit(
     directory = RunDirectory(_folder(workdir))
     config = config if data is None else _on(config, data, directory)
     try:
-        with live.during(directory, "jebm.fit" if generator is None else "jebm.refine") as on_grid:
+        with live.during(directory, "jebm.fit" if generator is None else "jebm.refine", log) as on_grid:
             train(config, directory, log, generator=generator, on_grid=on_grid)
     except SystemExit:  # a signal; a notebook's kernel is to live on
         raise KeyboardInterrupt("the training is saved: the same call with this workdir resumes") from None

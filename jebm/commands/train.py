@@ -86,7 +86,7 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
 
     directory = RunDirectory(options.workdir)
     main_process = not several or sharding.is_main()
-    with live.during(directory, _command(options)) as on_grid:
+    with live.during(directory, _command(options), common.log) as on_grid:
         train(
             config, directory, log=common.log if main_process else lambda line: None,
             allow_changed_data=options.allow_changed_data, profile=options.profile, on_grid=on_grid,

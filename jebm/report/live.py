@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from jebm.data import Source
 from jebm.report import page
@@ -15,7 +16,7 @@ SHARE = 0.02  # of a training's time that its report may take, at most
 
 
 @contextlib.contextmanager
-def during(directory: RunDirectory, command: str) -> Iterator[Callable[[Source], None]]:
+def during(directory: RunDirectory, command: str, log: Callable[[str], Any]) -> Iterator[Callable[[Source], None]]:
     """``on_grid`` of `jebm.training.train`: the first call keeps the start, each writes a report that renews itself.
 
     A page is not written where that would take more than `SHARE` of the time. If the training ends early, by a signal
@@ -24,6 +25,7 @@ def during(directory: RunDirectory, command: str) -> Iterator[Callable[[Source],
     Args:
         directory: the run.
         command: that started it.
+        log: called with a line for the user that says where the report is.
     """
     started, next_at = False, 0.0
 
@@ -31,6 +33,7 @@ def during(directory: RunDirectory, command: str) -> Iterator[Callable[[Source],
         nonlocal started, next_at
         if not started:
             starts.add(directory.starts, starts.now(command))
+            log(f"report: {directory.report} shows this training while it goes on")
             started = True
         begun = time.monotonic()
         if begun >= next_at:

@@ -121,7 +121,7 @@ def _samples(config: Config, folder: pathlib.Path, source: Source | None) -> Mar
         figures.append(_figure(real, "data", f"Test images of {source.name}"))
     if len(earlier) > MOST_GRIDS:
         earlier = [earlier[i] for i in np.linspace(0, len(earlier) - 1, MOST_GRIDS).round().astype(int)]
-    before = [_figure(path.read_bytes(), f"step {at}", f"step {at:,}") for path, at in earlier]
+    before = [_figure(path.read_bytes(), f"step {at}", f"step {at:,}", most=320) for path, at in earlier]
     strip = [tag("h3", "The same latents earlier"), tag("div", *before, class_="strip")] if before else []
     return section("Samples", tag("div", *figures, class_="pair"), *strip)
 
@@ -370,11 +370,10 @@ def _recoveries(lines: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Marku
     return section("Recoveries", tag("div", table(rows, heads), class_="scroll"))
 
 
-def _figure(content: bytes, name: str, caption: str, class_: str = "", kind: str = "png") -> Markup:
+def _figure(content: bytes, name: str, caption: str, class_: str = "", kind: str = "png", most: int = 1400) -> Markup:
+    """A picture, and a line about it; a PNG has ``most`` pixels on a side."""
+    if kind == "png":
+        content = pictures.fitted(content, most)
     address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return tag(
-        "figure",
-        tag("img", alt=name, src=address),
-        tag("figcaption", caption),
-        **({"class_": class_} if class_ else {}),
-    )
+    attributes = {"class_": class_} if class_ else {}
+    return tag("figure", tag("img", alt=name, src=address), tag("figcaption", caption), **attributes)

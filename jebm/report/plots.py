@@ -13,9 +13,10 @@ import numpy as np
 
 from jebm.images import grid, picture
 
-__all__ = ["animation", "curve", "histograms", "nearest", "short", "side_by_side", "smoothed", "ticks"]
+__all__ = ["animation", "curve", "fitted", "histograms", "nearest", "short", "side_by_side", "smoothed", "ticks"]
 
 BLOCK = 1000  # training images at once
+FILM = 480  # pixels on the longer side of a film, at most
 MOST_POINTS = 240  # of a curve: more cannot be told apart
 WIDTH, HEIGHT = 340, 170  # of a plot, in pixels of the page where it has room
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 8, 22  # its margins
@@ -49,13 +50,31 @@ def side_by_side(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def animation(frames: Sequence[np.ndarray], *, milliseconds: int = 120, smallest_side: int = 240) -> bytes:
-    """A GIF that repeats, of uint8 [H, W, 1 or 3] frames; the first and the last stay a second longer."""
+    """A GIF that repeats, of uint8 [H, W, 1 or 3] frames; the first and the last stay a second longer.
+
+    Frames of more than `FILM` pixels on a side are made smaller: a film is in a page as it is.
+    """
     pictures = [picture(frame, smallest_side).convert("RGB") for frame in frames]
+    for frame in pictures:
+        frame.thumbnail((FILM, FILM))
     buffer = io.BytesIO()
     times = [milliseconds] * len(pictures)
     times[0] += 1000
     times[-1] += 1000
     pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], loop=0, duration=times)
+    return buffer.getvalue()
+
+
+def fitted(content: bytes, most: int) -> bytes:
+    """A PNG file, made smaller where it has more than ``most`` pixels on a side."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as picture:
+        if max(picture.size) <= most:
+            return content
+        picture.thumbnail((most, most))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

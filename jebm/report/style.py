@@ -37,8 +37,8 @@ svg { overflow: visible; } svg text { font-size: 11px; fill: var(--soft); font-v
 .strip { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); max-width: 49rem; }
 .wide { max-width: 49rem; } .plot { max-width: 34rem; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 1rem 1.1rem; }
-.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem; margin: 0;
-  font-size: .9rem; }
+.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem;
+  margin: .8rem 0 0; font-size: .9rem; }
 .facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
 header { display: grid; gap: 1.5rem 2.5rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }

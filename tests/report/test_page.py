@@ -22,7 +22,7 @@ from jebm.config import Config, DataConfig
 from jebm.energy import bind
 from jebm.errors import ConfigError
 from jebm.evaluation import Record, write_record
-from jebm.images import save_png
+from jebm.images import png, save_png
 from jebm.methods.base import Chain
 from jebm.report import found as artefacts
 from jebm.report import head, scores
@@ -252,11 +252,13 @@ def test_the_page_of_a_training_that_goes_on(directory, tmp_path, step):
     assert "http-equiv='refresh' content='20'" in page
     assert "Test images of digits" in page
     assert ("Step 30 of 1,000" in page) == ("denoising loss 0.5, energy gap 2" in page) == (step == 30)
+    said = []
     with contextlib.ExitStack() as training:
         training.enter_context(pytest.raises(SystemExit))
-        training.enter_context(during.during(run, "jebm train x"))(source)
+        training.enter_context(during.during(run, "jebm train x", said.append))(source)
         page = run.report.read_text()
         sys.exit(0)
+    assert said == [f"report: {run.report} shows this training while it goes on"]
     assert "jebm train x" in page
     assert "http-equiv='refresh'" in page
     still = run.report.read_text()
@@ -274,7 +276,7 @@ def test_a_report_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(during.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(during.page, "write", write)
     run = RunDirectory(tmp_path)
-    with during.during(run, "jebm train x") as on_grid:
+    with during.during(run, "jebm train x", print) as on_grid:
         assert not run.starts.exists()  # a training that is refused leaves nothing
         for clock[0] in (0.0, 10.0, 60.0, 99.0, 103.0, 150.0, 202.0, 204.0):
             on_grid(None)
@@ -359,6 +361,19 @@ def test_ticks_are_round_and_few(low, high):
     assert step <= gaps[0] * (1 + 1e-9)
     assert gaps[0] <= 2.5 * step * (1 + 1e-9)
     assert f"{gaps[0]:.0e}"[0] in "125"
+
+
+def test_pictures_fit_a_page():
+    """64 images of 256 pixels, and their films, must not make a page that no browser opens."""
+    random = np.random.default_rng(0)
+    wide = png(random.integers(0, 256, (300, 900, 3), dtype=np.uint8))
+    assert pictures.fitted(wide, 900) is wide
+    with Image.open(io.BytesIO(pictures.fitted(wide, 450))) as smaller:
+        assert smaller.size == (450, 150)
+    frames = random.integers(0, 256, (2, 600, 1200, 1), dtype=np.uint8)
+    with Image.open(io.BytesIO(pictures.animation(list(frames)))) as film:
+        assert film.size == (480, 240)
+        assert film.n_frames == 2
 
 
 @pytest.mark.parametrize(("value", "text"), [
