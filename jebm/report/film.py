@@ -30,11 +30,11 @@ def walk(run: Run, source: Source | None = None) -> pathlib.Path:
     """Writes ``evaluation/chain-*.npz``: a few of training's chains on images, step by step, and their energies.
 
     Array ``x``, uint8 [frames, chains, H, W, C], the start first; ``energy``, E of each, float32 [frames, chains];
-    ``every``, the steps between frames; ``start``, in words. Chains start at test images under Gaussian noise of
-    deviation `NOISE`, without a source at generated images. They are walked twice as long, and twice as long again,
-    until they have moved by `MOVES`: training's own steps move an image by a level or so, which no eye sees. Where
-    nothing is to be seen the only array is ``reason``: a family without such chains, chains that hardly move in
-    `MOST_MULTIPLES` times training's steps or leave the finite numbers.
+    ``every``, the steps between frames; ``start``, in words; ``clean_energy``, E without the noise. Chains start at
+    test images under Gaussian noise of deviation `NOISE`, without a source at generated images. They are walked twice
+    as long, and twice as long again, until they have moved by `MOVES`: training's own steps move an image by a level or
+    so, which no eye sees. Where nothing is to be seen the only array is ``reason``: a family without such chains,
+    chains that hardly move in `MOST_MULTIPLES` times training's steps or leave the finite numbers.
 
     Args:
         run: the model.
@@ -58,7 +58,7 @@ def _film(run: Run, source: Source | None) -> dict[str, np.ndarray]:
     if chain is None:
         raise _NoFilm("the chains of this family's training are annealed, or on latents, or there are none")
     start_key, chain_key = jax.random.split(jax.random.key(run.config.evaluation.seed))
-    position, start = _start(start_key, run, source)
+    position, start, clean = _start(start_key, run, source)
     kernel = chain_kernel(run.method, run.state)
     piece = -(-chain.num_steps // NUM_FRAMES)  # steps between the first frames
     # one program, called again and again; a longer film begins with the shorter one
@@ -67,8 +67,9 @@ def _film(run: Run, source: Source | None) -> dict[str, np.ndarray]:
             key, kernel, x, NUM_FRAMES * piece, trace=("energy",), positions_every=piece
         )
     )  # fmt: skip
-    first = jax.jit(lambda state, x: jax.vmap(run.method.energy(state))(x))(run.state, position)
-    frames, energies, every, num_steps = [np.asarray(position)], [np.asarray(first)], piece, 0
+    energy_of = jax.jit(lambda state, x: jax.vmap(run.method.energy(state))(x))
+    energies = [np.asarray(energy_of(run.state, position))]
+    frames, every, num_steps = [np.asarray(position)], piece, 0
     while True:
         state, info = walk_on(jax.random.fold_in(chain_key, num_steps), kernel, position)
         position, walked = state.position, np.moveaxis(np.asarray(info["position"]), 1, 0)
@@ -85,19 +86,20 @@ def _film(run: Run, source: Source | None) -> dict[str, np.ndarray]:
             raise _NoFilm(f"in {num_steps:,} steps images move by {moved:.1f} of 255 levels, which no eye sees")
         if len(frames) > 2 * NUM_FRAMES:
             frames, energies, every = frames[::2], energies[::2], 2 * every
-    shown = images.to_uint8(np.stack(frames))
-    return {"x": shown, "energy": np.stack(energies), "every": np.array(every), "start": np.array(start)}
+    about = {"every": np.array(every), "start": np.array(start)}
+    if clean is not None:
+        about["clean_energy"] = np.asarray(energy_of(run.state, clean))
+    return {"x": images.to_uint8(np.stack(frames)), "energy": np.stack(energies), **about}
 
 
-def _start(key: jax.Array, run: Run, source: Source | None) -> tuple[Any, str]:
-    """Images [NUM_CHAINS, H, W, C], and what they are in words."""
+def _start(key: jax.Array, run: Run, source: Source | None) -> tuple[Any, str, Any]:
+    """Images [NUM_CHAINS, H, W, C], what they are in words, and the same without the noise, or None."""
     if source is None:
-        return jax.jit(lambda key, state: run.method.generate(key, state, NUM_CHAINS))(
-            key, run.state
-        ), "generated images"
+        drawn = jax.jit(lambda key, state: run.method.generate(key, state, NUM_CHAINS))(key, run.state)
+        return drawn, "generated images", None
     chosen = np.sort(data.permutation(0, 0, len(source.test))[:NUM_CHAINS])
     x = data.to_float(source.test[chosen])
-    return x + NOISE * jax.random.normal(key, x.shape), f"test images under Gaussian noise of deviation {NOISE}"
+    return x + NOISE * jax.random.normal(key, x.shape), f"test images under Gaussian noise of deviation {NOISE}", x
 
 
 def movement(frames: np.ndarray) -> float:

@@ -196,11 +196,14 @@ def _chain(folder: pathlib.Path) -> Markup:
             raise DamagedFile(
                 f"{path}: 'energy' is {energy.dtype} {energy.shape}, not numbers for {frames.shape[:2]} images"
             )
-        points = list(zip(every * np.arange(len(frames)), energy.mean(1), strict=True))
-        caption = tag(
-            "figcaption", "Their mean energy E along the steps; the model's density is exp(−E), up to its normaliser."
-        )
-        parts.append(tag("figure", Markup(pictures.curve([points])), caption))
+        steps, text = every * np.arange(len(frames)), "Their mean energy E along the steps: the density is exp(−E)."
+        lines = [list(zip(steps, energy.mean(1), strict=True))]
+        if (clean := arrays.get("clean_energy")) is not None:
+            if not clean.size or not all_finite(clean):
+                raise DamagedFile(f"{path}: 'clean_energy' is {clean.dtype} {clean.shape}, not numbers")
+            lines.append([(0, clean.mean()), (steps[-1], clean.mean())])
+            text += " The level line: that of the images without the noise."
+        parts.append(tag("figure", Markup(pictures.curve(lines)), tag("figcaption", text)))
     return section("A chain", tag("div", *parts, class_="film"))
 
 

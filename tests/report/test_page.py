@@ -69,7 +69,8 @@ def directory(tmp_path_factory) -> RunDirectory:
     np.savez(evaluation / "ood_scores-ema-step00000040.npz", **scores)
     frames = random.integers(0, 256, (7, 9, 8, 8, 1), dtype=np.uint8)
     energy = random.normal(0, 1, (7, 9))
-    np.savez(evaluation / "chain-ema-step00000040.npz", x=frames, every=np.array(3), energy=energy)
+    chain = {"x": frames, "every": np.array(3), "energy": energy, "clean_energy": np.ones(9)}
+    np.savez(evaluation / "chain-ema-step00000040.npz", **chain)
     looks = {"original": samples[:3], "reconstruction": samples[3:6], "interpolation": samples.reshape(3, 5, 8, 8, 1)}
     np.savez(evaluation / "looks-ema-step00000040.npz", **looks)
     report.write(found)
@@ -418,6 +419,7 @@ def test_a_film_of_data_starts_under_noise(tmp_path):
     with np.load(walk(run, source)) as file:
         assert "noise of deviation 0.5" in str(file["start"])
         first = file["x"][0]
+        np.testing.assert_allclose(file["clean_energy"], -2 * (128 / 127.5 - 1) / 1e-14, rtol=1e-3)
     assert len(np.unique(first)) > 9
     assert movement(np.stack([np.full_like(first, 128), first])) > MOVES
 
@@ -443,7 +445,9 @@ ARRAYS = {
     "chain": [{"x": np.zeros((2, 9, 8, 8, 1), np.uint8)}, {"x": np.zeros((2, 8), np.uint8), "every": np.array(1)},
               {"x": np.zeros((2, 9, 8, 8, 1), np.uint8), "every": np.array("x")}, {"reason": np.array(3)},
               {"x": np.arange(2, dtype=np.uint8)[:, None, None, None, None] * np.full((1, 9, 8, 8, 1), 99, np.uint8),
-               "every": np.array(1), "energy": np.zeros((2, 8))}],
+               "every": np.array(1), "energy": np.zeros((2, 8))},
+              {"x": np.arange(2, dtype=np.uint8)[:, None, None, None, None] * np.full((1, 9, 8, 8, 1), 99, np.uint8),
+               "every": np.array(1), "energy": np.zeros((2, 9)), "clean_energy": np.array([np.nan])}],
     "looks": [{"original": np.zeros((2, 8, 8, 1), np.uint8)}, {"interpolation": np.zeros((2, 8, 8, 1), np.uint8)}],
 }  # fmt: skip
 PROTOCOLS = [

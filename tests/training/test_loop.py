@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from helpers.runs import bits, checkpoint_steps, command, metrics_of
 
 import jebm
 from jebm import sharding
+from jebm.commands import report
 from jebm.commands.main import main
 from jebm.config import Config, load_file, override
 from jebm.energy import bind
@@ -45,6 +47,12 @@ def assert_same_run(one, other):
     assert pictures == sorted(path.name for path in (other / "samples").iterdir())
     for name in pictures:
         assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def no_report_at_the_end(monkeypatch):
+    """Of the many trainings here; `finished_run` has one."""
+    monkeypatch.setattr(report, "write", lambda directory: None)
 
 
 @pytest.fixture
@@ -82,6 +90,11 @@ def test_what_a_run_leaves_behind(finished_run):
     assert sorted(path.name for path in (finished_run / "samples").iterdir()) == [
         "step_0000006.png", "step_0000012.png",
     ]  # fmt: skip
+    page = (finished_run / "report.html").read_text()  # the whole one, without scores
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "Samples", "Reconstructions", "Between latents", "A chain", "Training", "Configuration",
+    ]  # fmt: skip
+    assert "http-equiv" not in page
     run = jebm.load(finished_run)
     assert (run.step, run.config.training.num_steps) == (12, 12)
     assert {"config_hash", "data_fingerprint", "versions", "fingerprint"} <= set(run.meta)
