@@ -18,7 +18,7 @@ from jebm.errors import ConfigError, DataError
 from jebm.evaluation.run import evaluate_run
 from jebm.methods import HatEBMConfig
 from jebm.methods.hat.config import GIVEN
-from jebm.report import film, page
+from jebm.report import live, looks
 from jebm.runs.directory import RunDirectory
 from jebm.runs.run import Run, load
 from jebm.training.loop import train
@@ -109,17 +109,14 @@ def _fit(
     directory = RunDirectory(_folder(workdir))
     config = config if data is None else _on(config, data, directory)
     try:
-        train(config, directory, log, generator=generator)
+        with live.during(directory, "jebm.fit" if generator is None else "jebm.refine", log) as on_grid:
+            train(config, directory, log, generator=generator, on_grid=on_grid)
     except SystemExit:  # a signal; a notebook's kernel is to live on
         raise KeyboardInterrupt("the training is saved: the same call with this workdir resumes") from None
     run = load(directory.path, generator=generator)
     if config.training.evaluate_at_end:
         evaluate_run(run, log=log)
-        try:
-            film.walk(run)
-        except film.NoFilm as error:
-            log(f"no film of a chain: {error}")
-    page.write(directory)
+    looks.report(run)
     return run
 
 

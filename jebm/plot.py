@@ -211,12 +211,12 @@ def interpolation(generator: Callable[[PyTree], Array], start: Array, end: Array
     if start.ndim != 2 or start.shape != end.shape:
         raise ValueError(f"interpolation needs two sets of latents [rows, d], got {start.shape} and {end.shape}")
     num = require_int(num, "num", 2)
-    latents = jax.vmap(jax.vmap(_between, (0, None, None)), (None, 0, 0))(jnp.linspace(0.0, 1.0, num), start, end)
+    latents = jax.vmap(jax.vmap(spherical, (0, None, None)), (None, 0, 0))(jnp.linspace(0.0, 1.0, num), start, end)
     pictures = jax.jit(jax.vmap(as_partial(generator)))(latents.reshape(-1, start.shape[1]))
     return image_grid(pictures, columns=num)
 
 
-def _between(t: Array, a: Array, b: Array) -> Array:
+def spherical(t: Array, a: Array, b: Array) -> Array:
     """Spherical interpolation; lengths go linearly."""
     lengths = jnp.linalg.norm(a), jnp.linalg.norm(b)
     cosine = jnp.clip(jnp.sum(a * b) / (lengths[0] * lengths[1]), -1.0, 1.0)

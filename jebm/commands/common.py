@@ -107,20 +107,30 @@ def enable_compilation_cache() -> None:
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """``(n, num)``: moves a progress bar by n images of num; the first call makes it, so that no error has one."""
+    """``(n, num)``: moves a progress bar by n finished images of num, and before the first of them counts seconds.
+
+    The first call makes it, so that no error has one.
+    """
     from tqdm import tqdm
 
+    from jebm.training.output import ticking
+
     bar: tqdm | None = None
+    waiting = contextlib.ExitStack()
 
     def advance(n: int, num: int) -> None:
         nonlocal bar
         if bar is None:
             bar = tqdm(total=num, desc=title, unit="image", mininterval=0.2 if sys.stderr.isatty() else 15.0)
+            waiting.enter_context(ticking(bar, f"{title}: compiling, first batch"))
+        if n:
+            waiting.close()
         bar.update(n)
 
     try:
         yield advance
     finally:
+        waiting.close()
         if bar is not None:
             bar.close()
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jebm.commands import common, report
+from jebm.commands import common
 from jebm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Scores, and renews the report."""
     from jebm.evaluation import METRICS
+    from jebm.report import page
 
     metrics = tuple(options.metrics.split(",")) if options.metrics else None
     for name in metrics or ():
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         trained, seed=options.seed, n=options.num, weights=options.weights, space=options.features,
         reference=options.reference, outliers=tuple(options.ood), **chosen,
     )  # fmt: skip
-    report.write(trained.directory)
+    page.write(trained.directory)
     print(f"records: {trained.directory.evaluation}   report: {trained.directory.report}")
 
 
@@ -69,15 +70,18 @@ def score(trained: "Run", **options: Any) -> None:
     from tqdm import tqdm
 
     from jebm.evaluation.run import evaluate_run
+    from jebm.report import scores
 
-    headline = f"scores of step {trained.step} (each record says how it was measured):"
+    headline = f"scores of step {trained.step}, ↓ lower or ↑ higher is better (each record says how it was measured):"
+    own = trained.config.method.SUMMARY.scores
 
     def show(record: "Record") -> None:
         nonlocal headline
         if headline:
             print(headline)
             headline = ""
-        print(f"  {record.metric:28s} {record.value:12.5g}   (n = {record.n})", flush=True)
+        arrow = scores.ARROWS[scores.explained(record.metric, own).better] or " "
+        print(f"  {record.metric:28s} {record.value:12.5g} {arrow}  (n = {record.n})", flush=True)
 
     with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         evaluate_run(trained, log=common.log, on_record=show, on_features=bar.update, **options)

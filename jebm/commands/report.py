@@ -1,16 +1,14 @@
 """``jebm report DIR``: writes the page of a run."""
 
 import argparse
-import contextlib
 from typing import TYPE_CHECKING
 
 from jebm.commands import common
 
 if TYPE_CHECKING:
     from jebm.runs.directory import RunDirectory
-    from jebm.runs.run import Run
 
-HELP = "Write one self-contained DIR/report.html: samples, neighbours, scores, chains, curves."
+HELP = "Write one self-contained DIR/report.html: samples, scores, a chain that moves, curves."
 EXAMPLE = "jebm report runs/digits"
 ALONE = True
 
@@ -21,30 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Walks a chain if there is a checkpoint, and writes the page."""
+    """Looks at the model if there is a checkpoint, and writes the page."""
     from jebm.runs.directory import RunDirectory
-    from jebm.training import NoCheckpoint
 
     directory = RunDirectory(options.dir)
     directory.read_config()
-    with contextlib.suppress(NoCheckpoint):  # before the first one there are curves to show
-        walk(common.load(options.dir))
     write(directory)
     print(f"report: {directory.report}")
 
 
-def walk(trained: "Run") -> None:
-    """Writes the chain that the report shows, or says why there is none."""
-    from jebm.report.film import NoFilm, walk
+def write(directory: "RunDirectory") -> None:
+    """Writes the whole page; before the first checkpoint, the page without what needs the model."""
+    from jebm.report import looks, page
+    from jebm.training import NoCheckpoint
 
     try:
-        walk(trained)
-    except NoFilm as error:
-        common.log(f"no film of a chain: {error}")
-
-
-def write(directory: "RunDirectory") -> None:
-    """Writes the page."""
-    from jebm.report import page
-
-    page.write(directory)
+        trained = common.load(directory.path)
+    except NoCheckpoint:
+        page.write(directory)
+    else:
+        looks.report(trained)

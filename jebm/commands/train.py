@@ -80,25 +80,31 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
 
     several = sharding.initialize()  # before anything asks for a device
     common.enable_compilation_cache()
+    from jebm.report import live
     from jebm.runs.directory import RunDirectory
     from jebm.training import train
 
     directory = RunDirectory(options.workdir)
     main_process = not several or sharding.is_main()
-    train(
-        config, directory, log=common.log if main_process else lambda line: None,
-        allow_changed_data=options.allow_changed_data, profile=options.profile,
-    )  # fmt: skip
+    with live.during(directory, _command(options), common.log) as on_grid:
+        train(
+            config, directory, log=common.log if main_process else lambda line: None,
+            allow_changed_data=options.allow_changed_data, profile=options.profile, on_grid=on_grid,
+        )  # fmt: skip
     sharding.only_main("after training", lambda: _finish(config, directory, options))
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command as it can be typed again."""
+    words = ["jebm", "train", str(options.config), "--workdir", str(options.workdir)]
+    return shlex.join([*words, *(["--set", *options.set] if options.set else [])])
 
 
 def _finish(config: "Config", directory: "RunDirectory", options: argparse.Namespace) -> int:
     """Scores if that is asked for, writes the report, and says what there is and what comes next."""
     scored = config.training.evaluate_at_end
     if scored:
-        trained = common.load(options.workdir)
-        evaluate.score(trained)
-        report.walk(trained)
+        evaluate.score(common.load(options.workdir))
     report.write(directory)
     newest = sorted(directory.samples.glob("step_*.png"))
     print(f"\ntrained {config.training.num_steps} steps")

@@ -1,6 +1,6 @@
 """A model family as a bundle of pure functions over one pytree state, as an optax transformation is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from jax import Array
@@ -11,7 +11,39 @@ State = Any
 Metrics = dict[str, Array]
 Weights = Literal["raw", "ema"]
 
-__all__ = ["Chain", "Method", "Metrics", "State", "Weights"]
+__all__ = ["Chain", "Method", "Metrics", "Score", "State", "Summary", "Weights"]
+
+
+class Score(NamedTuple):
+    """A score for a reader.
+
+    Attributes:
+        meaning: a sentence.
+        better: which is the better direction; None where neither is.
+    """
+
+    meaning: str
+    better: Literal["lower", "higher"] | None = None
+
+
+class Summary(NamedTuple):
+    """A family in words: ``SUMMARY`` of its configuration, which progress bars and reports read.
+
+    Attributes:
+        name: of the family.
+        paper: where it is from; empty where it is nobody's in particular.
+        progress: three metrics of `Method.update` for the progress bar.
+        curves: four to six metrics that show whether a training goes well, with a sentence each.
+        scores: what `Method.scores` returns.
+        headlines: names of records; the first of them that was measured leads a report.
+    """
+
+    name: str
+    paper: str
+    progress: tuple[str, ...]
+    curves: Mapping[str, str]
+    scores: Mapping[str, Score] = {}
+    headlines: tuple[str, ...] = ("fid", "frechet_distance")
 
 
 class Chain(NamedTuple):

@@ -9,7 +9,14 @@ from jax import Array
 
 from jebm.methods.base import Metrics
 
-__all__ = ["displacement", "gradient_norms", "saturation"]
+__all__ = ["CURVES", "displacement", "gradient_norms", "saturation"]
+
+CURVES = {
+    "energy_gap": "Mean energy of data minus that of the chains' ends: near 0 where these look like data.",
+    "chain_displacement": "Distance that a training chain moves a number of an image, root mean square.",
+    "probe_energy": "Mean energy of a few fixed training images: its drift is that of the whole energy.",
+}
+"""Curves of every family that walks chains (`jebm.methods.base.Summary`)."""
 
 ROWS = 4  # of the data and of the negatives: beside a chain over the whole batch their gradient costs nothing
 

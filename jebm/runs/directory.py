@@ -35,6 +35,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def starts(self) -> pathlib.Path:
+        """``starts.json``: when and on what it was trained, see `jebm.runs.starts`."""
+        return self.path / "starts.json"
+
+    @property
     def checkpoints(self) -> pathlib.Path:
         """``checkpoints/<step>/``."""
         return self.path / "checkpoints"

@@ -42,7 +42,7 @@ def draw_to(
         seed: of the draws.
         batch_size: samples per call over all devices, which bounds the memory; devices that do not divide it draw a
             few more, which are dropped.
-        progress: called with the number of samples of each finished batch.
+        progress: called with 0 when the first batch begins (it compiles), then with the size of each finished batch.
 
     Raises:
         DataError: samples that are not finite.
@@ -61,6 +61,7 @@ def draw_to(
     )
     state = jax.device_put(run.state, sharding.replicated(mesh))
     numbers = range(-(-num // batch_size))
+    progress(0)
     with jax.set_mesh(mesh):
         for number in numbers:
             count, path = min(batch_size, num - number * batch_size), _part(parts, number)

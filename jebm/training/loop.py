@@ -31,7 +31,7 @@ from jebm.runs.run import FrozenGenerator, abstract_state, load_source
 from jebm.runs.state import TrainState, initial_state
 from jebm.training import identity, meters, recovery
 from jebm.training.lock import locked
-from jebm.training.output import naming, progress, surviving_log
+from jebm.training.output import naming, progress, surviving_log, ticking
 from jebm.training.placement import mesh_of, placed
 from jebm.training.signals import StopSignal
 from jebm.training.step import make_step, multiplying
@@ -88,6 +88,8 @@ class _Files(NamedTuple):
     metrics: MetricsFile
     meta: dict[str, Any]
     profiler: meters.Profiler
+    on_grid: Callable[[], None]
+    log: Callable[[str], None]
 
 
 class _ResumePoint(NamedTuple):
@@ -182,7 +184,7 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
     draw_grid = drawing(method, mesh, settings.num_samples)
     start = int(state.step)
     pending: tuple[int, Metrics] | None = None
-    speed, profiler = meters.Speed(config.data.batch_size), files.profiler
+    speed, profiler, finished = meters.Speed(config.data.batch_size), files.profiler, meters.Finished()
 
     def flush() -> None:
         nonlocal pending, history
@@ -191,8 +193,8 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
             pending = None
             clock = {**speed.read(done), **meters.device_memory(), "time": round(time.time(), 3)}
             files.metrics.write({"step": done, **values, **clock})
-            postfix = {name: f"{value:.4g}" for name, value in values.items() if "/" not in name and "norm" not in name}
-            bar.set_postfix(postfix, refresh=False)
+            shown = [name for name in config.method.SUMMARY.progress if name in values]
+            bar.set_postfix({name: f"{values[name]:.4g}" for name in shown}, refresh=False)
             _require_healthy(done, recovery.diagnose(settings.recovery, history, values))
             if settings.recovery.absolute and (senseless := recovery.senseless(scale, history, values)):
                 raise _Unhealthy(done, senseless.reason, senseless)
@@ -206,10 +208,12 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
     ):  # fmt: skip
         for done, batch in enumerate(loader.batches(start, settings.num_steps - start, place), start + 1):
             profiler.before(done)
-            state, metrics = step(state, batch)
+            with ticking(bar, "compiling") if done == start + 1 else contextlib.nullcontext():
+                state, metrics = step(state, batch)
             profiler.after(done, metrics)
             speed.started(done)
-            bar.update()
+            finished.started(done, next(iter(metrics.values())))
+            bar.update(max(0, finished.newest() - bar.n))
             last = done == settings.num_steps
             # read a logged step's metrics when the next one is due: the device is never waited for
             if done % settings.log_every == 0 or last:
@@ -217,13 +221,14 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
                 pending = (done, metrics)
             if settings.sample_every and (done % settings.sample_every == 0 or last):
                 flush()
-                with speed.paused():
+                with speed.paused(), ticking(bar, "sample grid"):
                     drawn = draw_grid(jax.random.fold_in(state.key, GRID_FOLD), state.method)  # always the same latents
                     _require_healthy(done, _not_finite("a sample", drawn))
                     if sharding.is_main():
                         path = files.directory.samples / f"step_{done:07d}.png"
                         with naming(path):
                             images.save_png(path, images.grid(drawn))
+                        files.on_grid()
             stopping = stop.agreed(done)  # read once: a signal that comes after this waits for the next step
             if done % settings.checkpoint_every == 0 or last or stopping:
                 flush()
@@ -234,6 +239,9 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
             if stopping:
                 break
         files.checkpoints.wait()
+        bar.update(int(state.step) - bar.n)
+    if (done := int(state.step)) > start:
+        files.log(speed.last_line(start, done))
     return state, stopping
 
 
@@ -305,6 +313,7 @@ def train(
     allow_changed_data: bool = False,
     generator: Generator | None = None,
     profile: tuple[int, int] | None = None,
+    on_grid: Callable[[data.Source], Any] | None = None,
 ) -> TrainState:
     """Trains to ``config.training.num_steps``, from the newest whole checkpoint in ``directory`` if there is one.
 
@@ -323,6 +332,8 @@ def train(
         allow_changed_data: resume although the images, or the frozen generator, differ from those at the start.
         generator: the function that a configuration with ``method.generator="given"`` is over (`jebm.refine`).
         profile: first and last step of those that `jax.profiler` traces, into ``<directory>/profile``.
+        on_grid: called on process 0, when training begins and after each sample grid, with the images; what it raises
+            is logged, and ends nothing.
 
     Raises:
         ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``; data or a
@@ -352,7 +363,7 @@ def train(
         identity.check_processes(facts, problem)  # if one has a problem, all stop
         for line in meters.first_lines(config, mesh, training.abstract):
             log(line)
-        state, stopped = _train(training, directory, facts, log, allow_changed_data, profile)
+        state, stopped = _train(training, directory, facts, log, allow_changed_data, profile, on_grid)
     if stopped:
         log(f"stopped by signal after step {int(state.step)}; saved, and the same command resumes from there")
         sys.exit(0)
@@ -370,9 +381,24 @@ def _lock(held: contextlib.ExitStack, directory: RunDirectory) -> str | None:
     return None
 
 
+def _looking(
+    on_grid: Callable[[data.Source], Any] | None, source: data.Source, log: Callable[[str], None]
+) -> Callable[[], None]:
+    """``on_grid`` on process 0, whose errors end nothing."""
+
+    def look() -> None:
+        try:
+            if on_grid is not None and sharding.is_main():
+                on_grid(source)
+        except Exception as error:
+            log(f"training goes on, but was not shown: {error}")
+
+    return look
+
+
 def _train(
     training: _Training, directory: RunDirectory, facts: identity.Facts, log: Callable[[str], None],
-    allow_changed_data: bool, profile: tuple[int, int] | None,
+    allow_changed_data: bool, profile: tuple[int, int] | None, on_grid: Callable[[data.Source], Any] | None,
 ) -> tuple[TrainState, bool]:  # fmt: skip
     """The state, and whether a signal stopped it."""
     config, generator = training.config, training.generator
@@ -401,8 +427,11 @@ def _train(
         fixed = {name: value for name, value in facts.items() if name != "configuration" and value is not None}
         with naming(directory.metrics):
             metrics_file = MetricsFile(directory.metrics, start, len(point.events), sharding.is_main())
-        files = _Files(directory, checkpoints, metrics_file, {"config_hash": config_hash(config), **fixed}, profiler)
+        meta = {"config_hash": config_hash(config), **fixed}
+        look = _looking(on_grid, training.source, log)
+        files = _Files(directory, checkpoints, metrics_file, meta, profiler, look, log)
         with contextlib.closing(metrics_file):
+            look()
             while True:
                 try:
                     return _attempt(training, point, files)

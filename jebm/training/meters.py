@@ -1,5 +1,6 @@
 """A run seen from outside: its devices, its speed, its memory, and traces of its steps."""
 
+import collections
 import contextlib
 import math
 import os
@@ -9,13 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax import Array
 
 from jebm import sharding
 from jebm.config import Config
 from jebm.energy import PyTree
 from jebm.errors import ConfigError
+from jebm.runs.starts import duration
 
-__all__ = ["Profiler", "Speed", "check_profile", "device_memory", "first_lines"]
+__all__ = ["Finished", "Profiler", "Speed", "check_profile", "device_memory", "first_lines"]
 
 ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU", "/dev/accel0": "a TPU"}
 
@@ -80,6 +83,25 @@ def device_memory() -> dict[str, int]:
     }
 
 
+class Finished:
+    """The steps that the devices have finished: dispatch runs ahead of them."""
+
+    def __init__(self) -> None:
+        """Begins with none."""
+        self._running: collections.deque[tuple[int, Array]] = collections.deque()
+        self._newest = 0
+
+    def started(self, step: int, result: Array) -> None:
+        """To be called when ``step`` is dispatched, with one of its results."""
+        self._running.append((step, result))
+
+    def newest(self) -> int:
+        """The newest finished step; 0 before the first. Nothing is waited for."""
+        while self._running and self._running[0][1].is_ready():
+            self._newest, _ = self._running.popleft()
+        return self._newest
+
+
 class Speed:
     """Steps and images a second over the steps since the last reading.
 
@@ -88,14 +110,16 @@ class Speed:
 
     def __init__(self, batch_size: int, now: Callable[[], float] = time.perf_counter) -> None:
         """Begins at the first `started`."""
-        self._batch_size, self._now = batch_size, now
+        self._batch_size, self._now, self._begun = batch_size, now, now()
         self._mark: tuple[int, float] | None = None
-        self._paused = 0.0
+        self._paused = self._compiling = 0.0
+        self._all_steps, self._all_seconds = 0, 0.0
 
     def started(self, step: int) -> None:
         """To be called after each step; the first call begins the first window."""
         if self._mark is None:
             self._mark = (step, self._now())
+            self._compiling = self._mark[1] - self._begun
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -112,8 +136,17 @@ class Speed:
             return {}
         steps, seconds = step - self._mark[0], self._now() - self._mark[1] - self._paused
         self._mark, self._paused = (step, self._now()), 0.0
+        self._all_steps, self._all_seconds = self._all_steps + steps, self._all_seconds + seconds
         rate = steps / max(seconds, 1e-9)
         return {"steps_per_second": round(rate, 3), "images_per_second": round(rate * self._batch_size, 3)}
+
+    def last_line(self, start: int, step: int) -> str:
+        """A line for the user at the end of the steps ``start + 1`` to ``step``."""
+        took = f"steps {start + 1:,} to {step:,} in {duration(self._now() - self._begun)}"
+        if not self._all_steps:
+            return took
+        rate = self._all_steps * self._batch_size / max(self._all_seconds, 1e-9)
+        return f"{took} (compilation {duration(self._compiling)}), {rate:,.0f} images/s"
 
 
 class Profiler:

@@ -5,10 +5,12 @@ import errno
 import os
 import pathlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Surviving", "naming", "progress", "surviving_log", "surviving_streams"]
+__all__ = ["Surviving", "naming", "progress", "surviving_log", "surviving_streams", "ticking"]
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # the reader, or the terminal
 
@@ -96,3 +98,28 @@ def progress(num_steps: int, start: int, shown: bool) -> Iterator[Any]:
         mininterval=0.2 if stream.isatty() else 15.0, disable=not shown,
     ) as bar:  # fmt: skip
         yield bar
+
+
+@contextlib.contextmanager
+def ticking(bar: Any, title: str) -> Iterator[None]:
+    """A `tqdm.tqdm` bar whose title is ``title`` and the seconds since, within: for work that moves no bar."""
+    if bar.disable:
+        yield
+        return
+    over, begun, before = threading.Event(), time.monotonic(), bar.desc.removesuffix(": ")
+    pause = max(1.0, bar.mininterval)  # in a file each look is a line
+
+    def tick() -> None:
+        while True:
+            bar.set_description(f"{title}, {time.monotonic() - begun:.0f} s")
+            if over.wait(pause):
+                return
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        bar.set_description(before)

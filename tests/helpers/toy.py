@@ -15,7 +15,7 @@ from jebm.config import Config, DataConfig, TrainingConfig
 from jebm.errors import check
 from jebm.mcmc import bank
 from jebm.methods import diagnostics
-from jebm.methods.base import Chain, Method
+from jebm.methods.base import Chain, Method, Summary
 from jebm.methods.shared import Trained, descend, prior_samples, train
 
 HIDDEN = 1024  # 64 x 1024 weights: the smallest array that is split over the fsdp axis
@@ -31,6 +31,11 @@ class ToyConfig:
     BACK_OFF: ClassVar[dict[str, tuple[str, ...]]] = {
         name: (name,) for name in ("learning_rate", "step_size", "energy_regularization")
     }
+
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Toy", paper="", progress=("mismatch", "energy_gap", "chain_displacement"),
+        curves={"mismatch": "Distance of the means.", **diagnostics.CURVES},
+    )  # fmt: skip
 
     def __post_init__(self):
         check(self, learning_rate=">0", step_size=">0", num_steps=">=1", energy_regularization=">=0")

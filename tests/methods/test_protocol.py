@@ -45,16 +45,27 @@ def test_every_family_is_here():
 
 
 @every_family
-def test_an_iteration_keeps_the_state_as_it_is(name):
+def test_an_iteration_keeps_the_state_and_is_told_in_words(name):
     method, state = methods.build(CONFIGS[name]), None
     state = jax.eval_shape(method.init, KEY, IMAGES)
     after, metrics = jax.eval_shape(method.update, KEY, state, IMAGES)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {(m.shape, m.dtype.name) for m in metrics.values()} == {((), "float32")}
-    assert {(s.shape, s.dtype.name) for s in jax.eval_shape(method.scores, KEY, state, IMAGES).values()} <= {
-        ((), "float32")
-    }
+    scores = jax.eval_shape(method.scores, KEY, state, IMAGES)
+    assert {(s.shape, s.dtype.name) for s in scores.values()} <= {((), "float32")}
+
+    # and the summary speaks of what there is: three numbers for the progress bar, four to six curves, each score
+    from jebm.training import monitors
+
+    logged = set(jax.eval_shape(functools.partial(monitors.measure, method), state, after, metrics, IMAGES))
+    summary, few = type(CONFIGS[name]).SUMMARY, name == "hat_autoencoder"  # which has no chains
+    assert set(summary.progress) <= logged
+    assert len(summary.progress) == (2 if few else 3)
+    assert (2 if few else 4) <= len(set(summary.curves) & logged) <= 6
+    assert set(summary.scores) == set(scores) | ({"elbo"} if name == "ec_vae" else set())  # of Gaussian errors
+    sentences = [*summary.curves.values(), *(score.meaning for score in summary.scores.values())]
+    assert all(text[0].isupper() and text.endswith(".") for text in sentences)
 
 
 @every_family

@@ -154,13 +154,14 @@ def test_a_life(name, tmp_path, monkeypatch, capsys):
 
     # and a page of it all
     monkeypatch.setattr(report, "write", write_report)
-    capsys.readouterr()
     assert main(["report", str(run)]) == 0
-    still = "no film of a chain: " in capsys.readouterr().out  # a tiny energy moves nothing that an eye sees
     page = (run / "report.html").read_text()
-    for text in ("4 of 4", "frechet_distance", "data:image/png;base64,", "data:image/svg+xml;base64,"):
+    for text in ("step 4 of 4", "Fréchet distance", "data:image/png;base64,", "<svg "):
         assert text in page
+    still = "No film (step 4" in page  # a tiny energy moves nothing that an eye sees
     assert ("data:image/gif;base64," in page) == (loaded.method.chain is not None and not still)
+    assert ("<h2>Reconstructions</h2>" in page) == (loaded.method.reconstruct is not None)
+    assert ("<h2>Between latents</h2>" in page) == (loaded.method.generator is not None)
 
 
 def killed():

@@ -59,7 +59,7 @@ def test_killed_and_gone_on(toy_run, tmp_path):
     (parts / "000001.npy").unlink()
     run = jebm.load(toy_run)
     sampling.draw_to(out, run, num, batch_size=20, progress=seen.append)
-    assert seen == [20] * kept + [1]
+    assert seen == [0] + [20] * kept + [1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npz"]
     sampling.draw_to(tmp_path / "whole.npz", run, num, batch_size=20)
     x, whole = arrays(out), arrays(tmp_path / "whole.npz")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from helpers.runs import bits, checkpoint_steps, command, metrics_of
 
 import jebm
 from jebm import sharding
+from jebm.commands import report
 from jebm.commands.main import main
 from jebm.config import Config, load_file, override
 from jebm.energy import bind
@@ -47,9 +49,33 @@ def assert_same_run(one, other):
         assert (one / "samples" / name).read_bytes() == (other / "samples" / name).read_bytes()
 
 
+@pytest.fixture(autouse=True)
+def no_report_at_the_end(monkeypatch):
+    """Of the many trainings here; `finished_run` has one."""
+    monkeypatch.setattr(report, "write", lambda directory: None)
+
+
 @pytest.fixture
 def run_copy(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def test_who_looks_on_ends_nothing(toy_experiment, tmp_path):
+    """Called at the beginning and after each grid, with the images; what it raises is said, and changes no bit."""
+    seen, said = [], []
+
+    def look(source):
+        seen.append(source.name)
+        raise RuntimeError("no eyes")
+
+    config = override(load_file(toy_experiment), ["training.num_steps=5", "training.sample_every=2"])
+    one, other = (RunDirectory(tmp_path / name) for name in ("one", "other"))
+    train(config, one, said.append, on_grid=look)
+    assert seen == ["digits"] * 4  # steps 0, 2, 4 and 5
+    assert said.count("training goes on, but was not shown: no eyes") == 4
+    assert any(line.startswith("steps 1 to 5 in ") and line.endswith(" images/s") for line in said)
+    train(config, other, said.append)
+    assert metrics_of(one.path) == metrics_of(other.path)
 
 
 # --- an uninterrupted run --------------------------------------------------------------------------------------
@@ -64,6 +90,11 @@ def test_what_a_run_leaves_behind(finished_run):
     assert sorted(path.name for path in (finished_run / "samples").iterdir()) == [
         "step_0000006.png", "step_0000012.png",
     ]  # fmt: skip
+    page = (finished_run / "report.html").read_text()  # the whole one, without scores
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "Samples", "Reconstructions", "Between latents", "A chain", "Training", "Configuration",
+    ]  # fmt: skip
+    assert "http-equiv" not in page
     run = jebm.load(finished_run)
     assert (run.step, run.config.training.num_steps) == (12, 12)
     assert {"config_hash", "data_fingerprint", "versions", "fingerprint"} <= set(run.meta)

@@ -1,20 +1,23 @@
 """What a run says of itself: first lines, speed, memory, traces."""
 
+import io
 import json
 import re
+import time
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 from helpers.runs import command
+from tqdm import tqdm
 
 from jebm import sharding
 from jebm.commands.main import main
 from jebm.config import Config, DataConfig, TrainingConfig
 from jebm.errors import ConfigError
 from jebm.methods import HatAutoencoderConfig
-from jebm.training import meters
+from jebm.training import meters, output
 
 
 class Clock:
@@ -42,6 +45,57 @@ def test_speed_is_that_of_the_window_without_compilation_and_pauses():
     assert speed.read(15) == {"steps_per_second": 1.0, "images_per_second": 8.0}
     clock.time += 0.5
     assert speed.read(20) == {"steps_per_second": 10.0, "images_per_second": 80.0}
+
+
+def test_the_last_line_is_of_all_windows():
+    clock = Clock()
+    speed = meters.Speed(8, clock)
+    clock.time += 60.0  # compilation
+    speed.started(11)
+    assert speed.last_line(10, 11) == "steps 11 to 11 in 1 min 0 s"
+    for step, seconds in ((15, 2.0), (25, 3.0)):
+        with speed.paused():
+            clock.time += 30.0
+        clock.time += seconds
+        speed.read(step)
+    # 14 steps of 8 images in 5 seconds, and 60 + 2 * 30 more
+    assert speed.last_line(10, 25) == "steps 11 to 25 in 2 min 5 s (compilation 1 min 0 s), 22 images/s"
+
+
+def test_only_what_is_there_is_finished():
+    class Result:
+        ready = False
+
+        def is_ready(self):
+            return self.ready
+
+    results, finished = [Result() for _ in range(3)], meters.Finished()
+    assert finished.newest() == 0
+    for step, result in enumerate(results, 5):
+        finished.started(step, result)
+    assert finished.newest() == 0
+    results[1].ready = True  # not without the one before
+    assert finished.newest() == 0
+    results[0].ready = True
+    assert finished.newest() == 6
+    results[2].ready = True
+    assert finished.newest() == 7
+    finished.started(8, jax.block_until_ready(jnp.zeros(())))
+    assert finished.newest() == 8
+
+
+def test_a_bar_ticks_while_nothing_moves_it():
+    stream = io.StringIO()
+    with tqdm(total=4, file=stream, desc="train", mininterval=0.0) as bar:
+        with output.ticking(bar, "compiling"):
+            time.sleep(1.3)
+        assert bar.desc == "train: "
+        assert bar.n == 0
+    shown = stream.getvalue()
+    assert "compiling, 0 s" in shown
+    assert "compiling, 1 s" in shown
+    with tqdm(disable=True) as bar, output.ticking(bar, "compiling"):  # of a process that shows none
+        pass
 
 
 def test_the_first_lines_name_devices_rows_and_bytes():

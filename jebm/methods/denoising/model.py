@@ -17,6 +17,8 @@ from jax.tree_util import Partial
 
 from jebm.energy import bind
 from jebm.errors import ConfigError, check
+from jebm.methods import diagnostics
+from jebm.methods.base import Score, Summary
 from jebm.methods.denoising import energies as parts
 from jebm.methods.denoising.chains import RefinementConfig, SemanticChainConfig
 from jebm.methods.denoising.energies import NoisePredictor
@@ -116,6 +118,23 @@ class DenoisingEBMConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     rematerialize: bool = False
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Denoising-EBM",
+        paper="arXiv 2303.03887, our reconstruction",
+        progress=("denoising_loss", "energy_gap", "chain_displacement"),
+        curves={
+            "denoising_loss": "Squared error of the predicted noise.",
+            "autoencoder_loss": "Likewise of the prediction through the latent.",
+            **diagnostics.CURVES,
+        },
+        scores={
+            "denoising_loss": Score("Squared error of the predicted noise on test images.", "lower"),
+            "autoencoder_loss": Score("Likewise of the prediction through the latent.", "lower"),
+            "semantic_energy": Score("Mean semantic energy of test images."),
+            "texture_energy": Score("Mean texture energy of test images."),
+            "semantic_contrast": Score("Rise of the semantic energy from one noise level to the next.", "higher"),
+        },
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "learning_rate": ("learning_rate",),
         "step_size": ("chain.latent_step_size",),

@@ -22,7 +22,7 @@ from jebm.errors import ConfigError, check
 from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
 from jebm.methods import diagnostics
-from jebm.methods.base import Chain, Method, Metrics
+from jebm.methods.base import Chain, Method, Metrics, Score, Summary
 from jebm.methods.ebm.network import ConvolutionalEnergy
 from jebm.methods.shared import Trained, descend, train
 
@@ -80,6 +80,19 @@ class EBMConfig:
     ema_decay: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Energy network",
+        paper="",
+        progress=("loss", "energy_gap", "chain_displacement"),
+        curves={
+            "loss": "Loss of the learning rule.",
+            "energy_gradient_norm": "Norm of the gradient that trains the energy.",
+            **diagnostics.CURVES,
+        },
+        scores={
+            "energy_gap": Score("Mean energy f of generated images minus that of data: 0 where it tells no difference.")
+        },
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         name: (name,) for name in ("learning_rate", "step_size", "energy_regularization")
     }

@@ -24,11 +24,11 @@ from jax.tree_util import Partial
 from jebm import mcmc, sharding
 from jebm.energy import Annealed, Energy, anneal, at_step, value
 from jebm.errors import check
-from jebm.methods.base import Chain, Metrics
+from jebm.methods.base import Chain, Metrics, Score
 
 __all__ = [
-    "CalibrationConfig", "Constraint", "calibrate", "calibration_kernel", "calibration_loss", "calibration_scores",
-    "chain", "dual_start", "dual_step", "hinge", "hinged_distance", "noise_floor", "tolerance",
+    "GAP", "SCORES", "CalibrationConfig", "Constraint", "calibrate", "calibration_kernel", "calibration_loss",
+    "calibration_scores", "chain", "dual_start", "dual_step", "hinge", "hinged_distance", "noise_floor", "tolerance",
 ]  # fmt: skip
 
 
@@ -117,6 +117,16 @@ class CalibrationConfig(Constraint):
 def chain(config: CalibrationConfig) -> Chain:
     """The chain on f, without the conditional term: step size ``η = s/(2τ)`` at temperature τ."""
     return Chain(config.num_steps, mcmc.from_half_step(config.step_size, config.temperature))
+
+
+SCORES = {
+    "calibration_distance": Score("Squared distance that a chain moves a generated image.", "lower"),
+    "calibration_gap": Score("That distance beyond the noise of the chain: 0 where calibration has nothing to do."),
+}
+"""What `calibration_scores` returns."""
+
+GAP = Score("Mean energy f of generated images minus that of data: 0 where the energy tells no difference.")
+"""``energy_gap``, of the families that measure it."""
 
 
 def hinge(config: CalibrationConfig, dimension: int) -> float:

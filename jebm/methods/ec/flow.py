@@ -28,7 +28,7 @@ from jebm import mcmc, sharding
 from jebm.energy import Energy, Generator
 from jebm.errors import ConfigError, check
 from jebm.methods import accumulation, diagnostics
-from jebm.methods.base import Method, Metrics
+from jebm.methods.base import Method, Metrics, Score, Summary
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
 from jebm.methods.ec.energy_model import EnergyModel, NetworkState
@@ -68,6 +68,24 @@ class ECFlowConfig:
             a sum of squares (results/ec_flow.md).
     """
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Energy-calibrated flow",
+        paper="arXiv 2311.04071",
+        progress=("bits_per_dim", "calibration", "energy_gap"),
+        curves={
+            "bits_per_dim": "Negative log-likelihood of a batch, in bits a number of an image.",
+            "calibration": "Squared distance that the energy's chains move generated images: what calibration lowers.",
+            **diagnostics.CURVES,
+        },
+        scores={
+            **calibration.SCORES,
+            "bits_per_dim": Score("Negative log-likelihood of test images, in bits a number of an image.", "lower"),
+            "inverse_lipschitz": Score(
+                "Largest stretch of the inverse near the prior: large where it is unstable.", "lower"
+            ),
+        },
+        headlines=("fid", "score_bits_per_dim"),
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "learning_rate": ("flow_learning_rate", "energy_learning_rate"),
         "step_size": ("calibration.step_size",),

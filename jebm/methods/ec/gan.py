@@ -23,7 +23,7 @@ from jebm import sharding
 from jebm.energy import Energy, Generator
 from jebm.errors import ConfigError, check
 from jebm.methods import diagnostics
-from jebm.methods.base import Method, Metrics
+from jebm.methods.base import Method, Metrics, Summary
 from jebm.methods.ec import calibration
 from jebm.methods.ec.calibration import CalibrationConfig
 from jebm.methods.ec.energy_model import EnergyModel, NetworkState, SpectralNetwork
@@ -55,6 +55,18 @@ class ECGANConfig:
         calibration: the chain and the constraint; the calibrated samples are the energy's negatives too.
     """
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Energy-calibrated GAN",
+        paper="arXiv 2311.04071, on a small GAN of ours",
+        progress=("generator", "discriminator", "energy_gap"),
+        curves={
+            "generator": "Adversarial loss of the generator.",
+            "discriminator": "Loss of the discriminator.",
+            "calibration": "Squared distance that the energy's chains move generated images: what calibration lowers.",
+            **diagnostics.CURVES,
+        },
+        scores={**calibration.SCORES, "energy_gap": calibration.GAP},
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "learning_rate": ("learning_rate", "energy_learning_rate"),
         "step_size": ("calibration.step_size",),

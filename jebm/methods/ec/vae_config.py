@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 
 from jebm import losses
 from jebm.errors import ConfigError, check
-from jebm.methods.ec.calibration import CalibrationConfig
+from jebm.methods import diagnostics
+from jebm.methods.base import Score, Summary
+from jebm.methods.ec.calibration import GAP, SCORES, CalibrationConfig
 from jebm.methods.ec.posterior import PosteriorCalibrationConfig
 
 __all__ = ["ECVAEConfig"]
@@ -49,6 +51,23 @@ class ECVAEConfig:
             memory, more time; the same results up to rounding.
     """
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Energy-calibrated VAE",
+        paper="arXiv 2311.04071",
+        progress=("reconstruction", "kl", "energy_gap"),
+        curves={
+            "reconstruction": "Loss between images and their reconstructions.",
+            "kl": "Divergence of the encoder's Gaussians from the prior, in nats an image.",
+            "calibration": "Squared distance that the energy's chains move generated images: what calibration lowers.",
+            **diagnostics.CURVES,
+        },
+        scores={
+            **SCORES,
+            "energy_gap": GAP,
+            "kl": Score("Divergence of the encoder's Gaussians from the prior, in nats an image."),
+            "elbo": Score("Evidence lower bound on the log-likelihood, in nats an image.", "higher"),
+        },
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "learning_rate": ("vae_learning_rate", "energy_learning_rate"),
         "step_size": ("calibration.step_size", "posterior.step_size"),

@@ -19,7 +19,7 @@ from jax import Array
 from jebm.energy import Energy, Generator, bind, squared_distance
 from jebm.errors import ConfigError, check
 from jebm.methods import accumulation
-from jebm.methods.base import Method, Metrics
+from jebm.methods.base import Method, Metrics, Score, Summary
 from jebm.methods.hat import keras
 from jebm.methods.hat.networks import IMAGE_SIZES, HatDecoder, HatEncoder, code_shape
 from jebm.methods.shared import Trained, descend, prior_samples, train
@@ -55,6 +55,17 @@ class HatAutoencoderConfig:
     ema_decay: float = 0.9999
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Autoencoder for a hat",
+        paper="arXiv 2210.16486",
+        progress=("loss", "gradient_norm"),
+        curves={
+            "loss": "Scaled squared error of the reconstruction.",
+            "gradient_norm": "Norm of the gradient.",
+        },
+        scores={"loss": Score("Scaled squared error of the reconstruction of test images.", "lower")},
+        headlines=("reconstruction_psnr", "reconstruction_error"),
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {"learning_rate": ("learning_rate",)}
 
     def __post_init__(self) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from jebm.errors import ConfigError, check
+from jebm.methods import diagnostics
+from jebm.methods.base import Score, Summary
 from jebm.methods.hat import keras
 from jebm.methods.hat.chains import ChainConfig
 from jebm.methods.hat.networks import IMAGE_SIZES, code_shape
@@ -70,6 +72,23 @@ class HatEBMConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     rematerialize: bool = False
 
+    SUMMARY: ClassVar[Summary] = Summary(
+        name="Hat EBM",
+        paper="arXiv 2210.16486",
+        progress=("energy_gap", "residual_norm", "energy_gradient_norm"),
+        curves={
+            "residual_norm": "Mean length of the residual y that a chain adds to a generated image.",
+            "generator_loss": "Squared error of the generator at the ends of its own chains.",
+            "energy_gradient_norm": "Norm of the gradient that trains the energy.",
+            **diagnostics.CURVES,
+        },
+        scores={
+            "energy_gap": Score(
+                "Mean energy H of the chains' ends minus that of data: 0 where it tells no difference."
+            ),
+            "energy_gap_generator": Score("Likewise of the chains' starts, the generator's own images."),
+        },
+    )
     BACK_OFF: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "learning_rate": ("energy_learning_rate", "generator_learning_rate"),
         "step_size": ("chain.noise_scale", "chain.latent_noise_scale"),  # η = ε²/(2T): the factor squared on η

@@ -146,7 +146,7 @@ def test_a_training_loads_its_generator_once(folder, monkeypatch):
     )
     said = []
     train(experiment("base", 4), RunDirectory(folder / "hat"), said.append)
-    assert said[-1] == "step 3: planted; attempt 1 of 8 resumes from step 2"
+    assert said[-2] == "step 3: planted; attempt 1 of 8 resumes from step 2"
     assert loaded == ["base"]
     first, second = built  # once an attempt; the second one's chains take smaller steps
     assert second.chain.noise_scale == 0.5 * first.chain.noise_scale > 0
