@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jebm.runs.run import Run
 
 __all__ = [
-    "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load", "path",
-    "progress", "log", "seed",
+    "add_config", "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load",
+    "path", "progress", "log", "seed",
 ]  # fmt: skip
 
 
@@ -62,6 +62,13 @@ def _integer(text: str) -> int:
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG, see `jebm.config.load_file`."""
+    parser.add_argument(
+        "config", metavar="CONFIG", type=path, help="a name of 'jebm configs', or a file with a function get_config()"
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
