@@ -1,7 +1,6 @@
 """``jebm report DIR``: writes the page of a run."""
 
 import argparse
-import contextlib
 from typing import TYPE_CHECKING
 
 from jebm.commands import common
@@ -25,10 +24,12 @@ def run(options: argparse.Namespace) -> None:
     from jebm.runs.directory import RunDirectory
     from jebm.training import NoCheckpoint
 
-    directory = RunDirectory(options.dir)
-    directory.read_config()
-    with contextlib.suppress(NoCheckpoint):  # before the first one there are curves to show
-        walk(common.load(options.dir))
+    try:
+        trained = common.load(options.dir)
+        directory = trained.directory
+        walk(trained)
+    except NoCheckpoint:  # before the first one there are curves to show
+        directory = RunDirectory(options.dir)
     write(directory)
     print(f"report: {directory.report}")
 

@@ -86,18 +86,24 @@ def test_an_installed_wheel_trains_samples_scores_and_reports_elsewhere(wheel, t
 @pytest.mark.parametrize("editable", [False, True])
 def test_configurations_are_importable(wheel, editable, tmp_path):
     """From the wheel, and from a clone installed in place; in an environment that has no other jebm."""
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     outer = next(path for path in sys.path if path.endswith("site-packages"))
     (inner,) = (tmp_path / "venv/lib").glob("*/site-packages")
     (inner / "outer.pth").write_text(outer + "\n")  # what this environment has
     what = ["-e", wheel.parent / "source"] if editable else [wheel]
-    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *what]
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    code = "from jebm.configs.digits import ebm; import jebm.config as c; print(c.load_file('digits/ebm') == ebm.get_config())"
+    subprocess.run([*command, *what], check=True, env=environment)
+    code = (
+        "from jebm.configs.digits import ebm; from jebm import config; "
+        "print(config.load_file('digits/ebm') == ebm.get_config(), config.__file__)"
+    )
     result = subprocess.run([python, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (result.stdout, result.returncode) == ("True\n", 0), result.stderr
+    assert result.returncode == 0, result.stderr
+    same, file = result.stdout.split()
+    assert same == "True"
+    assert file.startswith(str(wheel.parent / "source" if editable else tmp_path / "venv"))
 
 
 def test_the_version_is_that_of_the_package():

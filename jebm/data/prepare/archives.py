@@ -1,15 +1,12 @@
 """`jebm data info` and `jebm data prepare`: what a source holds, and the writing of sets in ArrayRecord form."""
 
-import hashlib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jebm import files
 from jebm.data.named import check_name, load
-from jebm.data.prepare.catalogue import CATALOGUE, Download, Entry
+from jebm.data.prepare.catalogue import CATALOGUE, Entry
 from jebm.data.prepare.originals import READERS, Examples, Original
 from jebm.data.preprocessing import resize_source
 from jebm.data.tfds import data_directory, prepared
@@ -78,9 +75,10 @@ def prepare(source: str, say: Callable[[str], Any]) -> Path:
     for download in entry.downloads:
         if find_original(download.name) is None:
             say(f"downloading {download.url} ({download.size / 1e6:,.0f} MB)")
-            fetch(download, manual_directory() / download.name)
-    files = [find_original(file) for file in (*(d.name for d in entry.downloads), *(f for f, _ in entry.by_hand))]
-    return write(name, entry.version, READERS[name]([file for file in files if file is not None]))
+            files.download(download.url, manual_directory() / download.name, download.sha256)
+    names = [*(download.name for download in entry.downloads), *(file for file, _ in entry.by_hand)]
+    originals = [find_original(file) for file in names]
+    return write(name, entry.version, READERS[name]([file for file in originals if file is not None]))
 
 
 def manual_directory() -> Path:
@@ -115,31 +113,6 @@ def _needs(name: str) -> list[str]:
     if name not in CATALOGUE:
         lines.append(f"  its builder needs TensorFlow, to prepare only: {WITH_TENSORFLOW}")
     return [*lines, f"  then: jebm data prepare tfds:{name}"]
-
-
-def fetch(download: Download, target: Path) -> None:
-    """Downloads a file, whole and of the right hash, or not at all.
-
-    Raises:
-        DataError: no connection, or another content than expected.
-    """
-    digest = hashlib.sha256()
-    try:
-        with files.whole(target) as temporary:
-            with temporary.open("wb") as file, urllib.request.urlopen(download.url, timeout=60) as response:
-                while block := response.read(1 << 20):
-                    digest.update(block)
-                    file.write(block)
-            if digest.hexdigest() != download.sha256:
-                raise DataError(
-                    f"{download.url}: its SHA-256 is {digest.hexdigest()[:16]}..., expected "
-                    f"{download.sha256[:16]}...; nothing is kept"
-                )
-    except DataError:
-        raise
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise DataError(f"{download.url}: cannot be downloaded ({reason}); bring it by hand to {target}") from error
 
 
 def write(name: str, version: str, original: Original) -> Path:
