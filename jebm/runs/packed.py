@@ -143,7 +143,7 @@ def read(path: pathlib.Path) -> Packed:
                     f"this version reads format {FORMAT}"
                 )
             names = [name for name in archive.namelist() if name != DESCRIPTION]
-            arrays = {n.removesuffix(".npy"): np.load(archive.open(n), allow_pickle=False) for n in names}
+            arrays = {name.removesuffix(".npy"): _array(archive.read(name)) for name in names}
         given = content["generator"]
         generator = given and (tuple(from_dict(config) for config in given["configs"]), str(given["fingerprint"]))
         config, step, weights = from_dict(content["config"]), int(content["step"]), str(content["weights"])
@@ -167,6 +167,10 @@ def read(path: pathlib.Path) -> Packed:
             f"{path}: no model that 'jebm export' wrote, or a damaged one ({type(error).__name__}: {reason}); get it "
             "again"
         ) from error
+
+
+def _array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def state_of(packed: Packed, abstract: Any) -> Any:

@@ -284,8 +284,11 @@ def load(path: str | pathlib.Path, step: int | None = None, generator: Generator
         directory = RunDirectory(paths.local(str(path)))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if not directory.path.exists() and (hint := nearest(str(path), packed.released())):
-        raise ConfigError(f"{path} is no run directory, nor the name of a trained model{hint}")
+    if not directory.path.exists() and any(name.split("/")[0] == str(path).split("/")[0] for name in packed.released()):
+        hint = nearest(str(path), packed.released())
+        raise ConfigError(
+            f"{path} is no run directory, nor the name of a trained model{hint}; see 'jebm export --list'"
+        )
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")

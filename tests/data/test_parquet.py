@@ -101,7 +101,7 @@ def no_image(folder):
 
 
 def no_bytes(folder):
-    parquet.write_table(pyarrow.table({"image": ["a"]}), folder / "train.parquet")
+    parquet.write_table(pyarrow.table({"image": ["a", "b"]}), folder / "train.parquet")
 
 
 def no_picture(folder):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import io
 import json
 import pathlib
 import threading
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import toy  # its row
-from helpers.families import CONFIGS, IMAGES, away_from_the_start
+from helpers.families import CONFIGS
 
 import jebm
 from jebm import files, methods
@@ -24,7 +25,7 @@ from jebm.methods.shared import has_ema, with_weights
 from jebm.runs import packed
 from jebm.runs.checkpoints import NoCheckpoint
 from jebm.runs.directory import RunDirectory
-from jebm.runs.run import Run
+from jebm.runs.run import Run, abstract_state
 
 KEY = jax.random.key(3)
 
@@ -39,13 +40,12 @@ def command(line):
 
 
 def a_run(settings, folder, step=7):
-    """A run in memory, every number of its state moved."""
+    """A run in memory, its state drawn number by number."""
     config = Config(settings, DataConfig(batch_size=4), evaluation=EvaluationConfig(num_samples=20, batch_size=20))
     method = methods.build(config)
-    leaves, structure = jax.tree.flatten(jax.jit(method.init)(jax.random.key(0), IMAGES))
-    floats = iter(away_from_the_start([a for a in leaves if jax.numpy.issubdtype(a.dtype, jax.numpy.floating)]))
-    moved = [next(floats) if jax.numpy.issubdtype(a.dtype, jax.numpy.floating) else a for a in leaves]
-    state = jax.tree.unflatten(structure, moved)
+    random = np.random.default_rng(0)  # positive: some are variances
+    draw = lambda a: jax.numpy.asarray(random.uniform(0.5, 1.5, a.shape), a.dtype)  # noqa: E731
+    state = jax.tree.map(draw, abstract_state(method, config).method)
     return Run(RunDirectory(folder / "run"), config, method, state, step, {})
 
 
@@ -176,8 +176,6 @@ def without_an_array(description, members):
 
 
 def with_a_pickle(description, members):
-    import io
-
     stream = io.BytesIO()
     np.save(stream, np.array([{}], dtype=object), allow_pickle=True)
     members["extra.npy"] = stream.getvalue()
