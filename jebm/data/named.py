@@ -4,6 +4,7 @@ import difflib
 
 from jebm import paths
 from jebm.data.arrays import digits, npz
+from jebm.data.prepare.catalogue import ARCHIVES
 from jebm.data.source import Source
 from jebm.errors import DataError
 
@@ -64,6 +65,8 @@ def check_name(name: str) -> tuple[str, str]:
         return kind, argument
     if name.endswith(".npz"):
         hint = f"; did you mean 'npz:{name}'?"
+    elif name in ARCHIVES:
+        hint = f"; 'jebm data prepare {name}' makes npz:data/{name}.npz"
     else:
         near = difflib.get_close_matches(kind, ["digits", *KINDS], n=1)
         hint = f"; did you mean '{KINDS.get(near[0], near[0])}'?" if near else ""

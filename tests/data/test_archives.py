@@ -212,7 +212,7 @@ def test_broken_originals_are_one_line(images, labels, words, tmp_path):
 MISTAKES = {
     "data prepare digits": "prepare is for tfds:NAME, and for archives of mnist",
     "data prepare tfds:cifar10 --out x.npz": "--out and --originals are for 'jebm data prepare NAME'",
-    "data info mnist": "no data source 'mnist'",
+    "data info mnist": "'jebm data prepare mnist' makes npz:data/mnist.npz",
     "data prepare mnist --out x.png": "--out x.png: give the name of an .npz",
 }
 
