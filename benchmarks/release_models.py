@@ -3,8 +3,9 @@
 Command:   python benchmarks/release_models.py [NAME ...] [--runs DIR] [--commit COMMIT]
 Hardware:  2 CPU cores; minutes for each of the digits' models, half an hour for MNIST's.
 
-A run that is complete in DIR is taken as it is. What the file gives is compared with what the run gives, so the scores
-of the card are those of the weights in the file: float32, the set that the family generates with.
+A run that is complete in DIR is taken as it is, and packed as 'jebm export DIR --out FILE --card licence=...' does.
+What the file gives is compared with what the run gives, so the scores of the card are those of the weights in the file:
+float32, the set that the family generates with.
 """
 
 import argparse
