@@ -24,7 +24,8 @@ Models
     config          configurations of an experiment
     fit             trains a configuration on arrays or on a data source, and returns the run
     refine          puts an energy on a generator of your own
-    load            a run read back: ``run.energy``, ``run.generate(key, n)``, ``run.generator``, ``run.kernel()``
+    load            a trained model, from a run directory, a file of ``jebm export``, or by name (``"digits/ec_vae"``):
+                    ``run.energy``, ``run.generate(key, n)``, ``run.generator``, ``run.kernel()``
     evaluate        scores of a run, written beside it
     data, images    image sets and their preprocessing; grids and PNG
     restoration     inverse problems with a model as the prior

@@ -18,7 +18,7 @@ from jebm.errors import ConfigError, check, nearest, shown
 from jebm.typed import build, one_line, parsed, replaced
 
 __all__ = [
-    "Config", "DataConfig", "EvaluationConfig", "RecoveryConfig", "TrainingConfig", "from_dict", "load_file",
+    "Config", "DataConfig", "EvaluationConfig", "RecoveryConfig", "TrainingConfig", "from_dict", "load_file", "named",
     "override", "to_dict",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ class DataConfig:
     """The images, and their preprocessing.
 
     Attributes:
-        source: ``"digits"`` (bundled), ``"npz:PATH"``, ``"folder:PATH"`` or ``"tfds:NAME[:SPLIT]"``.
+        source: ``"digits"`` (bundled), ``"npz:PATH"``, ``"folder:PATH"``, ``"hf:NAME"`` or ``"tfds:NAME[:SPLIT]"``.
         crop: the square of an image that is kept before it is resized to the method's size (`jebm.data.geometry`);
             ``"auto"`` is the set's own for ``tfds:``, and the whole image for the others.
         batch_size: images per training step, over all devices.
@@ -167,17 +167,29 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
+def named() -> dict[str, pathlib.Path]:
+    """The configurations that come with the library, by name, such as ``digits/ec_vae``.
+
+    Those of ``configs/`` in a clone; an installed library carries that folder.
+    """
+    package = pathlib.Path(__file__).parent
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    files = sorted(folder.glob("*/*.py")) if folder else []
+    return {f"{file.parent.name}/{file.stem}": file for file in files}
+
+
 def load_file(path: str | pathlib.Path) -> Config:
     """The configuration that a Python file returns from its function ``get_config()``; its types are checked.
+
+    Args:
+        path: of the file; where there is none of it, the name of a configuration that comes with the library:
+            ``digits/ec_vae``, or ``configs/digits/ec_vae.py`` as it is called in a clone.
 
     Raises:
         ConfigError: no such file, a file that does not run (or ends the program), or one without
             ``get_config() -> Config``.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        candidates = [str(p) for p in pathlib.Path("configs").rglob("*.py")]
-        raise ConfigError(f"no configuration file {str(path)!r}{nearest(str(path), candidates)}; see 'jebm configs'")
+    path = _found(pathlib.Path(path))
     namespace: dict[str, Any] = {"__name__": "jebm_config", "__file__": str(path)}
     try:
         exec(compile(path.read_text(), str(path), "exec"), namespace)  # noqa: S102
@@ -195,6 +207,18 @@ def load_file(path: str | pathlib.Path) -> Config:
         return from_dict(to_dict(config))  # dataclasses check no types
     except (TypeError, ValueError) as error:  # TypeError: what JSON cannot hold
         raise ConfigError(f"{path}: {one_line(error)}") from None
+
+
+def _found(path: pathlib.Path) -> pathlib.Path:
+    if path.is_file():
+        return path
+    ours = named()
+    name = path.with_suffix("").as_posix().removeprefix("configs/")
+    if name in ours and path.suffix in ("", ".py"):
+        return ours[name]
+    like_files = [f"configs/{other}.py" for other in ours]
+    hint = nearest(str(path), like_files if path.suffix else ours)
+    raise ConfigError(f"no configuration file {str(path)!r}{hint}; see 'jebm configs'")
 
 
 def _line_of(error: BaseException, path: pathlib.Path) -> str:

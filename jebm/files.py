@@ -1,18 +1,21 @@
-"""Files written whole or not at all, and the folder of those that outlive a run."""
+"""Files written whole or not at all, also those from elsewhere, and the folder of those that outlive a run."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jebm import paths
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, DataError
 
-__all__ = ["cache_directory", "whole", "write_arrays"]
+__all__ = ["cache_directory", "download", "sha256", "whole", "write_arrays"]
 
 
 @contextlib.contextmanager
@@ -46,6 +49,43 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an ``.npz``, whole or not at all."""
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(url: str, target: Path, expected: str) -> None:
+    """Downloads a file, whole and of the right hash, or not at all.
+
+    Args:
+        url: where it is.
+        target: what it is called here.
+        expected: its SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        DataError: no connection, one that broke off, or another content than expected.
+    """
+    try:
+        with whole(target) as temporary:
+            with temporary.open("wb") as file, urllib.request.urlopen(url, timeout=60) as response:
+                length = response.headers.get("Content-Length", "")
+                while block := response.read(1 << 20):
+                    file.write(block)
+                read = file.tell()
+            if length.isdecimal() and read < int(length):
+                raise DataError(
+                    f"{url}: it broke off after {read:,} of {int(length):,} bytes; nothing is kept, try again"
+                )
+            if (found := sha256(temporary)) != expected:
+                raise DataError(f"{url}: its SHA-256 is {found[:16]}..., expected {expected[:16]}...; nothing is kept")
+    except DataError:
+        raise
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise DataError(f"{url}: cannot be downloaded ({reason}); bring it by hand to {target}") from error
 
 
 def cache_directory() -> Path:

@@ -1,7 +1,8 @@
 """Denoising-EBM on CIFAR-10, narrow networks for a CPU; not an experiment of the paper.
 
 Command:   jebm train configs/small/denoising_cifar10.py --workdir runs/denoising_cifar10
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      data/cifar10.npz, from 'jebm data prepare cifar10': x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3],
+           uint8.
 Hardware:  2 CPU cores. Not timed at this size; `--set method.image_size=16` makes a step about four times cheaper.
 Expect:    see results/denoising_ebm.md.
 

@@ -1,7 +1,8 @@
 """Denoising-EBM on MNIST, narrow networks for a CPU; not an experiment of the paper.
 
 Command:   jebm train configs/small/denoising_mnist.py --workdir runs/denoising_mnist
-Data:      data/mnist.npz with x_train [60000, 28, 28, 1] and x_test [10000, 28, 28, 1], uint8.
+Data:      data/mnist.npz, from 'jebm data prepare mnist': x_train [60000, 28, 28, 1] and x_test [10000, 28, 28, 1],
+           uint8.
 Hardware:  2 CPU cores. Not timed at this size; `--set method.image_size=14` makes a step about four times cheaper.
 Expect:    see results/denoising_ebm.md.
 

@@ -1,7 +1,8 @@
 """Energy-calibrated flow on CIFAR-10, narrow networks for a CPU; not an experiment of the paper.
 
 Command:   jebm train configs/small/ec_flow_cifar10.py --workdir runs/ec_flow_cifar10
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      data/cifar10.npz, from 'jebm data prepare cifar10': x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3],
+           uint8.
 Hardware:  2 CPU cores; some hours, an estimate and no measurement.
 Expect:    likelihoods of a small flow (above 4 bits per dimension) and textures without objects: it shows that all
            parts run at 32 px.

@@ -1,7 +1,8 @@
 """EC-VAE on CIFAR-10, narrow networks for a CPU; not an experiment of the paper.
 
 Command:   jebm train configs/small/ec_vae_cifar10.py --workdir runs/ec_vae_cifar10_small
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      data/cifar10.npz, from 'jebm data prepare cifar10': x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3],
+           uint8.
 Hardware:  2 CPU cores. About an hour; an estimate (twice the operations of ec_vae_mnist.py), not a measurement.
 Expect:    coloured blobs with the layout of photographs: networks of this width show that all parts run on real
            images, not what the method can do.

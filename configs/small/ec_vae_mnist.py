@@ -1,7 +1,8 @@
 """EC-VAE on MNIST, narrow networks for a CPU; not an experiment of the paper.
 
 Command:   jebm train configs/small/ec_vae_mnist.py --workdir runs/ec_vae_mnist
-Data:      data/mnist.npz with x_train [60000, 28, 28] and x_test [10000, 28, 28], uint8; padded to 32x32.
+Data:      data/mnist.npz, from 'jebm data prepare mnist': x_train [60000, 28, 28] and x_test [10000, 28, 28],
+           uint8, padded to 32x32.
 Hardware:  2 CPU cores. About half an hour; an estimate from a run of 40 steps (about 1 s each) on a busy machine.
 Expect:    readable digits, some of them blurred or broken.
 

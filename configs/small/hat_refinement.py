@@ -4,7 +4,8 @@ Command:   jebm train configs/small/ec_vae_cifar10.py --workdir runs/cifar10_ear
            jebm train configs/small/hat_refinement.py --workdir runs/hat_refinement_small
 MNIST:     the first with ec_vae_mnist.py, the second with --set data.source=npz:data/mnist.npz
            --set method.channels=1 --set method.latent_size=32 --set method.generator=DIR
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      data/cifar10.npz, from 'jebm data prepare cifar10': x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3],
+           uint8.
 Hardware:  2 CPU cores, minutes (an estimate).
 Expect:    the VAE's blurred images with more contrast; not photographs.
 

@@ -3,7 +3,8 @@
 Command:   jebm train configs/small/hat_autoencoder.py --workdir runs/hat_autoencoder_small
            jebm train configs/small/hat_retrofit.py --workdir runs/hat_retrofit_small
 MNIST:     both with --set data.source=npz:data/mnist.npz --set method.channels=1
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      data/cifar10.npz, from 'jebm data prepare cifar10': x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3],
+           uint8.
 Hardware:  2 CPU cores, minutes (an estimate).
 Expect:    codes of N(0, I) moved to where the decoder makes smoother images; not photographs.
 

@@ -2,7 +2,8 @@
 
 Command:   jebm train configs/small/hat_synthesis.py --workdir runs/hat_synthesis_small
 MNIST:     --set data.source=npz:data/mnist.npz --set method.channels=1 (padded to 32x32)
-Data:      data/cifar10.npz with x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3], uint8.
+Data:      data/cifar10.npz, from 'jebm data prepare cifar10': x_train [50000, 32, 32, 3] and x_test [10000, 32, 32, 3],
+           uint8.
 Hardware:  2 CPU cores, minutes (an estimate).
 Expect:    blobs of colour, on MNIST strokes: the budget shows what the chain adds to its generator, not more.
 

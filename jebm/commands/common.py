@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jebm.runs.run import Run
 
 __all__ = [
-    "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load", "path",
-    "progress", "log", "seed",
+    "add_config", "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load",
+    "model", "path", "progress", "log", "seed",
 ]  # fmt: skip
 
 
@@ -30,6 +30,11 @@ def path(text: str) -> pathlib.Path:
         return paths.local(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def model(text: str) -> str | pathlib.Path:
+    """A trained model, see `jebm.load`: a place on this machine, a name, or an address."""
+    return text if text.startswith(("http://", "https://")) else path(text)
 
 
 def integer(least: int, most: int = 10**10) -> Callable[[str], int]:
@@ -64,9 +69,19 @@ def _integer(text: str) -> int:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG, see `jebm.config.load_file`."""
+    parser.add_argument(
+        "config", metavar="CONFIG", type=path, help="a name of 'jebm configs', or a file with a function get_config()"
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """DIR, a run directory."""
-    parser.add_argument("dir", metavar="DIR", type=path, help="a run directory")
+    """DIR, see `jebm.load`."""
+    parser.add_argument(
+        "dir", metavar="DIR", type=model,
+        help="a run directory; or a file of 'jebm export', its URL#sha256=HASH, or a model of 'jebm export --list'",
+    )  # fmt: skip
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +103,7 @@ def log(line: str) -> None:
 
 
 def load(directory: str | pathlib.Path, step: int | None = None) -> "Run":
-    """The run in a directory, see `jebm.load`."""
+    """The trained model in a directory or a file, see `jebm.load`."""
     enable_compilation_cache()
     from jebm.runs.run import load
 

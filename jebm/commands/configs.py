@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import pathlib
 from typing import TYPE_CHECKING
 
 from jebm.commands import common
@@ -18,23 +17,22 @@ EXAMPLE = "jebm configs --parameters"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Folder, and whether networks are counted."""
     parser.add_argument("--parameters", action="store_true", help="with parameter counts per network, by shape only")
-    parser.add_argument(
-        "--dir", type=common.path, default=pathlib.Path("configs"), help="their folder (default: %(default)s)"
-    )
+    parser.add_argument("--dir", type=common.path, help="a folder of your own (default: those that come with jebm)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints them."""
-    from jebm.config import load_file
+    from jebm.config import load_file, named
     from jebm.training import NoCheckpoint
 
-    files = sorted(options.dir.rglob("*.py"))
+    files = named() if options.dir is None else {str(path): path for path in sorted(options.dir.rglob("*.py"))}
     if not files:
-        raise ConfigError(f"no configurations in {str(options.dir)!r}: run it in the repository, or give --dir")
-    for path in files:
+        where = "this installation" if options.dir is None else repr(str(options.dir))
+        raise ConfigError(f"no configurations in {where}: give a folder of them by --dir")
+    for name, path in files.items():
         config = load_file(path)
         headline, _, _ = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")
-        print(f"{path}: {headline}")
+        print(f"{name}: {headline}")
         if options.parameters:
             try:
                 counts = parameter_counts(config)

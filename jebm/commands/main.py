@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jebm
-from jebm.commands import common, configs, convert, data, evaluate, plan, report, restore, sample, train
+from jebm.commands import common, configs, convert, data, evaluate, export, plan, report, restore, sample, train
 from jebm.errors import ConfigError, JebmError
 
 __all__ = ["VERBS", "main", "parse"]
 
 VERBS: dict[str, Any] = {
     "train": train, "plan": plan, "sample": sample, "evaluate": evaluate, "restore": restore, "report": report,
-    "convert": convert, "data": data, "configs": configs,
+    "export": export, "convert": convert, "data": data, "configs": configs,
 }  # fmt: skip
 """Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ, and
 ``ALONE`` where one process of many does the work."""

@@ -24,7 +24,7 @@ class DoesNotFit(JebmError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """CONFIG, and the devices."""
-    parser.add_argument("config", metavar="CONFIG", type=common.path, help="a file with a function get_config()")
+    common.add_config(parser)
     parser.add_argument(
         "--topology", required=True,
         help="kind and shape of a slice: cpu:8, or with pip install 'jebm[plan]' v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:4x4",

@@ -1,6 +1,7 @@
 """``jebm report DIR``: writes the page of a run."""
 
 import argparse
+import pathlib
 from typing import TYPE_CHECKING
 
 from jebm.commands import common
@@ -20,22 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Looks at the model if there is a checkpoint, and writes the page."""
-    from jebm.runs.directory import RunDirectory
-
-    directory = RunDirectory(options.dir)
-    directory.read_config()
-    write(directory)
-    print(f"report: {directory.report}")
+    print(f"report: {write(options.dir).report}")
 
 
-def write(directory: "RunDirectory") -> None:
-    """Writes the whole page; before the first checkpoint, the page without what needs the model."""
+def write(path: str | pathlib.Path) -> "RunDirectory":
+    """Writes the whole page of a trained model; before a run's first checkpoint, without what needs the model."""
     from jebm.report import looks, page
+    from jebm.runs.directory import RunDirectory
     from jebm.training import NoCheckpoint
 
     try:
-        trained = common.load(directory.path)
-    except NoCheckpoint:
+        trained = common.load(path)
+    except NoCheckpoint:  # before the first one there are curves to show
+        directory = RunDirectory(pathlib.Path(path))
         page.write(directory)
-    else:
-        looks.report(trained)
+        return directory
+    looks.report(trained)
+    return trained.directory

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from jebm.runs.directory import RunDirectory
 
 HELP = "Train an experiment; resumes automatically if DIR contains checkpoints."
-EXAMPLE = "jebm train configs/digits/ec_vae.py --workdir runs/digits --set training.num_steps=500"
+EXAMPLE = "jebm train digits/ec_vae --workdir runs/digits --set training.num_steps=500"
 MEMORY = "lower data.batch_size, or training.num_samples of the sample grids (--set data.batch_size=N)"
 AGAIN = "; the same command resumes from the newest checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """CONFIG, and a directory to train in or ``--keys``."""
-    parser.add_argument("config", metavar="CONFIG", type=common.path, help="a file with a function get_config()")
+    common.add_config(parser)
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--workdir", metavar="DIR", type=common.path, help="the run directory")
     either.add_argument(
@@ -105,7 +105,7 @@ def _finish(config: "Config", directory: "RunDirectory", options: argparse.Names
     scored = config.training.evaluate_at_end
     if scored:
         evaluate.score(common.load(options.workdir))
-    report.write(directory)
+    report.write(directory.path)
     newest = sorted(directory.samples.glob("step_*.png"))
     print(f"\ntrained {config.training.num_steps} steps")
     if newest:

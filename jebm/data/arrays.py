@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jebm.data.loader import permutation
+from jebm.data.prepare.catalogue import ARCHIVES
 from jebm.data.source import Source, of_arrays
 from jebm.errors import DataError
 
@@ -72,6 +73,9 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
+        if path.suffix == ".npz" and path.stem in ARCHIVES:
+            out = "" if path == Path(f"data/{path.stem}.npz") else f" --out {path}"
+            raise DataError(f"{path}: no such file; make it by 'jebm data prepare {path.stem}{out}'")
         raise DataError(
             f"{path}: no such file; write it by np.savez(path, x_train=..., x_test=...), uint8 [N, H, W, C], or take "
             "another source: digits, folder:PATH, tfds:NAME ('jebm data info tfds:NAME' says what it needs)"

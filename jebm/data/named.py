@@ -1,16 +1,17 @@
-"""Image sets by name: ``digits``, ``npz:PATH``, ``folder:PATH``, ``tfds:NAME[:SPLIT]``."""
+"""Image sets by name: ``digits``, ``npz:PATH``, ``folder:PATH``, ``hf:NAME``, ``tfds:NAME[:SPLIT]``."""
 
 import difflib
 
 from jebm import paths
 from jebm.data.arrays import digits, npz
+from jebm.data.prepare.catalogue import ARCHIVES
 from jebm.data.source import Source
 from jebm.errors import DataError
 
 __all__ = ["KINDS", "check_name", "load"]
 
 
-KINDS = {"npz": "npz:PATH", "folder": "folder:PATH", "tfds": "tfds:NAME[:SPLIT]"}
+KINDS = {"npz": "npz:PATH", "folder": "folder:PATH", "hf": "hf:NAME", "tfds": "tfds:NAME[:SPLIT]"}
 
 
 def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
@@ -24,26 +25,27 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
       [N, H, W] or [N, H, W, C] with 1 or 3 channels; labels are integers from 0, an empty array means none.
     * ``folder:PATH``: image files, in folders of any depth; those below ``train`` and ``test`` where these two
       are all there is, else the last tenth in a fixed random order tests.
+    * ``hf:NAME``: the parquet files of a set of the Hugging Face hub, in a folder or in the hub's own cache, with
+      images in ``image`` or ``img`` and perhaps labels (`jebm.data.parquet.hub`); nothing is downloaded.
     * ``tfds:NAME[:SPLIT]``: a data set of TensorFlow Datasets, prepared in ArrayRecord form (`jebm data prepare`);
       ``SPLIT``, such as ``train[:90%]``, is what trains.
 
     Args:
         name: the source.
-        size: the side of square images, for the last two kinds; None: as they are, or the set's own.
+        size: the side of square images, for the last three kinds; None: as they are, or the set's own.
         crop: `jebm.data.geometry`; ``auto`` is the set's own for ``tfds:``, and ``none`` for the others.
 
     Raises:
         DataError: no such source, one that is missing, broken, or holds something else than these.
     """
     kind, argument = check_name(name)
-    if kind in ("folder", "tfds"):
-        from jebm.data import folders as files
-        from jebm.data import tfds
+    if kind in ("folder", "hf", "tfds"):
+        from jebm.data import folders, parquet, tfds
 
-        reader = files.folder if kind == "folder" else tfds.tfds
+        reader = {"folder": folders.folder, "hf": parquet.hub, "tfds": tfds.tfds}[kind]
         return reader(argument, size, crop)
     if crop not in ("auto", "none"):
-        raise DataError(f"crop '{crop}' is for folder: and tfds: sources; '{name}' holds images of one size")
+        raise DataError(f"crop '{crop}' is for folder:, hf: and tfds: sources; '{name}' holds images of one size")
     return digits() if kind == "digits" else npz(argument)
 
 
@@ -63,6 +65,8 @@ def check_name(name: str) -> tuple[str, str]:
         return kind, argument
     if name.endswith(".npz"):
         hint = f"; did you mean 'npz:{name}'?"
+    elif name in ARCHIVES:
+        hint = f"; 'jebm data prepare {name}' makes npz:data/{name}.npz"
     else:
         near = difflib.get_close_matches(kind, ["digits", *KINDS], n=1)
         hint = f"; did you mean '{KINDS.get(near[0], near[0])}'?" if near else ""

@@ -11,6 +11,7 @@ import numpy as np
 from jebm import data
 from jebm.config import config_hash
 from jebm.data import Source
+from jebm.errors import ConfigError
 from jebm.evaluation.measurements import DEFAULT_METRICS, evaluate
 from jebm.evaluation.records import Record, run_protocol, write_record
 from jebm.evaluation.subject import Subject
@@ -122,8 +123,10 @@ def run_weights(run: Run, weights: Weights | None = None) -> tuple[State, Weight
         weights: None: those that the family generates with.
 
     Raises:
-        ConfigError: averages of a model that keeps none.
+        ConfigError: averages of a model that keeps none; other weights than a file of `jebm export` holds.
     """
+    if weights not in (None, held := run.meta.get("weights", weights)):
+        raise ConfigError(f"weights={weights!r}: {run.meta['name']} holds its {held!r} weights alone")
     if weights is None:
         return run.state, run.method.weights if has_ema(run.state) else "raw"
     if weights == "raw" and not has_ema(run.state):

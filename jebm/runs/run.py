@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import data, images, mcmc, methods, paths
+from jebm import data, files, images, mcmc, methods, paths
 from jebm.config import Config, to_dict
 from jebm.energy import Energy, Generator, as_partial, require_int
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, nearest
 from jebm.methods.base import Method
 from jebm.methods.hat.config import GIVEN
 from jebm.methods.shared import chain_kernel
-from jebm.runs import show
+from jebm.runs import packed, show
 from jebm.runs.directory import RunDirectory
 from jebm.runs.state import fingerprint, initial_state
 
@@ -43,7 +43,7 @@ class Run:
         method: its functions; ``generate`` warns of images that are not finite or far outside [-1, 1].
         state: the method's state, for ``method.generate(key, state, n)`` and the others.
         step: training iterations made.
-        meta: the checkpoint's metadata.
+        meta: the checkpoint's metadata; of a file of `jebm export` its ``name``, ``weights`` and ``card``.
     """
 
     directory: RunDirectory
@@ -257,30 +257,42 @@ def given_function(config: Config, generator: Generator) -> FrozenGenerator:
 
 
 def load(path: str | pathlib.Path, step: int | None = None, generator: Generator | None = None) -> Run:
-    """The run in a directory, at its newest whole checkpoint or at that of ``step``.
+    """A trained model: a run directory, at its newest whole checkpoint or at that of ``step``; or a file.
+
+        run = jebm.load("digits/ec_vae")    # trained, part of the library
+
+    A file of `jebm export` samples, scores and restores as its run does, and is not trained further. What is written
+    about it (scores, a report) goes into a folder of ``~/.cache/jebm/models``, which is ``run.directory``.
 
     Args:
-        path: of the run directory.
+        path: of the run directory; of a file of `jebm export`, or its address as ``https://...#sha256=HASH``; or the
+            name of a model that comes with the library (`jebm.runs.packed.released`).
         step: of the checkpoint; None: the newest.
         generator: for a run of `jebm.refine`: the function that it is over; its weights are read from the checkpoint.
 
     Raises:
-        ConfigError: ``path`` is no run directory, or not on this machine; or a run over a function, without one.
+        ConfigError: ``path`` is none of these, or not on this machine; or a run over a function, without one.
         NoCheckpoint: it has no whole checkpoint (of that step).
+        DataError: a file that is damaged, of another version, or another one than its hash says.
     """
     from jebm.runs.checkpoints import Checkpoints, NoCheckpoint
 
+    file = packed.find(str(path))
+    if file is not None:
+        return _load_file(file, str(path), step, generator)
     try:
         directory = RunDirectory(paths.local(str(path)))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if not directory.path.exists() and any(name.split("/")[0] == str(path).split("/")[0] for name in packed.released()):
+        hint = nearest(str(path), packed.released())
+        raise ConfigError(
+            f"{path} is no run directory, nor the name of a trained model{hint}; see 'jebm export --list'"
+        )
     config = directory.read_config()
     if not directory.checkpoints.is_dir():
         raise NoCheckpoint(f"{path} has no checkpoint yet: train it with 'jebm train'")
-    if generator is None:
-        method = method_of(directory)
-    else:
-        method = methods.build(config, given_function(config, generator).generator)
+    method = _method_over(directory, config, generator)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(method, config)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)
@@ -289,9 +301,36 @@ def load(path: str | pathlib.Path, step: int | None = None, generator: Generator
         state, meta = checkpoints.restore(like, step)
     finally:
         checkpoints.close()
+    return _run(directory, config, method, state.method, int(state.step), meta)
+
+
+def _method_over(directory: RunDirectory, config: Config, generator: Generator | None) -> Method:
+    if generator is None:
+        return method_of(directory)
+    return methods.build(config, given_function(config, generator).generator)
+
+
+def _load_file(file: pathlib.Path, name: str, step: int | None, generator: Generator | None) -> Run:
+    from jebm.runs.checkpoints import NoCheckpoint
+
+    model = packed.read(file)
+    if step not in (None, model.step):
+        raise NoCheckpoint(f"{name} is a file of one checkpoint, that of step {model.step}")
+    directory = RunDirectory(files.cache_directory() / "models" / model.sha256[:16])
+    if not directory.config.is_file():
+        if model.generator is not None:
+            directory.write_generator(*model.generator)
+        directory.write_config(model.config)
+    method = _method_over(directory, model.config, generator)
+    state = packed.state_of(model, abstract_state(method, model.config).method)
+    meta = {"name": name, "weights": model.weights, "card": model.card}
+    return _run(directory, model.config, method, state, model.step, meta)
+
+
+def _run(directory: RunDirectory, config: Config, method: Method, state: Any, step: int, meta: dict[str, Any]) -> Run:
     if method.generator is not None and methods.given_generator(config):  # its weights are those of the checkpoint
-        method = methods.build(config, method.generator(state.method))
-    return Run(directory, config, _warning(method), state.method, int(state.step), meta)
+        method = methods.build(config, method.generator(state))
+    return Run(directory, config, _warning(method), state, step, meta)
 
 
 def _warning(method: Method) -> Method:

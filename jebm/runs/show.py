@@ -21,7 +21,7 @@ def line(run: Any) -> str:
     count = sum(parameter_counts(run.method.networks(run.state)).values())
     size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
     family = methods.family_of(run.config.method)
-    return f"Run({str(run.directory.path)!r}, {family}, step {run.step:,}, {size} parameters)"
+    return f"Run({run.meta.get('name') or str(run.directory.path)!r}, {family}, step {run.step:,}, {size} parameters)"
 
 
 def page(run: Any) -> str:
@@ -35,18 +35,29 @@ def page(run: Any) -> str:
 
 
 def headlines(run: Any) -> dict[str, float]:
-    """The headline scores of this step, with the weights that the family generates with; damaged files are left out."""
-    found = {}
+    """The headline scores of `scores`."""
+    found = scores(run)
+    return {name: found[name]["value"] for name in HEADLINES if name in found}
+
+
+def scores(run: Any) -> dict[str, dict[str, Any]]:
+    """The scores of this step, with the weights that the family generates with; damaged files are left out.
+
+    By name: ``value``, ``n``, and ``feature_space`` where there is one.
+    """
+    found: dict[str, dict[str, Any]] = {}
     weights = run.method.weights if has_ema(run.state) else "raw"
     for path in sorted(run.directory.evaluation.glob("*.json")):
         try:
             record = json.loads(path.read_text())
             metric, value, protocol = record["metric"], float(record["value"]), record["protocol"]
             if (protocol["step"], protocol["weights"]) == (run.step, weights):
-                found[metric] = value
+                found[metric] = {"value": value, "n": int(record["n"])}
+                if "features" in protocol:
+                    found[metric]["feature_space"] = str(protocol["features"]["feature_space"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-    return {name: found[name] for name in HEADLINES if name in found}
+    return found
 
 
 def _grid(run: Any) -> str:

@@ -17,6 +17,7 @@ ASSIGNED = re.compile(r"--set \"?[\w.]+=[^\s`]+(?:\s+(?:--set )?\"?[a-z]+\.[\w.]
 # words that stand for a user's own
 STANDS_FOR = {
     "CONFIG": "configs/digits/ec_vae.py", "DIR": "runs/x", "SOURCE": "digits", "PATH": "x", "N": "3",
+    "FILE": "x.jebm", "NAME": "digits/ec_vae",
     "tfds:NAME": "tfds:cifar10", "key.path=value": "training.num_steps=3", "...": "",
 }  # fmt: skip
 # a page may name one option of a command: what else the command must have
@@ -27,7 +28,8 @@ def texts():
     """``(file, text)``, a command's lines joined."""
     for path in sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         yield path, ast.get_docstring(ast.parse(path.read_text())) or ""
-    for path in sorted([ROOT / "README.md", ROOT / "launch/README.md", *(ROOT / "results").glob("*.md")]):
+    pages = (ROOT / name for name in ("README.md", "launch/README.md", "jebm/models/README.md"))
+    for path in sorted([*pages, *(ROOT / "results").glob("*.md")]):
         yield path, re.sub(r"(?<!`)`[^`]+`(?!`)", lambda span: " ".join(span[0].split()), path.read_text())
 
 

@@ -1,5 +1,6 @@
 """Sets of TensorFlow Datasets: written in ArrayRecord form and read, both without TensorFlow."""
 
+import hashlib
 import io
 import pickle
 import shutil
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jebm import data
+from jebm import data, files
 from jebm.commands.main import main
 from jebm.data import image_set
 from jebm.data.prepare import archives as prepare
-from jebm.data.prepare.catalogue import CATALOGUE, Download
+from jebm.data.prepare.catalogue import CATALOGUE
 from jebm.data.prepare.originals import READERS
 
 
@@ -113,7 +114,7 @@ def test_a_prepared_set_that_broke(cifar10, tmp_path, monkeypatch, capsys):
     assert "img_align_celeba.zip" in out
     with pytest.raises(data.DataError, match=r"celeb_a is not prepared in .*: run 'jebm data prepare tfds:celeb_a'"):
         data.load("tfds:celeb_a")
-    for name, words in (("celeb_a", "img_align_celeba.zip, list_eval"), ("mnist", "pip install -e '.[prepare]'")):
+    for name, words in (("celeb_a", "img_align_celeba.zip, list_eval"), ("emnist", "pip install -e '.[prepare]'")):
         assert main(["data", "prepare", f"tfds:{name}"]) == 2
         assert words in capsys.readouterr().err
 
@@ -130,9 +131,9 @@ def test_originals_that_are_broken_leave_nothing(manual, tmp_path, monkeypatch):
         ({"cifar-10-batches-bin/data_batch_1.bin": rows.tobytes()}, "has a label of 11"),
         ({"cifar-10-batches-bin/data_batch_1.bin": records(3, 0).tobytes()}, "holds no file test_batch"),
     ]
-    for files, words in broken:
+    for content, words in broken:
         archive = place / "cifar-10-binary.tar.gz"
-        archive.write_bytes(files) if isinstance(files, bytes) else pack(archive, files)
+        archive.write_bytes(content) if isinstance(content, bytes) else pack(archive, content)
         with pytest.raises(data.DataError, match=words) as caught:
             prepare.prepare("tfds:cifar10", say=lambda line: None)
         assert "cifar-10-binary.tar.gz" in str(caught.value)
@@ -222,11 +223,9 @@ def test_a_download_of_another_content_leaves_nothing(tmp_path):
     (tmp_path / "there").write_bytes(b"some bytes")
     url = (tmp_path / "there").as_uri()
     with pytest.raises(data.DataError, match="its SHA-256 is"):
-        prepare.fetch(Download(url, 10, "0" * 64), tmp_path / "new" / "file")
+        files.download(url, tmp_path / "new" / "file", "0" * 64)
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(data.DataError, match="cannot be downloaded .* bring it by hand"):
-        prepare.fetch(Download(url + "-not", 10, "0" * 64), tmp_path / "new" / "file")
-    import hashlib
-
-    prepare.fetch(Download(url, 10, hashlib.sha256(b"some bytes").hexdigest()), tmp_path / "new" / "file")
+        files.download(url + "-not", tmp_path / "new" / "file", "0" * 64)
+    files.download(url, tmp_path / "new" / "file", hashlib.sha256(b"some bytes").hexdigest())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]

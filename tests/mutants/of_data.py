@@ -70,4 +70,34 @@ MUTANTS = (
         ("index[closer] = start + at[closer]", "index[closer] = at[closer]", "neighbours of the first block"),
         ("np.sqrt(np.maximum(best, 0) / x.shape[1])", "np.maximum(best, 0) / x.shape[1]", "the squared distance"),
     ),
+    *of(
+        "jebm/data/prepare/originals.py", ("tests/data/test_archives.py::test_the_archive_holds_what_was_downloaded",),
+        ("examples(*files[2:])", "examples(*files[:2])", "what trains also tests"),
+        ("yield _png(image), int(label)", "yield _png(255 - image), int(label)", "MNIST black on white"),
+    ),
+    *of(
+        "jebm/data/prepare/archives.py", ("tests/data/test_archives.py::test_brought_files_are_those_of_the_authors",),
+        ("(digest := files.sha256(path)) != download.sha256", "(digest := files.sha256(path)) == ''",
+         "brought files are not compared"),
+    ),
+    *of(
+        "jebm/files.py", ("tests/data/test_archives.py::test_a_bad_download_leaves_no_archive_and_goes_on_later",),
+        ("(found := sha256(temporary)) != expected", "(found := sha256(temporary)) == ''", "any content is kept"),
+    ),
+    *of(
+        "jebm/data/parquet.py", ("tests/data/test_parquet.py",),
+        ("rows = list(holdout_split(rows[0], str(folder)))", "rows = [rows[0][:-1], rows[0][-1:]]",
+         "the last rows, perhaps of one class, are held out"),
+        ("chosen = [part[row].astype(np.int32)", "chosen = [part[: len(row)].astype(np.int32)",
+         "labels of other images"),
+        ("for name in _NAMES[1:] if of[name]), [])", "for name in _NAMES[:1] if of[name]), [])",
+         "what trains also tests"),
+    ),
+    *of(
+        "jebm/runs/packed.py", ("tests/runs/test_packed.py::test_a_file_gives_the_bits_of_the_run[ec_gan]",
+                                "tests/runs/test_packed.py::test_a_file_gives_the_bits_of_the_run[ec_vae]"),
+        ("_kept(with_weights(run.state, weights))", "_kept(run.state)", "the raw weights for the averaged ones"),
+        ("None if node.ema is None else kept.params)", "None if node.ema is None else _zeros(kept.params))",
+         "averages of 0"),
+    ),
 )  # fmt: skip

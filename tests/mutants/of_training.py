@@ -90,7 +90,7 @@ MUTANTS = (
         "jebm/runs/run.py", ("tests/methods/hat/test_generator_runs.py",),
         ("if kept is None or [c.method for c in kept.configs] == [c.method for c in configs]:", "if True:",
          "old weights in a changed architecture"),
-        ("method = methods.build(config, method.generator(state.method))", "pass", "a loaded run draws no new state"),
+        ("method = methods.build(config, method.generator(state))", "pass", "a loaded run draws no new state"),
         ("_kept_generator(directory) or frozen_generator(config)\n", "frozen_generator(config)\n",
          "a run cannot be read without the other one"),
         ("configs = (run.config, *(below[0] if below else ()))", "configs = (run.config,)",

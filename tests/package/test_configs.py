@@ -12,7 +12,8 @@ from helpers import ROOT
 from jebm import methods
 from jebm.commands.configs import parameter_counts
 from jebm.commands.main import main
-from jebm.config import from_dict, load_file, override, to_dict
+from jebm.config import from_dict, load_file, named, override, to_dict
+from jebm.errors import ConfigError
 from jebm.methods.ec import calibration
 from jebm.runs.run import abstract_state
 
@@ -133,8 +134,8 @@ NARROW = ["method.encoder_width=32", "method.decoder_width=32"]
 def test_the_command_prints_the_counts_with_commas(capsys):
     assert main(["configs", "--parameters"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == FILES
-    start = lines.index(next(line for line in lines if line.startswith("configs/ec_vae/cifar10.py:")))
+    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == list(named())
+    start = lines.index(next(line for line in lines if line.startswith("ec_vae/cifar10:")))
     assert "CIFAR-10" in lines[start]
     printed = dict(line.split() for line in lines[start + 1 : start + 5])
     assert printed == {
@@ -148,12 +149,46 @@ def test_the_command_prints_the_counts_with_commas(capsys):
             totals[file] = int(line.split()[1].replace(",", ""))
     largest, count = max(totals.items(), key=lambda item: item[1])
     page = " ".join((ROOT / "launch/README.md").read_text().split())
-    named = rf"The largest pair of networks here, `{largest}`, has {count / 1e6:.0f} million parameters"
-    assert f"{named} (`jebm configs --parameters`): {16e-9 * count:.1f} GB whole, {2e-9 * count:.1f} GB over 8." in page
+    pair = rf"The largest pair of networks here, `configs/{largest}.py`, has {count / 1e6:.0f} million parameters"
+    assert f"{pair} (`jebm configs --parameters`): {16e-9 * count:.1f} GB whole, {2e-9 * count:.1f} GB over 8." in page
 
 
 def test_the_command_says_where_it_looked(capsys, tmp_path):
     assert main(["configs", "--dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"jebm: no configurations in {str(tmp_path)!r}: run it in the repository, or give --dir\n"
+        f"jebm: no configurations in {str(tmp_path)!r}: give a folder of them by --dir\n"
     )
+
+
+# --- by name, in any folder -------------------------------------------------------------------------------------
+
+
+def test_each_file_has_a_name():
+    assert [f"configs/{name}.py" for name in named()] == FILES
+    for name, path in named().items():
+        assert path.read_text() == (ROOT / "configs" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("given", ["digits/ec_vae", "digits/ec_vae.py", "configs/digits/ec_vae.py"])
+def test_a_name_is_a_configuration_in_any_folder(given, tmp_path, monkeypatch):
+    expected = load_file(ROOT / "configs/digits/ec_vae.py")
+    monkeypatch.chdir(tmp_path)
+    assert load_file(given) == expected
+
+
+def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/ec_vae.py").write_text((ROOT / "configs/digits/ec_flow.py").read_text())
+    assert load_file("digits/ec_vae.py") == load_file("digits/ec_flow")
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("digit/ec_vae", "digits/ec_vae"), ("configs/digits/ecvae.py", "configs/digits/ec_vae.py"), ("ec_vae", None)],
+)
+def test_a_wrong_name_names_the_nearest(given, near, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hint = f"did you mean '{near}'" if near else "see 'jebm configs'"
+    with pytest.raises(ConfigError, match=f"no configuration file '{given}'.*{hint}"):
+        load_file(given)

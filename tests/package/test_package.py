@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 import jebm
 
 ROOT = pathlib.Path(jebm.__file__).parent
-FILES = [ROOT / "__init__.py", *sorted(set(ROOT.rglob("*.py")) - {ROOT / "__init__.py"})]
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "configs")  # experiments
+FILES.sort(key=lambda path: path != ROOT / "__init__.py")
 
 # --- what an import brings along ----------------------------------------------------------------------------
 

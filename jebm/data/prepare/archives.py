@@ -1,21 +1,24 @@
-"""`jebm data info` and `jebm data prepare`: what a source holds, and the writing of sets in ArrayRecord form."""
+"""`jebm data info` and `jebm data prepare`: what a source holds, and the writing of sets.
 
-import hashlib
-import urllib.error
-import urllib.request
+A large set is written in ArrayRecord form, a small one into one ``.npz`` as well.
+"""
+
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jebm import files
 from jebm.data.named import check_name, load
-from jebm.data.prepare.catalogue import CATALOGUE, Download, Entry
+from jebm.data.prepare.catalogue import ARCHIVES, CATALOGUE, Download, Entry
 from jebm.data.prepare.originals import READERS, Examples, Original
 from jebm.data.preprocessing import resize_source
 from jebm.data.tfds import data_directory, prepared
 from jebm.errors import DataError
 
-__all__ = ["info", "prepare"]
+__all__ = ["info", "prepare", "prepare_archive"]
 
 WITH_TENSORFLOW = "pip install -e '.[prepare]' in a clone of the repository"
 
@@ -61,7 +64,9 @@ def prepare(source: str, say: Callable[[str], Any]) -> Path:
     """
     kind, argument = check_name(source)
     if kind != "tfds":
-        raise DataError(f"'{source}' needs no preparation; prepare is for tfds:NAME")
+        raise DataError(
+            f"'{source}' needs no preparation; prepare is for tfds:NAME, and for archives of {', '.join(ARCHIVES)}"
+        )
     name = argument.partition(":")[0]
     existing = prepared(name)
     if existing is not None:
@@ -77,10 +82,74 @@ def prepare(source: str, say: Callable[[str], Any]) -> Path:
         )
     for download in entry.downloads:
         if find_original(download.name) is None:
-            say(f"downloading {download.url} ({download.size / 1e6:,.0f} MB)")
-            fetch(download, manual_directory() / download.name)
-    files = [find_original(file) for file in (*(d.name for d in entry.downloads), *(f for f, _ in entry.by_hand))]
-    return write(name, entry.version, READERS[name]([file for file in files if file is not None]))
+            _download(download, say)
+    names = [*(download.name for download in entry.downloads), *(file for file, _ in entry.by_hand)]
+    originals = [find_original(file) for file in names]
+    return write(name, entry.version, READERS[name]([file for file in originals if file is not None]))
+
+
+def prepare_archive(name: str, out: Path, originals: Path | None, say: Callable[[str], Any]) -> Path:
+    """Writes a set of `jebm.data.prepare.catalogue.ARCHIVES` as one ``.npz`` for ``npz:PATH``, from its authors' files.
+
+    Its arrays are ``x_train``, ``y_train``, ``x_test``, ``y_test``, in the order of the originals. Each original is
+    compared with its SHA-256, a brought one as well.
+
+    Args:
+        name: of the set.
+        out: the archive; one that is there is left as it is.
+        originals: a folder with the authors' files; None: those that are in `manual_directory`, else downloaded to it.
+        say: called with a line for the user.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DataError: a file that is missing, cannot be downloaded, is broken or another one than the authors'.
+    """
+    if out.exists():
+        say(f"{out} is there already")
+        return out
+    found = []
+    for download in CATALOGUE[name].downloads:
+        path = _brought(download, originals)
+        if path is None:
+            path = _download(download, say)
+        elif (digest := files.sha256(path)) != download.sha256:
+            raise DataError(
+                f"{path}: its SHA-256 is {digest[:16]}..., that of the authors' file {download.sha256[:16]}...; remove "
+                f"it, or bring the file of {download.url}"
+            )
+        found.append(path)
+    arrays: dict[str, np.ndarray] = {}
+    for split, examples in READERS[name](found).splits.items():
+        images, labels = zip(*((_pixels(encoded), label) for encoded, label in examples()), strict=True)
+        arrays |= {f"x_{split}": np.stack(images), f"y_{split}": np.array(labels, np.int32)}
+    files.write_arrays(out, arrays)
+    return out
+
+
+def _pixels(encoded: bytes) -> np.ndarray:
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _brought(download: Download, originals: Path | None) -> Path | None:
+    """The original that is there, if any; in the folder of the user it has to be."""
+    if originals is None:
+        return find_original(download.name)
+    for name in (download.name, Path(download.name).name):
+        if (originals / name).is_file():
+            return originals / name
+    raise DataError(f"{originals} holds no {Path(download.name).name}: bring it from {download.url}")
+
+
+def _download(download: Download, say: Callable[[str], Any]) -> Path:
+    say(f"downloading {download.url} ({download.size / 1e6:,.2f} MB)")
+    path = manual_directory() / download.name
+    files.download(download.url, path, download.sha256)
+    return path
 
 
 def manual_directory() -> Path:
@@ -115,31 +184,6 @@ def _needs(name: str) -> list[str]:
     if name not in CATALOGUE:
         lines.append(f"  its builder needs TensorFlow, to prepare only: {WITH_TENSORFLOW}")
     return [*lines, f"  then: jebm data prepare tfds:{name}"]
-
-
-def fetch(download: Download, target: Path) -> None:
-    """Downloads a file, whole and of the right hash, or not at all.
-
-    Raises:
-        DataError: no connection, or another content than expected.
-    """
-    digest = hashlib.sha256()
-    try:
-        with files.whole(target) as temporary:
-            with temporary.open("wb") as file, urllib.request.urlopen(download.url, timeout=60) as response:
-                while block := response.read(1 << 20):
-                    digest.update(block)
-                    file.write(block)
-            if digest.hexdigest() != download.sha256:
-                raise DataError(
-                    f"{download.url}: its SHA-256 is {digest.hexdigest()[:16]}..., expected "
-                    f"{download.sha256[:16]}...; nothing is kept"
-                )
-    except DataError:
-        raise
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise DataError(f"{download.url}: cannot be downloaded ({reason}); bring it by hand to {target}") from error
 
 
 def write(name: str, version: str, original: Original) -> Path:

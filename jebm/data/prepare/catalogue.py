@@ -2,7 +2,7 @@
 
 import dataclasses
 
-__all__ = ["CATALOGUE", "Download", "Entry"]
+__all__ = ["ARCHIVES", "CATALOGUE", "Download", "Entry"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,16 +13,18 @@ class Download:
         url: where.
         size: in bytes.
         sha256: of the content.
+        folder: of the set, where other sets have files of that name.
     """
 
     url: str
     size: int
     sha256: str
+    folder: str = ""
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return self.url.rsplit("/", 1)[-1]
+        """The file's name, below the folder of originals."""
+        return f"{self.folder}/{self.url.rsplit('/', 1)[-1]}".removeprefix("/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,49 @@ class Entry:
     labelled: bool = True
 
 
+def _idx(folder: str, url: str, *files: tuple[int, str]) -> tuple[Download, ...]:
+    """Images and labels that train, images and labels that test, as MNIST's authors pack them."""
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(
+        Download(f"{url}/{name}-ubyte.gz", size, digest, folder)
+        for name, (size, digest) in zip(names, files, strict=True)
+    )
+
+
 _CELEB_A = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 _IMAGENET = "https://image-net.org/download-images (an account is needed)"
 
 CATALOGUE: dict[str, Entry] = {
+    "mnist": Entry(
+        "MNIST: 60,000 + 10,000 digits, 28x28 grey, 10 classes", crop="none", version="3.0.1",
+        downloads=_idx(
+            "mnist", "https://storage.googleapis.com/cvdf-datasets/mnist",
+            (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        ),
+    ),
+    "fashion_mnist": Entry(
+        "Fashion-MNIST: 60,000 + 10,000 pieces of clothing, 28x28 grey, 10 classes", crop="none", version="3.0.1",
+        downloads=_idx(
+            "fashion_mnist", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+            (26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            (29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            (4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            (5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        ),
+    ),
+    "kmnist": Entry(
+        "Kuzushiji-MNIST: 60,000 + 10,000 letters, 28x28 grey, 10 classes", crop="none", version="3.0.1",
+        downloads=_idx(
+            "kmnist", "http://codh.rois.ac.jp/kmnist/dataset/kmnist",
+            (18165135, "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4"),
+            (29497, "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17"),
+            (3041136, "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5"),
+            (5120, "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c"),
+        ),
+    ),
     "cifar10": Entry(
         "CIFAR-10: 50,000 + 10,000 images, 32x32, 10 classes", crop="none", version="3.0.2",
         downloads=(Download("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", 170052171,
@@ -120,3 +161,6 @@ CATALOGUE: dict[str, Entry] = {
                  ("valid_32x32.tar", "https://image-net.org/small/valid_32x32.tar")),
     ),
 }  # fmt: skip
+
+ARCHIVES = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn_cropped")
+"""Sets small enough for one archive, which ``jebm data prepare NAME`` writes."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gzip
 import io
 import lzma
 import pickle
@@ -100,6 +101,30 @@ def _cifar(files: list[Path], label_bytes: int, num_classes: int, names: dict[st
 
     splits = {split: lambda prefix=prefix: examples(prefix) for split, prefix in names.items()}
     return Original((32, 32, 3), num_classes, splits)  # type: ignore[arg-type]
+
+
+def _idx(files: list[Path]) -> Original:
+    """Images and labels that train, images and labels that test, in the layout of MNIST."""
+
+    def array(path: Path, num_axes: int) -> np.ndarray:
+        with _reading(path), gzip.open(path) as file:
+            content = file.read()
+            magic, shape = content[:4], np.frombuffer(content[4 : 4 + 4 * num_axes], ">u4")
+            values = np.frombuffer(content[4 + 4 * num_axes :], np.uint8)
+            if magic != bytes((0, 0, 8, num_axes)) or values.size != shape.prod(dtype=np.int64):
+                raise ValueError(f"{values.size} bytes of content for the shape {shape.tolist()}")
+            return values.reshape(shape)
+
+    def examples(images_path: Path, labels_path: Path) -> Examples:
+        images, labels = array(images_path, 3), array(labels_path, 1)
+        if len(images) != len(labels) or labels.max(initial=0) > 9:
+            raise DataError(
+                f"{labels_path}: {len(labels)} labels up to {labels.max(initial=0)} of {len(images)} images"
+            )
+        for image, label in zip(images, labels, strict=True):
+            yield _png(image), int(label)
+
+    return Original((28, 28, 1), 10, {"train": lambda: examples(*files[:2]), "test": lambda: examples(*files[2:])})
 
 
 def _svhn(files: list[Path]) -> Original:
@@ -241,6 +266,9 @@ def _imagenet_batches(files: list[Path]) -> Original:
 READERS: dict[str, Callable[[list[Path]], Original]] = {
     "cifar10": lambda files: _cifar(files, 1, 10, {"train": "data_batch_", "test": "test_batch"}),
     "cifar100": lambda files: _cifar(files, 2, 100, {"train": "train", "test": "test"}),
+    "mnist": _idx,
+    "fashion_mnist": _idx,
+    "kmnist": _idx,
     "svhn_cropped": _svhn,
     "stl10": _stl10,
     "dtd": _dtd,
