@@ -14,10 +14,11 @@ the energy:
 By chains, in the order of how much they walk: `recovery_likelihood`, `diffusion_recovery_likelihood`,
 `contrastive_divergence`, `persistent_contrastive_divergence`, `short_run_likelihood`. Without chains:
 `denoising_score_matching`, `multilevel_denoising_score_matching`, `sliced_score_matching`,
-`noise_contrastive_estimation`. Each says what its optimum is: with chains that are short or unadjusted that is not
-maximum likelihood, and a test of `tests/learning/` holds it to the exact one.
+`noise_contrastive_estimation`, `energy_discrepancy`. Each says what its optimum is: with chains that are short or
+unadjusted that is not maximum likelihood, and a test of `tests/learning/` holds it to the exact one.
 """
 
+from jebm.learning.discrepancy import energy_discrepancy as energy_discrepancy
 from jebm.learning.likelihood import Contrast as Contrast
 from jebm.learning.likelihood import contrastive_divergence as contrastive_divergence
 from jebm.learning.likelihood import contrastive_loss as contrastive_loss

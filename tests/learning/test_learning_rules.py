@@ -102,3 +102,5 @@ def test_what_score_matching_and_classification_report():
     for given, accuracy in ((right, 1.0), (lambda x: -right(x), 0.0), (lambda x: 0.0 * right(x) - 1e4, 0.5)):
         _, aux = learning.noise_contrastive_estimation(KEY, given, data, NOISE)
         np.testing.assert_allclose(aux.accuracy, accuracy)
+    _, aux = learning.energy_discrepancy(KEY, lambda x: x["x"][0], data, 0.5, num_negatives=5)
+    assert abs(aux.accuracy - 1 / 6) < 5 * np.sqrt(5 / 36 / 400)  # the least of six that are alike
