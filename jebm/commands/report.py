@@ -1,7 +1,6 @@
 """``jebm report DIR``: writes the page of a run."""
 
 import argparse
-import contextlib
 from typing import TYPE_CHECKING
 
 from jebm.commands import common
@@ -22,13 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Walks a chain if there is a checkpoint, and writes the page."""
+    from jebm.errors import ConfigError
     from jebm.runs.directory import RunDirectory
     from jebm.training import NoCheckpoint
 
     directory = RunDirectory(options.dir)
     directory.read_config()
-    with contextlib.suppress(NoCheckpoint):  # before the first one there are curves to show
+    try:
         walk(common.load(options.dir))
+    except NoCheckpoint:  # before the first one there are curves to show
+        pass
+    except ConfigError as error:  # over a Python function, or another run that is gone: what was written is shown
+        common.log(f"no new film of a chain: {error}")
     write(directory)
     print(f"report: {directory.report}")
 
