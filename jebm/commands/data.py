@@ -12,7 +12,9 @@ MEMORY = "give a smaller --size, or image files as folder:PATH"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Action and source."""
     parser.add_argument("action", choices=["info", "prepare"])
-    parser.add_argument("source", metavar="SOURCE", help="digits, npz:PATH, folder:PATH or tfds:NAME[:SPLIT]")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="digits, npz:PATH, folder:PATH, tfds:NAME[:SPLIT] or points:NAME"
+    )
     parser.add_argument(
         "--size", metavar="PIXELS", type=common.integer(1, 4096), help="info: the side that images are resized to"
     )

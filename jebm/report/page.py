@@ -141,6 +141,8 @@ def _neighbours(config: Config, directory: RunDirectory) -> _Html:
         return _Html()
     path, where, arrays = found
     generated = _pixels(path, arrays, 4)[:NUM_NEIGHBOURS]
+    if generated.shape[1:3] == (1, 1):  # points: their grid says it
+        return _Html()
     from jebm.runs.run import load_source, method_of
 
     try:
@@ -313,7 +315,7 @@ def _all_finite(numbers: np.ndarray) -> bool:
 def _pixels(path: pathlib.Path, arrays: dict[str, np.ndarray], axes: int) -> np.ndarray:
     """``x``, uint8 images with so many axes."""
     x = arrays.get("x", np.zeros(0))
-    if x.dtype != np.uint8 or x.ndim != axes or not x.size or x.shape[-1] not in (1, 3):
+    if x.dtype != np.uint8 or x.ndim != axes or not x.size or x.shape[-1] not in (1, 2, 3):
         raise DamagedFile(f"{path}: 'x' is {x.dtype} {x.shape}, not uint8 images of {axes} axes")
     return x
 
