@@ -57,6 +57,7 @@ def problem_of(name: str) -> problems.Problem:
     return problems.PROBLEMS[name]()
 
 
+@functools.cache
 def _drawn(name: str) -> tuple[np.ndarray, np.ndarray]:
     problem = problem_of(name)
     drawn = np.asarray(problem.sample(jax.random.key(0), NUM_TRAIN + NUM_TEST), np.float64)
