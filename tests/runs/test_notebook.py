@@ -83,6 +83,9 @@ def test_what_data_may_be(tmp_path):
         assert source_of(path, tmp_path) == f"npz:{tmp_path / 'x.npz'}"
     (tmp_path / "pictures").mkdir()
     assert source_of(tmp_path / "pictures", tmp_path) == f"folder:{tmp_path / 'pictures'}"
+    assert source_of("points:rings", tmp_path) == "points:rings"
+    with pytest.raises(DataError, match="'rings' is a set of points: give the name, 'points:rings'"):
+        source_of(data.load("points:rings"), tmp_path)
     with pytest.raises(ConfigError, match="no data source 'digitz'"):
         source_of("digitz", tmp_path)
 
