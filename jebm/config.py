@@ -28,7 +28,8 @@ class DataConfig:
     """The images, and their preprocessing.
 
     Attributes:
-        source: ``"digits"`` (bundled), ``"npz:PATH"``, ``"folder:PATH"``, ``"hf:NAME"`` or ``"tfds:NAME[:SPLIT]"``.
+        source: ``"digits"`` (bundled), ``"npz:PATH"``, ``"folder:PATH"``, ``"hf:NAME"``, ``"tfds:NAME[:SPLIT]"`` or
+            ``"points:NAME"`` (two-dimensional sets).
         crop: the square of an image that is kept before it is resized to the method's size (`jebm.data.geometry`);
             ``"auto"`` is the set's own for ``tfds:``, and the whole image for the others.
         batch_size: images per training step, over all devices.

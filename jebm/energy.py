@@ -12,8 +12,9 @@ handed to a jitted function, new parameters recompile nothing, and no constant i
 A flax-nnx or equinox module, or a method of one, is an energy without further ado: its arrays are the leaves, read at
 each call, so that a module trained in place is sampled with the weights that it has now. A plain function that reads
 arrays or floats from its closure or from global variables is compiled again where it finds other objects there than
-before: it is right, and slow in a training loop; `bind` them. Not seen are a NumPy array written in place, an int, and
-what a function under `jax.jit` deeper inside has kept.
+before: it is right, and slow in a training loop; `bind` them. Not seen, so that chains go on with what was there when
+they were compiled, are a NumPy array written in place, an int, and what a function under `jax.jit` deeper inside, or
+under `jax.checkpoint`, has kept of its closure: give it such things as arguments.
 """
 
 import dataclasses

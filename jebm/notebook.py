@@ -12,7 +12,7 @@ from jax import Array
 
 from jebm import files, images, paths
 from jebm.config import Config
-from jebm.data import ImageSet, Source
+from jebm.data import ImageSet, Source, points
 from jebm.energy import Generator
 from jebm.errors import ConfigError, DataError
 from jebm.evaluation.run import evaluate_run
@@ -157,6 +157,8 @@ def _name(text: str) -> str:
 def _of_source(source: Source) -> dict[str, np.ndarray]:
     if isinstance(source.train, ImageSet) or isinstance(source.test, ImageSet):
         raise DataError(f"the images of {source.name!r} are read from files as they are needed: give the name")
+    if source.image_shape == points.SHAPE:
+        raise DataError(f"{source.name!r} is a set of points: give the name, 'points:{source.name}'")
     labels = {"y_train": source.train_labels, "y_test": source.test_labels}
     return {
         "x_train": source.train, "x_test": source.test, **{n: a for n, a in labels.items() if a is not None}
@@ -169,7 +171,10 @@ def _levels(data: Any) -> np.ndarray:
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
-        raise DataError(f"data have shape {np.shape(data)}; images are [N, H, W] or [N, H, W, C] with C = 1 or 3")
+        raise DataError(
+            f"data have shape {np.shape(data)}; images are [N, H, W] or [N, H, W, C] with C = 1 or 3 (the rules of "
+            "jebm.learning take arrays of any shape)"
+        )
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial, all_leaves
 
-__all__ = ["as_partial"]
+__all__ = ["as_partial", "closed_over"]
 
 
 def as_partial(function: Callable[..., Any], *arguments: Any) -> Partial:
@@ -22,6 +22,8 @@ def as_partial(function: Callable[..., Any], *arguments: Any) -> Partial:
     leaves, and those that another function reads are part of its identity.
     """
     if isinstance(function, Partial):
+        if (inner := _followed(function.func)) is not None:  # made by hand, of a module or a closure
+            function = Partial(_call, inner, *function.args, **function.keywords)
         return Partial(_call, function, *arguments) if arguments else function
     if not all_leaves([function.__self__ if inspect.ismethod(function) else function]):
         return Partial(_call, _Module(function), *arguments)
@@ -32,14 +34,29 @@ def as_partial(function: Callable[..., Any], *arguments: Any) -> Partial:
     return Partial(function, *arguments)
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
+def closed_over(function: Partial) -> list[Any]:
+    """The arrays and floats that a function of `as_partial` reads from elsewhere, which are none of its leaves."""
+    inner = function.args[0] if function.func is _call and function.args else None
+    return list(_reads(inner.function)) if isinstance(inner, _Closure) else []
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    return function(*arguments, **keywords)
+
+
+def _followed(leaf: Any) -> Partial | None:
+    """A function with state of its own as a pytree; None for any other object."""
+    if not callable(leaf) or isinstance(leaf, type):
+        return None
+    partial = as_partial(leaf)
+    return partial if partial.func is _call and leaf is not _call else None
 
 
 @jax.tree_util.register_pytree_node_class
 class _Module:
     """A callable pytree, or a method of one; what is no array (an activation function, a name) is static.
 
+    A function among its leaves that has state of its own, such as a method of another module, is followed in its turn.
     The module itself is kept as long as it can be, so that its leaves are those of now; inside a compiled program
     leaves and structure are what there is.
     """
@@ -48,8 +65,8 @@ class _Module:
         self.function, self.parts = function, parts
 
     def __call__(self, *arguments: Any) -> Any:
-        arrays, (structure, kept, method) = self.tree_flatten()
-        given = iter(arrays)
+        children, (structure, kept, method) = self.tree_flatten()
+        given = iter(children)
         module = structure.unflatten([next(given) if leaf is None else leaf[0] for leaf in kept])
         return module(*arguments) if method is None else method(module, *arguments)
 
@@ -59,12 +76,13 @@ class _Module:
         is_method = inspect.ismethod(self.function)
         module, method = (self.function.__self__, self.function.__func__) if is_method else (self.function, None)
         leaves, structure = jax.tree.flatten(module)
-        kept = tuple(None if _is_array(leaf) else (leaf,) for leaf in leaves)
-        return tuple(leaf for leaf in leaves if _is_array(leaf)), (structure, kept, method)
+        children = [leaf if _is_array(leaf) else _followed(leaf) for leaf in leaves]
+        kept = tuple((leaf,) if child is None else None for leaf, child in zip(leaves, children, strict=True))
+        return tuple(child for child in children if child is not None), (structure, kept, method)
 
     @classmethod
-    def tree_unflatten(cls, static: Any, arrays: tuple[Any, ...]) -> "_Module":
-        return cls(None, (tuple(arrays), static))
+    def tree_unflatten(cls, static: Any, children: tuple[Any, ...]) -> "_Module":
+        return cls(None, (tuple(children), static))
 
 
 @jax.tree_util.register_pytree_node_class

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["info", "prepare"])
     parser.add_argument(
         "source", metavar="SOURCE",
-        help="digits, npz:PATH, folder:PATH, hf:NAME or tfds:NAME[:SPLIT]; prepare: tfds:NAME, or mnist, "
+        help="digits, npz:PATH, folder:PATH, hf:NAME, tfds:NAME[:SPLIT] or points:NAME; prepare: tfds:NAME, or mnist, "
         "fashion_mnist, kmnist, cifar10, cifar100, svhn_cropped, which become data/NAME.npz",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", type=common.path, help="prepare: another name of that archive")

@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> None:
 
 def write(path: str | pathlib.Path) -> "RunDirectory":
     """Writes the whole page of a trained model; before a run's first checkpoint, without what needs the model."""
+    from jebm.errors import ConfigError
     from jebm.report import looks, page
     from jebm.runs.directory import RunDirectory
     from jebm.training import NoCheckpoint
@@ -35,6 +36,11 @@ def write(path: str | pathlib.Path) -> "RunDirectory":
     except NoCheckpoint:  # before the first one there are curves to show
         directory = RunDirectory(pathlib.Path(path))
         page.write(directory)
+        return directory
+    except ConfigError as error:  # over a Python function, or another run that is gone: what was written is shown
+        directory = RunDirectory(pathlib.Path(path))
+        page.write(directory)  # raises the same, where there is no run
+        common.log(f"no new pictures of the model: {error}")
         return directory
     looks.report(trained)
     return trained.directory

@@ -1,4 +1,4 @@
-"""Image sets by name: ``digits``, ``npz:PATH``, ``folder:PATH``, ``hf:NAME``, ``tfds:NAME[:SPLIT]``."""
+"""Image sets by name: ``digits``, ``npz:``, ``folder:``, ``hf:``, ``tfds:``, ``points:``."""
 
 import difflib
 
@@ -11,7 +11,13 @@ from jebm.errors import DataError
 __all__ = ["KINDS", "check_name", "load"]
 
 
-KINDS = {"npz": "npz:PATH", "folder": "folder:PATH", "hf": "hf:NAME", "tfds": "tfds:NAME[:SPLIT]"}
+KINDS = {
+    "npz": "npz:PATH",
+    "folder": "folder:PATH",
+    "hf": "hf:NAME",
+    "tfds": "tfds:NAME[:SPLIT]",
+    "points": "points:NAME",
+}
 
 
 def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
@@ -29,10 +35,12 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
       images in ``image`` or ``img`` and perhaps labels (`jebm.data.parquet.hub`); nothing is downloaded.
     * ``tfds:NAME[:SPLIT]``: a data set of TensorFlow Datasets, prepared in ArrayRecord form (`jebm data prepare`);
       ``SPLIT``, such as ``train[:90%]``, is what trains.
+    * ``points:NAME``: a two-dimensional set of `jebm.problems`, as ``points:two_moons``: images of one pixel and two
+      channels, the coordinates (`jebm.data.points`).
 
     Args:
         name: the source.
-        size: the side of square images, for the last three kinds; None: as they are, or the set's own.
+        size: the side of square images, for files; of points 1; None: as they are, or the set's own.
         crop: `jebm.data.geometry`; ``auto`` is the set's own for ``tfds:``, and ``none`` for the others.
 
     Raises:
@@ -46,6 +54,14 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
         return reader(argument, size, crop)
     if crop not in ("auto", "none"):
         raise DataError(f"crop '{crop}' is for folder:, hf: and tfds: sources; '{name}' holds images of one size")
+    if kind == "points":
+        from jebm.data.points import points
+
+        if size not in (None, 1):
+            raise DataError(
+                f"points are images of one pixel, not of {size}: set method.image_size=1 and method.channels=2"
+            )
+        return points(argument)
     return digits() if kind == "digits" else npz(argument)
 
 

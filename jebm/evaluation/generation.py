@@ -18,7 +18,7 @@ from jebm.files import write_arrays
 from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
 from jebm.metrics.frechet import extrapolated, frechet_distance
-from jebm.metrics.kernel import classifier_score, kernel_distance, precision_recall
+from jebm.metrics.kernel import classifier_score, energy_distance, kernel_distance, precision_recall
 from jebm.runs.drawing import draw
 
 __all__ = ["draw_samples", "evaluate_generation", "generate_images"]
@@ -79,7 +79,8 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
 
     In Inception's space the records are ``fid``, ``fid_real``, ``fid_infinity`` and ``kid``; in any other they are
     ``frechet_distance``, ``frechet_distance_real``, ``frechet_distance_infinity`` and ``kernel_distance``. Then
-    ``precision`` and ``recall``, and ``classifier_score`` where the space has a classifier.
+    ``precision`` and ``recall``, ``classifier_score`` where the space has a classifier, and of points
+    ``energy_distance`` and ``energy_distance_real``.
 
     ``*_real`` is for scale: as many images of the other split (all, if there are fewer) against the same reference.
     ``*_infinity`` is left out where a quarter of n is less than the number of features: its line would not be one.
@@ -144,6 +145,11 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
         ("precision", "recall"), precision_recall(real.kept[:m], fake.kept[:m], neighbours=NEIGHBOURS), strict=True
     ):
         records.append(record(name, value, protocol={**some, "neighbours": NEIGHBOURS}))
+    if features.declaration["feature_space"] == "coordinates":
+        records.append(record("energy_distance", energy_distance(fake.kept[:m], real.kept[:m]), protocol=some))
+        k = min(m, len(other.kept))
+        value = energy_distance(other.kept[:k], real.kept[:k])
+        records.append(Record("energy_distance_real", value, k, {**common, **compared, "n_compared": k}))
     if features.logits is not None:
         score, deviation = classifier_score(features.logits(images))
         about = {"num_splits": 10, "deviation_of_splits": deviation, "note": "not the Inception score"}

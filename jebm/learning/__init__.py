@@ -11,13 +11,27 @@ the energy:
     gradients, aux = jax.grad(objective, has_aux=True)(params, key, batch)
     updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
 
+An nnx module is the energy itself, and is trained in place; chains that persist are carried along:
+
+    start = jebm.learning.gaussian_noise(jnp.zeros(2), 1.0).draw
+    chains = jebm.mcmc.bank.init(jax.vmap(start)(jebm.chain_keys(key, 8192)))
+
+    @nnx.jit
+    def iteration(network, optimizer, chains, key, batch):  # optimizer = nnx.Optimizer(network, ..., wrt=nnx.Param)
+        rule = lambda network: jebm.learning.persistent_contrastive_divergence(
+            key, network, batch, chains, kernel_of, 10, start)
+        gradients, aux = nnx.grad(rule, has_aux=True)(network)
+        optimizer.update(network, gradients)
+        return aux.bank
+
 By chains, in the order of how much they walk: `recovery_likelihood`, `diffusion_recovery_likelihood`,
 `contrastive_divergence`, `persistent_contrastive_divergence`, `short_run_likelihood`. Without chains:
 `denoising_score_matching`, `multilevel_denoising_score_matching`, `sliced_score_matching`,
-`noise_contrastive_estimation`. Each says what its optimum is: with chains that are short or unadjusted that is not
-maximum likelihood, and a test of `tests/learning/` holds it to the exact one.
+`noise_contrastive_estimation`, `energy_discrepancy`. Each says what its optimum is: with chains that are short or
+unadjusted that is not maximum likelihood, and a test of `tests/learning/` holds it to the exact one.
 """
 
+from jebm.learning.discrepancy import energy_discrepancy as energy_discrepancy
 from jebm.learning.likelihood import Contrast as Contrast
 from jebm.learning.likelihood import contrastive_divergence as contrastive_divergence
 from jebm.learning.likelihood import contrastive_loss as contrastive_loss

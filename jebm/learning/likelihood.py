@@ -150,7 +150,8 @@ def persistent_contrastive_divergence(
         key: as in `contrastive_divergence`.
         energy: as there.
         batch: as there.
-        chains: `jebm.mcmc.bank.init` of starts; then ``aux.bank`` of the iteration before.
+        chains: of starts, ``jebm.mcmc.bank.init(jax.vmap(start)(jebm.chain_keys(key, 8192)))``; then ``aux.bank``
+            of the iteration before.
         kernel_of: as there.
         num_steps: of each chain, at each iteration.
         start: from a key to one fresh start.

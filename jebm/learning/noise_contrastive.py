@@ -14,12 +14,13 @@ __all__ = ["Classified", "noise_contrastive_estimation"]
 
 
 class Classified(NamedTuple):
-    """What noise-contrastive estimation knows beside its loss.
+    """What a loss that tells data from noise knows beside its value.
 
     Attributes:
         energy_data: mean energy of the batch.
         energy_negative: mean energy of the noise.
-        accuracy: the share that is classified rightly, of data and of noise in equal parts.
+        accuracy: the share that is classified rightly; by noise-contrastive estimation of data and of noise in equal
+            parts.
     """
 
     energy_data: Array

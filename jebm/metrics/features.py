@@ -21,7 +21,9 @@ from jebm.data import Loader, Source, to_float
 from jebm.errors import DataError
 from jebm.metrics.batches import map_batches
 
-__all__ = ["FeatureNetwork", "Features", "classifier_features", "random_features", "source_features"]
+__all__ = [
+    "FeatureNetwork", "Features", "classifier_features", "coordinates", "random_features", "source_features",
+]  # fmt: skip
 
 BATCH_SIZE = 500  # images that pass a feature network at once
 
@@ -107,8 +109,19 @@ def random_features(source: Source, *, seed: int = 0, num_features: int = 64) ->
     return _features(network, _init(network, source, seed), source, {"feature_space": "FD-random"}, seed)
 
 
+def coordinates() -> Features:
+    """Points of the plane, images [N, 1, 1, 2], as they are, [-1, 1]²: distances are those of the plane."""
+
+    def function(images: np.ndarray) -> np.ndarray:
+        return np.asarray(to_float(images)).reshape(len(images), 2)
+
+    return Features(function, {"feature_space": "coordinates", "num_features": 2})
+
+
 def source_features(source: Source, *, seed: int = 0) -> Features:
-    """`classifier_features` where there are labels of two classes or more, else `random_features`."""
+    """`coordinates` of points, `classifier_features` of images of two classes or more, else `random_features`."""
+    if source.image_shape == (1, 1, 2):
+        return coordinates()
     if source.num_classes is None or source.num_classes < 2:
         return random_features(source, seed=seed)
     return classifier_features(source, seed=seed)

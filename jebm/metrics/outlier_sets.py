@@ -20,6 +20,8 @@ def outliers(key: Array, images: np.ndarray) -> dict[str, np.ndarray]:
     * ``constant``: one grey level per image, uniform over 0..255, the same in all channels;
     * ``shuffled``: the given images, the pixels of each in a random order of its own, their colours kept;
     * ``interpolation``: the mean of each image and another one, rounded half up; each image is the other of one.
+
+    Of images of one pixel, which are points, ``constant`` and ``shuffled`` are left out.
     """
     noise_key, level_key, order_key = jax.random.split(key, 3)
     n, height, width, channels = images.shape
@@ -32,12 +34,13 @@ def outliers(key: Array, images: np.ndarray) -> dict[str, np.ndarray]:
     other = np.empty(n, np.int64)
     other[order] = np.roll(order, 1)  # a single cycle: no image is mixed with itself
     mixed = (np.asarray(images, np.int64) + images[other] + 1) // 2
-    return {
+    sets = {
         "uniform_noise": np.asarray(noise),
         "constant": np.broadcast_to(np.asarray(levels), images.shape),
         "shuffled": shuffled.reshape(images.shape),
         "interpolation": mixed.astype(np.uint8),
     }
+    return sets if height * width > 1 else {name: sets[name] for name in ("uniform_noise", "interpolation")}
 
 
 def match_resolutions(inside: np.ndarray, outside: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -69,7 +69,7 @@ def all_finite(numbers: np.ndarray) -> bool:
 def pixels(path: pathlib.Path, arrays: dict[str, np.ndarray], axes: int, name: str = "x") -> np.ndarray:
     """Uint8 images with so many axes."""
     x = arrays.get(name, np.zeros(0))
-    if x.dtype != np.uint8 or x.ndim != axes or not x.size or x.shape[-1] not in (1, 3):
+    if x.dtype != np.uint8 or x.ndim != axes or not x.size or x.shape[-1] not in (1, 2, 3):
         raise DamagedFile(f"{path}: '{name}' is {x.dtype} {x.shape}, not uint8 images of {axes} axes")
     return x
 

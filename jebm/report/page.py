@@ -153,6 +153,8 @@ def _neighbours(directory: RunDirectory, source: Source | None) -> Markup:
         return Markup()
     path, where, arrays = found
     generated, training = pixels(path, arrays, 4)[:NUM_NEIGHBOURS], source.train
+    if generated.shape[1:3] == (1, 1):  # points: their grid says it
+        return Markup()
     if generated.shape[1:] != training.shape[1:]:
         raise DamagedFile(f"{path}: images of {generated.shape[1:]}, those of training are {training.shape[1:]}")
     index, distance = pictures.nearest(generated, training)

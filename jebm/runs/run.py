@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import data, files, images, mcmc, methods, paths
+from jebm import data, files, images, mcmc, methods, partials, paths
 from jebm.config import Config, to_dict
 from jebm.energy import Energy, Generator, as_partial, require_int
 from jebm.errors import ConfigError, nearest
@@ -198,7 +198,7 @@ def _abstract_generator(configs: tuple[Config, ...]) -> Generator:
     return generator
 
 
-def _fingerprint(config: Config, generator: Generator) -> str:
+def _fingerprint(config: Config, generator: Any) -> str:
     leaves = jax.tree.leaves(generator)
     weights = np.asarray(fingerprint(leaves)).tolist() if leaves else []
     text = json.dumps([weights, to_dict(config)["method"]], sort_keys=True)
@@ -253,7 +253,8 @@ def given_function(config: Config, generator: Generator) -> FrozenGenerator:
         raise ConfigError(f"a generator is given, which is for a HatEBMConfig with generator={GIVEN!r} alone")
     leaves, structure = jax.tree.flatten(as_partial(generator))
     generator = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
-    return FrozenGenerator((), _fingerprint(config, generator), generator)
+    held = [jnp.asarray(a) for a in partials.closed_over(generator)]
+    return FrozenGenerator((), _fingerprint(config, (generator, held)), generator)
 
 
 def load(path: str | pathlib.Path, step: int | None = None, generator: Generator | None = None) -> Run:

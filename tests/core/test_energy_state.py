@@ -34,6 +34,22 @@ def quadratic(centre, x):
     return 0.5 * jnp.sum(jnp.square(x - centre))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """As an equinox module: a frozen pytree with a function among its leaves."""
+
+    centre: Any
+    activation: Any
+    power: Any = 2
+
+    def __call__(self, x):
+        return 0.5 * jnp.sum(self.activation(x - self.centre) ** self.power)
+
+    def held(self, x):
+        return self.activation(x)
+
+
 TRACES = []
 
 
@@ -91,6 +107,14 @@ def test_a_module_trained_in_place_is_followed_without_compiling_again():
         lambda well: energies.latent(well, lambda z: z),
         lambda well: energies.anneal(lambda well, step, x: well(x), well),
         lambda well: energies.anneal(lambda step, x: well(x)),
+        lambda well: Partial(well),
+        lambda well: Partial(well.tilted),
+        lambda well: Partial(lambda x: well(x)),
+        lambda well: Partial(lambda x, tilt: well(x) + tilt * jnp.sum(x), tilt=jnp.float32(0.5)),
+        lambda well: functools.partial(well),
+        lambda well: Network(jnp.zeros(2), well.tilted, 0).held,
+        lambda well: {"a": [well]}["a"][0].tilted,
+        lambda well: (lambda held: lambda x: held["a"][0](x))({"a": [well]}),
     ],
 )
 @pytest.mark.parametrize("kind", [Well, Opaque])
@@ -116,19 +140,6 @@ def test_adjusted_kernels_and_hats_follow_a_module_too():
     well.centre[...] = jnp.full(2, 4.0)
     for kernel, old in zip(kernels, before, strict=True):
         np.testing.assert_allclose(run(kernel) - old, -16.0, rtol=1e-3)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """As an equinox module: a frozen pytree with a function among its leaves."""
-
-    centre: Any
-    activation: Any
-    power: Any = 2
-
-    def __call__(self, x):
-        return 0.5 * jnp.sum(self.activation(x - self.centre) ** self.power)
 
 
 def test_frozen_modules_of_one_structure_compile_once():
@@ -238,3 +249,31 @@ def test_what_a_module_writes_into_itself_does_not_leave_the_chain():
     before = np.asarray(module.norm.mean[...])
     jebm.sample_chains(KEY, descent(module), STARTS + 1.0, 2)
     np.testing.assert_array_equal(module.norm.mean[...], before)
+
+
+def test_what_cannot_be_seen_through():
+    """As the docstring of `jebm.energy` says: chains go on with what was there when they were compiled."""
+    box, steps, well = np.zeros(2), [0], Well(0.0)
+    inner = jax.jit(lambda x: quadratic(well.centre[...], x))
+    functions = {
+        "written in place": lambda x: quadratic(box, x),
+        "an int": lambda x: quadratic(jnp.full(2, float(steps[0])), x),
+        "under jax.jit": lambda x: 1.0 * inner(x),
+        "under jax.checkpoint": jax.checkpoint(lambda x: quadratic(well.centre[...], x)),
+    }
+    kernels = {name: descent(function) for name, function in functions.items()}
+    for kernel in kernels.values():
+        np.testing.assert_allclose(ends(kernel), 0.0)
+    box[:] = steps[0] = 4
+    well.centre[...] = jnp.full(2, 4.0)
+    for name, kernel in kernels.items():
+        np.testing.assert_allclose(ends(kernel), 0.0, err_msg=name)
+    # as arguments they are seen
+    given = {
+        "written in place": energies.bind(quadratic, box),
+        "an int": energies.bind(lambda steps, x: quadratic(jnp.full(2, steps), x), 4.0),
+        "under jax.jit": energies.bind(jax.jit(lambda well, x: well(x)), well),
+        "under jax.checkpoint": energies.bind(jax.checkpoint(lambda centre, x: quadratic(centre, x)), well.centre[...]),
+    }
+    for name, energy in given.items():
+        np.testing.assert_allclose(ends(descent(energy)), 2.0, err_msg=name)

@@ -162,7 +162,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("digit", "mean 'digits'"),
         ("npz", "mean 'npz:PATH'"),
         ("a/b.npz", "mean 'npz:a/b.npz'"),
-        ("xyz", "there are digits, npz:PATH, folder:PATH, hf:NAME, tfds:NAME"),
+        ("xyz", r"there are digits, npz:PATH, folder:PATH, hf:NAME, tfds:NAME\[:SPLIT\], points:NAME"),
     ],
 )
 def test_unknown_sources(name, hint):

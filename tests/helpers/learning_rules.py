@@ -36,6 +36,7 @@ RULES = {
     "multilevel_denoising_score_matching": (jnp.array([0.2, 0.5]),),
     "sliced_score_matching": (),
     "noise_contrastive_estimation": (NOISE,),
+    "energy_discrepancy": (0.4,),
 }
 CHAINS = list(RULES)[:5]
 

@@ -269,6 +269,14 @@ def test_noise_contrastive_estimation_learns_the_normaliser(ratio):
     reject(mean_vector_test(gradients(rule, [*(1.1 * LIKELIHOOD), constant], drawn(14))))
 
 
+@pytest.mark.parametrize("negatives", [1, 5])
+def test_energy_discrepancy_learns_the_datas_law(negatives):
+    rule = functools.partial(learning.energy_discrepancy, noise_scale=0.8, num_negatives=negatives)
+    accept(mean_vector_test(gradients(rule, LIKELIHOOD, drawn(16))))
+    for other in (smoothed(0.3), 1.1 * LIKELIHOOD, LIKELIHOOD + np.array([0.1, 0.0, 0.0, 0.0, 0.0])):
+        reject(mean_vector_test(gradients(rule, other, drawn(16))))
+
+
 def test_the_known_noise_is_normalised():
     grid = jnp.linspace(-9.0, 9.0, 400)
     points = jnp.stack(jnp.meshgrid(grid, grid), -1).reshape(-1, 2)

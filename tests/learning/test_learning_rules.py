@@ -1,6 +1,7 @@
 """What all learning rules share: no gradient through chains, energies of any kind, keys used once, honest reports."""
 
 import functools
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 from helpers.learning_rules import BATCH, CHAINS, KEY, NOISE, PARAMS, RULES, family, function, kernel_of, rule
 
+import jebm
 from jebm import energy, learning
 from jebm.mcmc import bank
 
@@ -102,3 +104,27 @@ def test_what_score_matching_and_classification_report():
     for given, accuracy in ((right, 1.0), (lambda x: -right(x), 0.0), (lambda x: 0.0 * right(x) - 1e4, 0.5)):
         _, aux = learning.noise_contrastive_estimation(KEY, given, data, NOISE)
         np.testing.assert_allclose(aux.accuracy, accuracy)
+    _, aux = learning.energy_discrepancy(KEY, lambda x: x["x"][0], data, 0.5, num_negatives=5)
+    assert abs(aux.accuracy - 1 / 6) < 5 * np.sqrt(5 / 36 / 400)  # the least of six that are alike
+
+
+def test_the_loop_of_the_docstring():
+    """An nnx module trained in place with persistent chains, as `jebm.learning` writes it."""
+    body = textwrap.dedent(learning.__doc__.partition("carried along:\n")[2].partition("By chains")[0])
+
+    class Network(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(2))
+
+        def __call__(self, x):
+            return 0.5 * jnp.sum(self.w[...] * x**2)
+
+    names = {"jebm": jebm, "jax": jax, "jnp": jnp, "nnx": nnx, "key": KEY, "kernel_of": kernel_of}
+    exec(body.replace("8192", "8"), names)
+    network = Network()
+    optimizer = nnx.Optimizer(network, optax.sgd(0.1), wrt=nnx.Param)
+    chains = names["chains"]
+    for i in range(2):
+        chains = names["iteration"](network, optimizer, chains, jax.random.key(i), jnp.ones((4, 2)))
+    assert chains.ages.max() > 0  # carried on
+    assert (network.w[...] != 1.0).all()

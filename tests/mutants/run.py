@@ -60,9 +60,8 @@ class Copies:
     def __init__(self, folder: pathlib.Path, number: int) -> None:
         self._free: queue.Queue[tuple[pathlib.Path, int | None]] = queue.Queue()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
-        leave = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build")
         for i in range(number):
-            shutil.copytree(ROOT, folder / f"copy{i}", ignore=leave)
+            shutil.copytree(ROOT, folder / f"copy{i}", ignore=_left_out)
             self._free.put((folder / f"copy{i}", cores[i % len(cores)]))
         self._environment = _environment(folder)
 
@@ -77,6 +76,12 @@ class Copies:
             if mutant is not None:
                 shutil.copyfile(ROOT / mutant.file, copy / mutant.file)
             self._free.put((copy, core))
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What no copy needs; ``runs`` and ``build`` of the checkout itself, not the package ``jebm.runs``."""
+    of_checkout = ("runs", "build") if pathlib.Path(folder) == ROOT else ()
+    return shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", *of_checkout)(folder, names)
 
 
 def _environment(folder: pathlib.Path) -> dict[str, str]:

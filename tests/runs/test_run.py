@@ -12,6 +12,7 @@ from helpers import toy
 from helpers.runs import VAE, fresh_run
 
 import jebm
+from jebm import restoration
 from jebm.errors import ConfigError
 from jebm.methods import HatEBMConfig
 from jebm.methods.hat.chains import ChainConfig
@@ -103,6 +104,20 @@ def test_products_differences_and_conditioning_over_two_runs(vae, hat):
     ends = jebm.sample_chains(KEY, jebm.langevin(near, 1e-3), x, 3)[0].position
     assert np.isfinite(ends).all()
     assert (ends != x).all()
+
+
+def test_restoration_with_one_runs_generator_and_two_runs_energies(vae, hat):
+    operator = restoration.Inpainting.of(restoration.box_mask(8))
+    y = jax.vmap(operator.apply)(vae.generate(KEY, 2))
+    settings = restoration.RestorationConfig(restarts=1, descent_steps=2, num_steps=2, step_size=1e-5)
+
+    def restored(energy):
+        prior = restoration.Prior(generator=vae.generator, energy=energy, latent=jnp.zeros(4))
+        return np.asarray(restoration.restore(KEY, prior, operator, y, settings).images)
+
+    both = restored(jebm.energy.sum(vae.energy, hat.energy))
+    np.testing.assert_allclose(jax.vmap(operator.apply)(both), y, atol=1e-5)
+    assert np.abs(both - restored(vae.energy)).max() > 0
 
 
 def test_its_line(vae, gaussian):

@@ -23,14 +23,14 @@ from jebm.mcmc import bank
 from jebm.mcmc.bank import Bank
 from jebm.methods import diagnostics
 from jebm.methods.base import Chain, Method, Metrics, Score, Summary
-from jebm.methods.ebm.network import ConvolutionalEnergy
+from jebm.methods.ebm.network import ConvolutionalEnergy, DenseEnergy
 from jebm.methods.shared import Trained, descend, train
 
 __all__ = ["EBMConfig", "EBMState", "build"]
 
 Rule = Literal[
     "contrastive_divergence", "persistent_contrastive_divergence", "short_run_likelihood", "recovery_likelihood",
-    "denoising_score_matching", "sliced_score_matching", "noise_contrastive_estimation",
+    "denoising_score_matching", "sliced_score_matching", "noise_contrastive_estimation", "energy_discrepancy",
 ]  # fmt: skip
 
 
@@ -40,9 +40,10 @@ class EBMConfig:
 
     Attributes:
         rule: the function of `jebm.learning` that it learns by.
-        image_size: height and width, a multiple of ``2 ** num_halvings``.
-        channels: of the images.
-        width: channels after the first convolution; they double where the image is halved.
+        image_size: height and width, a multiple of ``2 ** num_halvings``; 1 for points, with ``num_halvings=0``.
+        channels: of the images; 2 for the sets ``points:NAME``.
+        width: channels after the first convolution; they double where the image is halved. For points, of the three
+            dense layers.
         num_halvings: of the image in the network.
         temperature: T.
         num_steps: of a chain of training, where the rule has chains.
@@ -52,7 +53,7 @@ class EBMConfig:
         start_scale: s, of the starts.
         rejuvenation: probability that a persistent chain starts anew.
         bank_size: rows of persistent chains, rounded down to a multiple of the batch.
-        noise_scale: σ of denoising score matching and of recovery.
+        noise_scale: σ of denoising score matching, of recovery and of energy discrepancy.
         data_noise: standard deviation of the noise on data.
         energy_regularization: α of `jebm.learning.contrastive_loss`, in the units of f/T.
         learning_rate: of Adam.
@@ -144,7 +145,10 @@ class Draws(NamedTuple):
 
 def build(config: EBMConfig) -> Method:
     """The method of a configuration."""
-    network = ConvolutionalEnergy(config.width, config.num_halvings, jnp.dtype(config.dtype))
+    if config.image_size == 1:
+        network: Any = DenseEnergy(config.width)
+    else:
+        network = ConvolutionalEnergy(config.width, config.num_halvings, jnp.dtype(config.dtype))
     optimizer = optax.adam(config.learning_rate)
     start = learning.gaussian_noise(jnp.zeros(config.image_shape), config.start_scale)
     step_size = config.step_size * config.temperature  # on E = f/T
@@ -225,6 +229,8 @@ def _loss(
             return learning.sliced_score_matching(key, energy, data)
         case "noise_contrastive_estimation":
             return learning.noise_contrastive_estimation(key, energy, data, start)
+        case "energy_discrepancy":
+            return learning.energy_discrepancy(key, energy, data, config.noise_scale)
 
 
 def _metrics(config: EBMConfig, energy: Energy, data: Array, aux: Any) -> Metrics:

@@ -1,4 +1,4 @@
-"""The energy network: convolutions that halve the image until it is small, and a linear map of what is left."""
+"""The energy network: convolutions that halve the image until it is small; of points, dense layers."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jebm.networks.convolution import Conv
 from jebm.networks.initializers import normal_fan_in
 
-__all__ = ["ConvolutionalEnergy"]
+__all__ = ["ConvolutionalEnergy", "DenseEnergy"]
 
 
 class ConvolutionalEnergy(nn.Module):
@@ -38,3 +38,21 @@ class ConvolutionalEnergy(nn.Module):
             x = convolution(nn.swish(x))
         features = nn.swish(x).astype(jnp.float32).reshape(-1)
         return nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="head")(features)[0]
+
+
+class DenseEnergy(nn.Module):
+    """``f(x)`` of an image of one pixel, a point: three dense layers, swish after each, and a linear map.
+
+    Attributes:
+        width: of the layers.
+    """
+
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[1, 1, C] -> [], float32."""
+        x = x.reshape(-1)
+        for i in range(3):
+            x = nn.swish(nn.Dense(self.width, name=f"layer{i}")(x))
+        return nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="head")(x)[0]

@@ -120,8 +120,9 @@ def base_generator(config: HatEBMConfig, generator: Generator | None = None) -> 
     if generator is None:
         if config.generator == GIVEN:
             raise ConfigError(
-                f"generator={GIVEN!r} is a Python function: train with jebm.refine(generator, data, config), and read "
-                "the run with jebm.load(path, generator=generator)"
+                f"generator={GIVEN!r} is a Python function, which no file holds: train with jebm.refine(generator, "
+                "data, config), and read the run with jebm.load(path, generator=generator), for run.generate(key, n) "
+                "and jebm.evaluate(run)"
             )
         if config.generator_run is not None:
             raise ConfigError(

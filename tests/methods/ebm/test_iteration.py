@@ -54,6 +54,7 @@ BY_HAND = {
     "denoising_score_matching": lambda s: ((0.2,), {}),
     "sliced_score_matching": lambda s: ((), {}),
     "noise_contrastive_estimation": lambda s: ((NOISE,), {}),
+    "energy_discrepancy": lambda s: ((0.2,), {}),
 }  # fmt: skip
 
 
