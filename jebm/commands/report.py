@@ -39,7 +39,9 @@ def write(path: str | pathlib.Path) -> "RunDirectory":
         return directory
     except ConfigError as error:  # over a Python function, or another run that is gone: what was written is shown
         directory = RunDirectory(pathlib.Path(path))
-        page.write(directory)  # raises the same, where there is no run
+        if not directory.config.is_file():
+            raise
+        page.write(directory)
         common.log(f"no new pictures of the model: {error}")
         return directory
     looks.report(trained)
