@@ -15,6 +15,7 @@ from jax import Array
 
 from jebm import images
 from jebm.energy import Energy, PyTree, as_partial, require_int
+from jebm.errors import short_traceback
 
 __all__ = [
     "autocorrelation", "energy_histograms", "film", "image_grid", "interpolation", "ladder", "landscape", "traces",
@@ -23,6 +24,7 @@ __all__ = [
 COORDINATES = 4  # of a trace, when not chosen
 
 
+@short_traceback
 def landscape(
     energy: Energy,
     extent: float | tuple[float, float, float, float],
@@ -59,6 +61,7 @@ def landscape(
     return figure
 
 
+@short_traceback
 def film(
     energy: Energy,
     positions: Array,
@@ -195,6 +198,7 @@ def image_grid(pictures: Array, *, columns: int | None = None, title: str | None
     return figure
 
 
+@short_traceback
 def interpolation(generator: Callable[[PyTree], Array], start: Array, end: Array, *, num: int = 8) -> Any:
     """Images between latents, a row for each pair: along great circles, where the latents of a Gaussian prior lie.
 
