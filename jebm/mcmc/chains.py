@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jebm import sharding
 from jebm.energy import PyTree, require_int
 from jebm.errors import short_traceback
-from jebm.mcmc.langevin import floating
+from jebm.mcmc.langevin import LangevinKernel, floating
 
 __all__ = ["Kernel", "chain_keys", "sample", "sample_chains", "warn_of_lost_chains"]
 
@@ -33,11 +33,7 @@ class Kernel(Protocol):
         """
 
     def step(self, key: Array, state: Any) -> tuple[Any, Any]:
-        """The next state, and a NamedTuple of diagnostics.
-
-        A kernel may have its two halves as well, ``draw(key, template) -> noise`` and ``advance(noise, state)``: noise
-        of small positions is then drawn for many steps at once, which is several times faster.
-        """
+        """The next state, and a NamedTuple of diagnostics."""
 
 
 def chain_keys(key: Array, num_chains: int) -> Array:
@@ -288,7 +284,8 @@ def _steps(key: Array, kernel: Any, position: PyTree, first: Array | int) -> tup
 
     ``ahead`` is the noise drawn in advance, leaves [BLOCK, ...]; None where each step draws its own.
     """
-    in_blocks = hasattr(kernel, "draw") and hasattr(kernel, "advance") and getattr(kernel, "noise", None) is None
+    # a kernel with a step of its own keeps it
+    in_blocks = type(kernel).step is LangevinKernel.step and kernel.noise is None
     if not in_blocks or optax.tree.size(position) > SMALL:
 
         def one(state: Any, ahead: None, k: Array) -> tuple[Any, None, Any]:
