@@ -284,8 +284,8 @@ def _steps(key: Array, kernel: Any, position: PyTree, first: Array | int) -> tup
 
     ``ahead`` is the noise drawn in advance, leaves [BLOCK, ...]; None where each step draws its own.
     """
-    # a kernel with a step of its own keeps it
-    in_blocks = type(kernel).step is LangevinKernel.step and kernel.noise is None
+    # not of a subclass, which may have a step or a draw of its own
+    in_blocks = type(kernel) is LangevinKernel and kernel.noise is None
     if not in_blocks or optax.tree.size(position) > SMALL:
 
         def one(state: Any, ahead: None, k: Array) -> tuple[Any, None, Any]:
