@@ -18,7 +18,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from jebm.energy import Energy, PyTree, as_partial, require, require_int, value
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, short_traceback
 from jebm.mcmc import warn_of_lost_chains
 
 __all__ = ["Summary", "e_bfmi", "kernel_stein_discrepancy", "nested_rhat", "summary", "to_arviz"]
@@ -210,6 +210,7 @@ def e_bfmi(hamiltonian: Array) -> Array:
     return jnp.square(jnp.diff(h, axis=1)).sum(1) / spread
 
 
+@short_traceback
 def kernel_stein_discrepancy(
     energy: Energy, positions: PyTree, temperature: Array | float = 1.0, scale: Array | float = 1.0
 ) -> Array:

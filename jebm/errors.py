@@ -1,11 +1,17 @@
 """Errors that a user can mend, and the checks that raise them: one line, what was given and what is allowed."""
 
 import difflib
+import functools
 import math
+import pathlib
+import sys
+import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["ConfigError", "DataError", "JebmError", "check", "nearest"]
+__all__ = ["ConfigError", "DataError", "JebmError", "check", "nearest", "short_traceback"]
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 class JebmError(ValueError):
@@ -64,3 +70,28 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
         return ""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def short_traceback(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` whose errors show no frames of jebm and JAX in a notebook, but the last.
+
+    They are hidden, not removed: IPython says how many. ``JAX_TRACEBACK_FILTERING=off`` shows them, as it does JAX's.
+    Outside IPython nothing is hidden.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            ipython, jax = sys.modules.get("IPython"), sys.modules.get("jax")
+            if ipython is None or ipython.get_ipython() is None:
+                raise
+            if jax is None or jax.config.jax_traceback_filtering != "off":
+                folders = [pathlib.Path(module.__file__).parent for module in (sys.modules["jebm"], jax) if module]
+                for frame, _ in traceback.walk_tb(error.__traceback__):
+                    if any(folder in pathlib.Path(frame.f_code.co_filename).parents for folder in folders):
+                        frame.f_locals["__tracebackhide__"] = True
+            raise
+
+    return call

@@ -15,6 +15,7 @@ from jax import Array
 
 from jebm import images
 from jebm.energy import Energy, PyTree, as_partial, require_int
+from jebm.errors import short_traceback
 
 __all__ = [
     "autocorrelation", "energy_histograms", "film", "image_grid", "interpolation", "ladder", "landscape", "traces",
@@ -23,6 +24,7 @@ __all__ = [
 COORDINATES = 4  # of a trace, when not chosen
 
 
+@short_traceback
 def landscape(
     energy: Energy,
     extent: float | tuple[float, float, float, float],
@@ -54,11 +56,12 @@ def landscape(
         along = path if path.shape[1] == 2 else np.stack([path[:, 0], np.arange(len(path))], 1)
         target = axes if path.shape[1] == 2 else _twin(axes)
         (line,) = target.plot(*along.T, linewidth=0.7, alpha=0.8)
-        target.plot(*along[0], "o", markerfacecolor="none", color=line.get_color(), markersize=5)
-        target.plot(*along[-1], "o", color=line.get_color(), markersize=4)
+        target.plot(*along[0], "o", markerfacecolor="none", color=line.get_color(), markersize=5, zorder=3)
+        target.plot(*along[-1], "o", color=line.get_color(), markeredgecolor="black", markersize=5, zorder=3)
     return figure
 
 
+@short_traceback
 def film(
     energy: Energy,
     positions: Array,
@@ -195,6 +198,7 @@ def image_grid(pictures: Array, *, columns: int | None = None, title: str | None
     return figure
 
 
+@short_traceback
 def interpolation(generator: Callable[[PyTree], Array], start: Array, end: Array, *, num: int = 8) -> Any:
     """Images between latents, a row for each pair: along great circles, where the latents of a Gaussian prior lie.
 
@@ -230,7 +234,7 @@ def spherical(t: Array, a: Array, b: Array) -> Array:
 
 
 def ladder(info: Mapping[str, Any], temperatures: Array, *, chain: int = 0) -> Any:
-    """A ladder of temperatures: how often neighbours exchange, and where the replicas of a chain wander.
+    """A ladder of temperatures: how often neighbours exchange, and where the replicas of a chain wander, one in colour.
 
     Args:
         info: of `jebm.sample_chains` with a `jebm.parallel_tempering` kernel and
@@ -252,7 +256,9 @@ def ladder(info: Mapping[str, Any], temperatures: Array, *, chain: int = 0) -> A
     above.bar(np.arange(len(labels)), acceptance)
     above.set_xticks(np.arange(len(labels)), labels)
     above.set(ylim=(0, 1), ylabel="exchange accepted", xlabel="temperatures")
-    below.plot(places, linewidth=0.7)
+    for walker, path in enumerate(places.T):  # one of them to follow
+        style = {"color": "0.8", "linewidth": 0.6} if walker else {"color": "C0", "linewidth": 1.2, "zorder": 3}
+        below.plot(path, **style)
     below.set_yticks(np.arange(len(temperatures)), [f"{t:.3g}" for t in temperatures])
     below.set(xlabel="draw", ylabel="temperature")
     return figure

@@ -96,9 +96,13 @@ class LangevinKernel:
             return self.advance(jax.tree.map(read, self.noise), state)
         return self.advance(self.draw(key, state.position), state)
 
-    def draw(self, key: Array, position: PyTree) -> PyTree:
-        """The standard normal ξ of one step, in the structure, shapes and dtypes of ``position``."""
-        return optax.tree.random_like(key, position, jax.random.normal)
+    def draw(self, key: Array, template: PyTree) -> PyTree:
+        """Standard normals ξ in the structure, shapes and dtypes of ``template``, as a rule a position."""
+        leaves, structure = jax.tree.flatten(template)
+        keys = jax.random.split(key, len(leaves)) if len(leaves) > 1 else [key]  # a split is one hash more a step
+        return structure.unflatten(
+            [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+        )
 
     def advance(self, noise: PyTree, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
         """One step with the standard normal ``noise`` given: for recorded or common random numbers."""

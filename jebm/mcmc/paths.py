@@ -10,6 +10,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jebm.energy import PyTree, anneal, as_partial, require, require_int, value
+from jebm.errors import short_traceback
 from jebm.mcmc.chains import Kernel
 from jebm.mcmc.langevin import LangevinKernel, floating, langevin, table_schedule
 
@@ -74,6 +75,7 @@ class SMCResult(NamedTuple):
     acceptance: Array | None
 
 
+@short_traceback
 def smc(
     key: Array,
     energy: Callable[[Array, PyTree], Array],

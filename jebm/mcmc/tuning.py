@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from jebm.energy import Energy, PyTree, require_int, value
+from jebm.errors import short_traceback
 from jebm.mcmc.chains import chain_keys
 from jebm.mcmc.langevin import floating
 from jebm.mcmc.metropolis import BlackjaxKernel
@@ -32,6 +33,7 @@ class Tuned(NamedTuple):
     positions: PyTree
 
 
+@short_traceback
 def tune_step_size(
     key: Array, kernel: BlackjaxKernel, positions: PyTree, num_steps: int = 200, target: float | None = None
 ) -> Tuned:
@@ -69,6 +71,7 @@ def tune_step_size(
     return Tuned(jnp.asarray(final(averaging), jnp.float32), jnp.mean(rates[num_steps // 2 :]), states.position)
 
 
+@short_traceback
 def short_run_step_size(
     energy: Energy, positions: PyTree, temperature: Array | float = 1.0, drift_to_noise: float = 1.0
 ) -> Array:

@@ -97,7 +97,7 @@ def test_image_grids_and_interpolations():
     for given in (pictures, np.rint(127.5 * (pictures + 1)).astype(np.uint8)):
         shown = plot.image_grid(given, columns=3, title="six").axes[0].images[0].get_array()
         np.testing.assert_allclose([shown[2, 2], shown[8, 14]], [0, 255], atol=1)
-    start, end = jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.array([[0.0, 3.0], [0.0, 1.0]])
+    start, end = jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.array([[0.0, 3.0], [0.0, 2.0]])
     seen = []
 
     def generator(z):
@@ -109,9 +109,10 @@ def test_image_grids_and_interpolations():
     latents = np.stack(sorted(np.concatenate(seen).reshape(-1, 2).tolist()))
     assert len(latents) == 10
     radii = np.linalg.norm(latents, axis=1)
-    np.testing.assert_allclose(np.sort(radii), [1.0] * 5 + [3.0] * 5, rtol=1e-5)  # on their circles
+    # on their circles, and lengths go from one end's to the other's
+    np.testing.assert_allclose(np.sort(radii), [1.0, 1.25, 1.5, 1.75, 2.0] + [3.0] * 5, rtol=1e-5)
     circle = 3 * np.sin(np.arange(5) * np.pi / 8)  # evenly spaced in angle
-    np.testing.assert_allclose(latents[radii > 2][:, 0], circle, atol=1e-5)
+    np.testing.assert_allclose(latents[radii > 2.5][:, 0], circle, atol=1e-5)
     assert rendered(figure).std() > 5
 
 

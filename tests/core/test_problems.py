@@ -21,7 +21,7 @@ SMALL = {
     "double_well": problems.double_well(3.0, 0.8),
     "eight_gaussians": problems.eight_gaussians(1.5, 0.3),
     "funnel": problems.funnel(2, 0.8),
-    "gaussian_mixture": problems.gaussian_mixture(),
+    "gaussian_mixture": problems.gaussian_mixture(deviations=(0.9, 0.7, 0.3)),
     "lattice_phi4": problems.lattice_phi4(2, -1.0, 0.4),
     "many_wells": problems.many_wells(1),
     "rings": problems.rings(),

@@ -1,11 +1,14 @@
 """The loop: traces, prefixes, one key per chain, retracing, the price of a step, and errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jebm
+from jebm.mcmc.chains import BLOCK, SMALL
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -22,29 +25,40 @@ def tree_equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
 
 
-def test_sample_is_the_loop_over_steps():
+def a_step(kernel, k, state):
+    return kernel.step(jax.random.fold_in(KEY, k), state)
+
+
+def a_step_of_a_block(kernel, k, state):
+    block = jax.random.normal(jax.random.fold_in(KEY, k // BLOCK), (BLOCK, *state.position.shape))
+    return kernel.advance(block[k % BLOCK], state)
+
+
+@pytest.mark.parametrize(("size", "step"), [(2, a_step_of_a_block), (SMALL + 2, a_step)])
+def test_sample_is_the_loop_over_steps(size, step):
+    wide = jebm.langevin(jebm.energy.gaussian(jnp.tile(MEAN, size // 2), jnp.tile(MEAN**2, size // 2)), 0.1, 0.6)
     state, info = jebm.sample(
-        KEY, kernel(), jnp.zeros(2), 5, trace=("energy", "gradient_norm", "displacement"), positions_every=1
+        KEY, wide, jnp.zeros(size), 19, trace=("energy", "gradient_norm", "displacement"), positions_every=1
     )
-    by_hand, infos = kernel().init(jnp.zeros(2)), []
-    for k in range(5):
-        by_hand, one = kernel().step(jax.random.fold_in(KEY, k), by_hand)
+    by_hand, infos = wide.init(jnp.zeros(size)), []
+    for k in range(19):
+        by_hand, one = step(wide, k, by_hand)
         infos.append((*one, by_hand.position))
-    np.testing.assert_allclose(state.position, by_hand.position, rtol=1e-6)
-    assert state.step == by_hand.step == 5
+    np.testing.assert_allclose(state.position, by_hand.position, rtol=1e-5, atol=1e-6)
+    assert state.step == by_hand.step == 19
     names = ("energy", "gradient_norm", "displacement", "position")
     for name, expected in zip(names, zip(*infos, strict=True), strict=True):
-        np.testing.assert_allclose(info[name], jnp.stack(expected), rtol=2e-6)
+        np.testing.assert_allclose(info[name], jnp.stack(expected), rtol=2e-5, atol=1e-6)
     assert sorted(info) == ["displacement", "energy", "gradient_norm", "position"]
 
 
 def test_a_longer_run_begins_with_the_shorter_one():
     short, long = (
         jebm.sample(KEY, kernel(), jnp.zeros(2), n, trace=("energy", "displacement"), positions_every=1)
-        for n in (4, 11)
+        for n in (18, 35)
     )
-    assert tree_equal(short[1], jax.tree.map(lambda a: a[:4], long[1]))
-    assert tree_equal(short[0].position, long[1]["position"][3])
+    assert tree_equal(short[1], jax.tree.map(lambda a: a[:18], long[1]))
+    assert tree_equal(short[0].position, long[1]["position"][17])
     assert not tree_equal(short[0].position, long[0].position)
 
 
@@ -86,6 +100,48 @@ def test_chains_draw_the_same_alone_or_among_4096():
         np.testing.assert_allclose(own_info["energy"], info["energy"][i], rtol=1e-5)
     assert jnp.array_equal(jebm.chain_keys(KEY, 18)[17], jax.random.fold_in(KEY, 17))
     assert len(np.unique(np.asarray(many.position - x), axis=0)) == 4096  # no two chains share their noise
+
+
+def test_a_kernel_with_a_step_of_its_own_keeps_it():
+    class Silent(jebm.mcmc.LangevinKernel):
+        def step(self, key, state):
+            return self.advance(jax.tree.map(jnp.zeros_like, state.position), state)
+
+    fields = [field.name for field in dataclasses.fields(Silent)]
+    jax.tree_util.register_dataclass(Silent, fields, [])
+    silent = Silent(**{name: getattr(kernel(), name) for name in fields})
+    state, _ = jebm.sample(KEY, silent, MEAN, 2)
+    np.testing.assert_allclose(state.position, MEAN, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [(5, 16, 21), (3, 37, 2)])
+def test_chains_that_go_on_draw_the_noise_of_unbroken_ones(parts):
+    """At any place in a block; chains of one call may stand at different steps."""
+    x = jax.random.normal(jax.random.key(1), (3, 2))
+    whole, info = jebm.sample_chains(KEY, kernel(), x, 42, positions_every=1)
+    last, found = x, []
+    for n in parts:
+        last, piece = jebm.sample_chains(KEY, kernel(), last, n, positions_every=1)
+        found.append(piece["position"])
+    assert tree_equal(last, whole)
+    assert tree_equal(jnp.concatenate(found, 1), info["position"])
+    late, _ = jebm.sample_chains(KEY, kernel(), x, 42 - parts[0], burn_in=parts[0])
+    assert tree_equal(late, whole)
+    early, _ = jebm.sample_chains(KEY, kernel(), x, parts[0])
+    mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1], a[2]]), early, whole)
+    ahead, _ = jebm.sample_chains(KEY, kernel(), mixed, 42 - parts[0])
+    assert tree_equal(ahead.position[::2], whole.position[::2])
+    assert ahead.step.tolist() == [42, 84 - parts[0], 42]
+
+
+def test_leaves_share_no_noise():
+    flat = jebm.langevin(lambda x: 0.0 * jnp.sum(x["a"]), 0.5)
+    _, info = jebm.sample(KEY, flat, {"a": jnp.zeros(2), "b": jnp.zeros(2)}, 4096, trace=(), positions_every=1)
+    steps = [np.diff(np.asarray(info["position"][name]), axis=0) for name in "ab"]
+    between = np.corrcoef(np.concatenate(steps, 1).T) - np.eye(4)
+    assert np.abs(between).max() < 5 / np.sqrt(4096)
+    lagged = np.corrcoef(np.concatenate([steps[0][:-BLOCK], steps[0][BLOCK:]], 1).T) - np.eye(4)
+    assert np.abs(lagged).max() < 5 / np.sqrt(4096)  # nor do blocks
 
 
 def test_chains_go_on_over_a_mesh_and_with_recorded_noise():
@@ -159,6 +215,30 @@ def test_nothing_is_said_inside_a_compiled_program():
 def test_numbers_of_other_integer_types_are_taken():
     state, info = jebm.sample(KEY, kernel(noise=NOISE), jnp.zeros(2), np.int64(4), positions_every=np.int32(2))
     assert (int(state.step), info["position"].shape) == (4, (2, 2))
+
+
+@pytest.mark.parametrize("options", [{"burn_in": 7, "thin": 2, "positions_every": 3}, {"mesh": 2}])
+def test_a_bar_changes_no_bit(options, capfd):
+    x = jax.random.normal(jax.random.key(1), (3, 2))
+    if "mesh" in options:
+        options = {"mesh": jebm.sharding.make_mesh(2)}
+    plain = jebm.sample_chains(KEY, kernel(), x, 47, **options)
+    assert capfd.readouterr().err == ""
+    shown = jebm.sample_chains(KEY, kernel(), x, 47, progress=True, **options)
+    total = 47 + options.get("burn_in", 0)
+    assert f"100%|██████████| {total}/{total} " in capfd.readouterr().err
+    assert tree_equal(plain, shown)
+
+
+def test_a_bar_of_one_chain_and_of_no_steps(capfd):
+    plain, shown = (
+        jebm.sample(KEY, kernel(), jnp.zeros(2), 9, positions_every=2, progress=progress) for progress in (False, True)
+    )
+    assert tree_equal(plain, shown)
+    assert "9/9" in capfd.readouterr().err
+    state, info = jebm.sample(KEY, kernel(), MEAN, 0, positions_every=2, progress=True)
+    assert tree_equal(state.position, MEAN)
+    assert {name: a.shape for name, a in info.items()} == {"energy": (0,), "position": (0, 2)}
 
 
 # Retracing and the price of a step

@@ -2,6 +2,7 @@
 
 import sys
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +186,35 @@ def test_to_arviz_hands_over_groups(monkeypatch):
         }  # fmt: skip
     diagnostics.to_arviz({"position": jnp.zeros((3, 5))})
     assert list(given[-1][0][0]["posterior"]) == ["x"]
+
+
+@pytest.fixture
+def arviz():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own announcements
+        return pytest.importorskip("arviz", reason="ArviZ is not installed: pip install 'jebm[arviz]'")
+
+
+def test_summary_is_that_of_arviz(arviz):
+    """Correlated draws of three chains, the third shifted; a skewed coordinate."""
+    slow = autoregressive(0.7, 3, 500, [[0.0], [0.0], [0.4]])
+    position = {"a": slow, "b": np.stack([np.exp(autoregressive(0.2, 3, 500, seed=75)), slow], -1)}
+    hamiltonian = autoregressive(0.5, 3, 500, seed=76)
+    info = {"position": position, "hamiltonian": hamiltonian, "energy": slow, "acceptance": np.full((3, 500), 0.7)}
+    ours, data = diagnostics.summary(info), diagnostics.to_arviz(info)
+    assert data.posterior["b"].dims[:2] == ("chain", "draw")
+    np.testing.assert_array_equal(data.posterior["b"], position["b"])
+    np.testing.assert_array_equal(data.sample_stats["lp"], -slow)
+    assert float(data.sample_stats["acceptance_rate"].mean()) == pytest.approx(0.7)
+    theirs = {
+        "rhat": arviz.rhat(data), "ess_bulk": arviz.ess(data, method="bulk"),
+        "ess_tail": arviz.ess(data, method="tail"), "mcse": arviz.mcse(data),
+    }  # fmt: skip
+    for name, expected in theirs.items():
+        for leaf in ("a", "b"):
+            found = getattr(ours, name)[leaf]
+            np.testing.assert_allclose(found, expected[leaf], rtol=2e-3 if name == "rhat" else 2e-2, err_msg=name)
+    np.testing.assert_allclose(ours.bfmi, arviz.bfmi(data), rtol=1e-2)
 
 
 def test_arviz_is_named_where_it_is_missing(monkeypatch):

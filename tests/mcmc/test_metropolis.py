@@ -137,33 +137,33 @@ def vector_energy():
     return jebm.energy.gaussian(jnp.asarray(cases.MEAN, jnp.float32), jnp.asarray(cases.PRECISION, jnp.float32))
 
 
+STARTS, RUN_KEY = jax.random.normal(jax.random.key(3), (3, 2)), jax.random.key(16)
+
+
 @pytest.fixture(params=KERNELS, scope="module")
-def any_kernel(request):
-    return request.param, KERNELS[request.param](vector_energy())
+def any_run(request):
+    kernel = KERNELS[request.param](vector_energy())
+    return request.param, kernel, *jebm.sample_chains(RUN_KEY, kernel, STARTS, 7, positions_every=1)
 
 
-def test_each_kernel_reports_the_energy_of_its_position(any_kernel):
-    name, kernel = any_kernel
-    x = jax.random.normal(jax.random.key(3), (3, 2))
-    state, info = jebm.sample_chains(jax.random.key(15), kernel, x, 5, positions_every=1)
+def test_each_kernel_reports_the_energy_of_its_position(any_run):
+    name, _, state, info = any_run
     expected = jax.vmap(jax.vmap(vector_energy()))(info["position"])
     np.testing.assert_allclose(info["energy"], expected, rtol=2e-5, atol=1e-6)
     assert ("acceptance" in info) == (name in METROPOLIS)
     assert ("hamiltonian" in info) == (name in {"hmc", "nuts"})
     np.testing.assert_array_equal(state.position, info["position"][:, -1])
-    assert state.step.tolist() == [5, 5, 5]
+    assert state.step.tolist() == [7, 7, 7]
 
 
-def test_chains_that_go_on_are_those_that_were_not_broken(any_kernel):
-    _, kernel = any_kernel
-    x, key = jax.random.normal(jax.random.key(3), (3, 2)), jax.random.key(16)
-    whole, info = jebm.sample_chains(key, kernel, x, 7, positions_every=1)
-    half, first = jebm.sample_chains(key, kernel, x, 3, positions_every=1)
-    last, second = jebm.sample_chains(key, kernel, half, 4, positions_every=1)
+def test_chains_that_go_on_are_those_that_were_not_broken(any_run):
+    _, kernel, whole, info = any_run
+    half, first = jebm.sample_chains(RUN_KEY, kernel, STARTS, 3, positions_every=1)
+    last, second = jebm.sample_chains(RUN_KEY, kernel, half, 4, positions_every=1)
     for name in info:
         np.testing.assert_array_equal(np.concatenate([first[name], second[name]], 1), info[name], err_msg=name)
     jax.tree.map(np.testing.assert_array_equal, last, whole)
-    late, thinned = jebm.sample_chains(key, kernel, x, 4, burn_in=3, thin=2, positions_every=1)
+    late, thinned = jebm.sample_chains(RUN_KEY, kernel, STARTS, 4, burn_in=3, thin=2, positions_every=1)
     for name in thinned:
         np.testing.assert_array_equal(thinned[name], second[name][:, 1::2], err_msg=name)
     jax.tree.map(np.testing.assert_array_equal, late, whole)
