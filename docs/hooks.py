@@ -1,0 +1,51 @@
+"""What MkDocs needs to know of this repository: pages that stay where they are, and equations without scripts."""
+
+import pathlib
+import re
+
+from latex2mathml.converter import convert
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).parents[1]
+# included, not copied: a page keeps its place, so that its links hold in the repository and on the site
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "results/*.md", "launch/README.md", "benchmarks/README.md")
+LINKED = ("results/*.png", "results/*.json", "notebooks/*.ipynb", "CITATION.cff")
+EXECUTED = ROOT / "build/notebooks"  # where docs/notebooks.py writes them
+
+
+def notebooks() -> list[str]:
+    """Notebooks of the repository, in the order of their names."""
+    return sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def on_config(config):
+    """Every notebook gets a line of the navigation."""
+    for entry in config.nav:
+        if "Notebooks" in entry:
+            entry["Notebooks"] = [*entry["Notebooks"], *notebooks()]
+    return config
+
+
+@event_priority(100)  # before mkdocs-jupyter looks for notebooks
+def on_files(files, config):
+    """Files of the repository that stand outside ``docs/``."""
+    for pattern in (*PAGES, *LINKED):
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            shown = EXECUTED / path.name if path.suffix == ".ipynb" and (EXECUTED / path.name).is_file() else path
+            files.append(File.generated(config, name, abs_src_path=str(shown)))
+    return files
+
+
+def _equations(text: str) -> str:
+    text = re.sub(r"\$\$(.+?)\$\$", lambda found: f"<p>{convert(found[1].strip(), display='block')}</p>", text, flags=re.DOTALL)
+    return re.sub(r"(?<![\\$\w])\$([^$\n`]+?)\$(?![\w$])", lambda found: convert(found[1]), text)
+
+
+def on_page_markdown(markdown, page, config, files):
+    r"""``$...$`` and ``$$...$$`` as MathML, which browsers draw by themselves; code is left alone."""
+    if page.file.src_uri.split("/")[0] not in ("families", "concepts.md", "how-to", "glossary.md"):
+        return markdown
+    parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", markdown, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("`") else _equations(part) for part in parts)
