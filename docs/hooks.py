@@ -9,8 +9,18 @@ from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
 # included, not copied: a page keeps its place, so that its links hold in the repository and on the site
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "results/*.md", "launch/README.md", "benchmarks/README.md")
+PAGES = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "results/*.md",
+    "launch/README.md",
+    "benchmarks/README.md",
+    "notebooks/README.md",
+)
 LINKED = ("results/*.png", "results/*.json", "notebooks/*.ipynb", "CITATION.cff")
+OUTSIDE = re.compile(
+    r"(\]\(|src=\")\.\./((?:\.\./)*(?:results|launch|benchmarks|notebooks|CONTRIBUTING\.md|CHANGELOG\.md))"
+)
 EXECUTED = ROOT / "build/notebooks"  # where docs/notebooks.py writes them
 
 
@@ -39,13 +49,15 @@ def on_files(files, config):
 
 
 def _equations(text: str) -> str:
-    text = re.sub(r"\$\$(.+?)\$\$", lambda found: f"<p>{convert(found[1].strip(), display='block')}</p>", text, flags=re.DOTALL)
+    block = lambda found: f"<p>{convert(found[1].strip(), display='block')}</p>"  # noqa: E731
+    text = re.sub(r"\$\$(.+?)\$\$", block, text, flags=re.DOTALL)
     return re.sub(r"(?<![\\$\w])\$([^$\n`]+?)\$(?![\w$])", lambda found: convert(found[1]), text)
 
 
 def on_page_markdown(markdown, page, config, files):
-    r"""``$...$`` and ``$$...$$`` as MathML, which browsers draw by themselves; code is left alone."""
-    if page.file.src_uri.split("/")[0] not in ("families", "concepts.md", "how-to", "glossary.md"):
+    r"""Links out of ``docs/`` as they are on the site; ``$...$`` and ``$$...$$`` as MathML, which browsers draw."""
+    if not pathlib.Path(page.file.abs_src_path).is_relative_to(config.docs_dir):
         return markdown
+    markdown = OUTSIDE.sub(r"\1\2", markdown)
     parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", markdown, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("`") else _equations(part) for part in parts)

@@ -98,6 +98,16 @@ def summary(draws: PyTree, *, num_superchains: int | None = None) -> Summary:
 
     Raises:
         ValueError: no positions, or fewer than four draws; superchains that do not divide the chains.
+
+    Examples:
+        >>> kernel = jebm.nuts(jebm.energy.standard_normal, 0.5)
+        >>> starts = jnp.zeros((4, 1))
+        >>> _, info = jebm.sample_chains(jax.random.key(0), kernel, starts, 50, burn_in=50, positions_every=1)
+        >>> found = jebm.diagnostics.summary(info)
+        >>> found.num_chains, found.num_draws, found.num_lost
+        (4, 50, 0)
+        >>> bool(found.rhat[0] < 1.2)
+        True
     """
     info = draws if isinstance(draws, Mapping) else {}
     positions = _positions(draws)
@@ -235,6 +245,12 @@ def kernel_stein_discrepancy(
     References:
         Liu, Lee and Jordan, arXiv 1602.03253; Gorham and Mackey, "Measuring sample quality with kernels", arXiv
         1703.01717.
+
+    Examples:
+        >>> right, wrong = jax.random.normal(jax.random.key(0), (200, 1)), jnp.linspace(2.0, 3.0, 200)[:, None]
+        >>> of = lambda x: float(jebm.diagnostics.kernel_stein_discrepancy(jebm.energy.standard_normal, x))
+        >>> of(right) < 0.1 < 1.0 < of(wrong)
+        True
     """
     require(temperature, lambda a: a > 0, "temperature", "must be above 0")
     require(scale, lambda a: a > 0, "scale", "must be above 0")

@@ -27,7 +27,8 @@ def texts():
     """``(file, text)``, a command's lines joined."""
     for path in sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         yield path, ast.get_docstring(ast.parse(path.read_text())) or ""
-    for path in sorted([ROOT / "README.md", ROOT / "launch/README.md", *(ROOT / "results").glob("*.md")]):
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")]
+    for path in sorted([ROOT / "README.md", ROOT / "launch/README.md", *pages]):
         yield path, re.sub(r"(?<!`)`[^`]+`(?!`)", lambda span: " ".join(span[0].split()), path.read_text())
 
 
