@@ -21,7 +21,7 @@ LINKED = ("results/*.png", "results/*.json", "notebooks/*.ipynb", "CITATION.cff"
 OUTSIDE = re.compile(
     r"(\]\(|src=\")\.\./((?:\.\./)*(?:results|launch|benchmarks|notebooks|CONTRIBUTING\.md|CHANGELOG\.md))"
 )
-EXECUTED = ROOT / "build/notebooks"  # where docs/notebooks.py writes them
+EXECUTED = ROOT / "build"  # docs/notebooks.py writes notebooks with their outputs below it
 
 
 def notebooks() -> list[str]:
@@ -43,15 +43,15 @@ def on_files(files, config):
     for pattern in (*PAGES, *LINKED):
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
-            shown = EXECUTED / path.name if path.suffix == ".ipynb" and (EXECUTED / path.name).is_file() else path
-            files.append(File.generated(config, name, abs_src_path=str(shown)))
+            executed = path.suffix == ".ipynb" and (EXECUTED / name).is_file()
+            files.append(File(name, str(EXECUTED if executed else ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
 def _equations(text: str) -> str:
     block = lambda found: f"<p>{convert(found[1].strip(), display='block')}</p>"  # noqa: E731
     text = re.sub(r"\$\$(.+?)\$\$", block, text, flags=re.DOTALL)
-    return re.sub(r"(?<![\\$\w])\$([^$\n`]+?)\$(?![\w$])", lambda found: convert(found[1]), text)
+    return re.sub(r"(?<![\\$\w])\$([^$\n`]+?)\$(?![\w$])", lambda found: f"<span>{convert(found[1])}</span>", text)
 
 
 def on_page_markdown(markdown, page, config, files):

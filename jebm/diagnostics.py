@@ -100,10 +100,8 @@ def summary(draws: PyTree, *, num_superchains: int | None = None) -> Summary:
         ValueError: no positions, or fewer than four draws; superchains that do not divide the chains.
 
     Examples:
-        >>> kernel = jebm.nuts(jebm.energy.standard_normal, 0.5)
-        >>> starts = jnp.zeros((4, 1))
-        >>> _, info = jebm.sample_chains(jax.random.key(0), kernel, starts, 50, burn_in=50, positions_every=1)
-        >>> found = jebm.diagnostics.summary(info)
+        >>> draws = jax.random.normal(jax.random.key(0), (4, 50, 1))  # [chains, draws, ...]
+        >>> found = jebm.diagnostics.summary(draws)
         >>> found.num_chains, found.num_draws, found.num_lost
         (4, 50, 0)
         >>> bool(found.rhat[0] < 1.2)

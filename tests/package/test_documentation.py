@@ -79,11 +79,12 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
+LINKING = [*(ROOT / name for name in ("README.md", "launch/README.md", "notebooks/README.md")), *PAGES]
+
+
 @pytest.mark.parametrize(
-    "page",
-    [ROOT / "README.md", ROOT / "launch/README.md", ROOT / "notebooks/README.md", *(ROOT / "results").glob("*.md"), *PAGES],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)  # fmt: skip
+    "page", [*LINKING, *(ROOT / "results").glob("*.md")], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_links_lead_to_files_of_the_repository(page):
     """The site's own builder checks the pages; this, that they can be read where they are."""
     wrong = []
