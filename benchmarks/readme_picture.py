@@ -41,7 +41,7 @@ def main() -> None:
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out)
+    figure.savefig(options.out, bbox_inches="tight", pad_inches=0.05)
 
 
 if __name__ == "__main__":
