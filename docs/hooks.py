@@ -54,10 +54,17 @@ def _equations(text: str) -> str:
     return re.sub(r"(?<![\\$\w])\$([^$\n`]+?)\$(?![\w$])", lambda found: f"<span>{convert(found[1])}</span>", text)
 
 
+def _pictures(markdown: str) -> str:
+    """The pictures that a page of results links to, shown at its end."""
+    linked = dict.fromkeys(re.findall(r"(?<!!)\[[^]]+\]\((\w+\.png)\)", markdown))
+    shown = "".join(f"\n![{name}]({name})\n*{name}*\n" for name in linked)
+    return f"\n\n## Pictures\n{shown}" if shown else ""
+
+
 def on_page_markdown(markdown, page, config, files):
     r"""Links out of ``docs/`` as they are on the site; ``$...$`` and ``$$...$$`` as MathML, which browsers draw."""
     if not pathlib.Path(page.file.abs_src_path).is_relative_to(config.docs_dir):
-        return markdown
+        return markdown + _pictures(markdown)
     markdown = OUTSIDE.sub(r"\1\2", markdown)
     parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", markdown, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("`") else _equations(part) for part in parts)
