@@ -57,7 +57,7 @@ def _equations(text: str) -> str:
 def _pictures(markdown: str) -> str:
     """The pictures that a page of results links to, shown at its end."""
     linked = dict.fromkeys(re.findall(r"(?<!!)\[[^]]+\]\((\w+\.png)\)", markdown))
-    shown = "".join(f"\n![{name}]({name})\n*{name}*\n" for name in linked)
+    shown = "".join(f"\n![{name}]({name})\n\n*{name}*\n" for name in linked)
     return f"\n\n## Pictures\n{shown}" if shown else ""
 
 
