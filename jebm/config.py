@@ -236,6 +236,11 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range.
+
+    Examples:
+        >>> config = jebm.config.Config(jebm.methods.ECVAEConfig())
+        >>> jebm.config.override(config, ["training.num_steps=10", "data.batch_size=16"]).training.num_steps
+        10
     """
     given: dict[str, str] = {}
     for assignment in assignments:
@@ -248,7 +253,15 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON types, with the family's name in ``method.family``."""
+    """The configuration as plain JSON types, with the family's name in ``method.family``.
+
+    Examples:
+        >>> config = jebm.config.Config(jebm.methods.ECVAEConfig())
+        >>> jebm.config.to_dict(config)["method"]["family"]
+        'ec_vae'
+        >>> jebm.config.from_dict(jebm.config.to_dict(config)) == config
+        True
+    """
     tree = json.loads(json.dumps(dataclasses.asdict(config)))
     tree["method"] = {"family": methods.family_of(config.method), **tree["method"]}
     return tree

@@ -98,6 +98,14 @@ def summary(draws: PyTree, *, num_superchains: int | None = None) -> Summary:
 
     Raises:
         ValueError: no positions, or fewer than four draws; superchains that do not divide the chains.
+
+    Examples:
+        >>> draws = jax.random.normal(jax.random.key(0), (4, 50, 1))  # [chains, draws, ...]
+        >>> found = jebm.diagnostics.summary(draws)
+        >>> found.num_chains, found.num_draws, found.num_lost
+        (4, 50, 0)
+        >>> bool(found.rhat[0] < 1.2)
+        True
     """
     info = draws if isinstance(draws, Mapping) else {}
     positions = _positions(draws)
@@ -236,6 +244,12 @@ def kernel_stein_discrepancy(
     References:
         Liu, Lee and Jordan, arXiv 1602.03253; Gorham and Mackey, "Measuring sample quality with kernels", arXiv
         1703.01717.
+
+    Examples:
+        >>> right, wrong = jax.random.normal(jax.random.key(0), (200, 1)), jnp.linspace(2.0, 3.0, 200)[:, None]
+        >>> of = lambda x: float(jebm.diagnostics.kernel_stein_discrepancy(jebm.energy.standard_normal, x))
+        >>> of(right) < 0.1 < 1.0 < of(wrong)
+        True
     """
     require(temperature, lambda a: a > 0, "temperature", "must be above 0")
     require(scale, lambda a: a > 0, "scale", "must be above 0")

@@ -46,6 +46,13 @@ def bind(function: Callable[..., Any], *arguments: PyTree) -> Partial:
     ``function`` itself is static, unless it is a module: use the same function object again, not a new ``lambda`` each
     time, or the programs that take the energy compile again. The same holds for arrays that it reads from elsewhere
     than its ``arguments``.
+
+    Examples:
+        >>> spring = jebm.energy.bind(lambda k, x: 0.5 * k * jnp.sum(x**2), 4.0)
+        >>> float(spring(jnp.array([1.0, 2.0])))
+        10.0
+        >>> jax.tree.leaves(spring)  # a new value recompiles nothing
+        [4.0]
     """
     return partials.as_partial(function, *arguments)
 
@@ -69,6 +76,10 @@ def value(energy: Energy, x: PyTree) -> Array:
 
     Raises:
         ValueError: the energy did not return a scalar (it must take one example, not a batch).
+
+    Examples:
+        >>> jebm.energy.value(lambda x: x @ x, jnp.array([1.0, 2.0], jnp.bfloat16)).dtype
+        dtype('float32')
     """
     result = jnp.asarray(energy(x))
     if result.shape != ():
@@ -80,7 +91,13 @@ def value(energy: Energy, x: PyTree) -> Array:
 
 
 def scale(energy: Energy, factor: Array | float) -> Partial:
-    """``factor * E(x)``: tempering by ``factor = 1 / temperature``."""
+    """``factor * E(x)``: tempering by ``factor = 1 / temperature``.
+
+    Examples:
+        >>> twice = jebm.energy.scale(jebm.energy.standard_normal, 2.0)
+        >>> float(twice(jnp.array([1.0, 2.0])))
+        5.0
+    """
     return Partial(_scale, as_partial(energy), factor)
 
 
@@ -93,6 +110,11 @@ def temper(energy: Energy, temperature: Array | float) -> Partial:
 
     Raises:
         ValueError: a temperature that is not above 0.
+
+    Examples:
+        >>> hot = jebm.energy.temper(jebm.energy.standard_normal, 10.0)
+        >>> float(hot(jnp.array([3.0, 4.0])))
+        1.25
     """
     require(temperature, lambda a: a > 0, "temperature", "must be above 0")
     return Partial(_temper, as_partial(energy), temperature)
@@ -109,6 +131,13 @@ def sum(*energies: Energy, weights: Sequence[float] | Array | None = None) -> Pa
 
     Raises:
         ValueError: no energy, or not as many weights as energies.
+
+    Examples:
+        >>> left = jebm.energy.gaussian(jnp.array([-1.0]), jnp.array([1.0]))
+        >>> right = jebm.energy.gaussian(jnp.array([2.0]), jnp.array([2.0]))
+        >>> product = jebm.energy.sum(left, right)
+        >>> jax.grad(product)(jnp.array([1.0]))  # the precisions 1 and 2 add: the mean is (-1 + 4)/3
+        Array([0.], dtype=float32)
     """
     weights = _weights("sum", energies, weights)
     return Partial(_sum, tuple(map(as_partial, energies)), weights)
@@ -129,6 +158,13 @@ def mixture(
 
     Raises:
         ValueError: no energy, lengths that differ, a negative weight, or no weight above 0.
+
+    Examples:
+        >>> wells = [jebm.energy.gaussian(jnp.array([m]), jnp.array([1.0])) for m in (-2.0, 2.0)]
+        >>> both = jebm.energy.mixture(wells, [0.5, 0.5], [0.5 * np.log(2 * np.pi)] * 2)
+        >>> x = jnp.array([2.0])
+        >>> round(float(jnp.exp(-both(x))), 4)  # half of 1/sqrt(2 pi), and e^-8 as much
+        0.1995
     """
     energies = tuple(energies)
     require(weights, lambda a: a >= 0, "weights of a mixture", "must be at least 0")
@@ -157,6 +193,11 @@ def negate(energy: Energy, coefficient: Array | float = 1.0) -> Partial:
 
     ``E_1 - α E_2`` is a density only where it is integrable: for Gaussians iff ``Λ_1 - α Λ_2`` is positive
     definite.
+
+    Examples:
+        >>> unlike = jebm.energy.negate(jebm.energy.standard_normal, 0.5)
+        >>> float(unlike(jnp.array([2.0])))
+        -1.0
     """
     return scale(energy, -jnp.asarray(coefficient, float))
 
@@ -166,6 +207,11 @@ def squared_distance(x: PyTree, reference: PyTree) -> Array:
 
     Raises:
         ValueError: ``x`` and ``reference`` differ in structure or in a shape.
+
+    Examples:
+        >>> a, b = {"z": jnp.array([1.0, 2.0])}, {"z": jnp.array([1.0, 5.0])}
+        >>> float(jebm.energy.squared_distance(a, b))
+        9.0
     """
     _require_like("reference", reference, x)
     return _sum_of_squares(jax.tree.map(jnp.subtract, x, reference))
@@ -192,6 +238,11 @@ def condition(
 
     With the default distance and ``weight = 1/(2σ²)`` this is the energy of ``x`` given a noisy copy
     ``reference = x + σ ξ`` (recovery likelihood; Gao et al., arXiv 2012.08125).
+
+    Examples:
+        >>> near = jebm.energy.condition(jebm.energy.standard_normal, jnp.array([2.0]), weight=0.5)
+        >>> jax.grad(near)(jnp.array([1.0]))  # N(0, 1) given 2 with noise of deviation 1 is N(1, 1/2)
+        Array([0.], dtype=float32)
     """
     return Partial(_condition, as_partial(energy), as_partial(distance), reference, weight)
 
@@ -206,6 +257,11 @@ def latent(energy: Energy, generator: Generator, prior: Energy | None = None) ->
     Samples of it, pushed through ``G``, follow the *latent* density tilted by ``exp(-E(G(z)))``. That is not
     the image-space density ``exp(-E(x))``: no Jacobian of ``G`` enters. Without a ``prior`` the latent
     density is ``exp(-E(G(z)))`` alone, which need not be integrable; ``standard_normal`` is the usual prior.
+
+    Examples:
+        >>> seen = jebm.energy.latent(jebm.energy.standard_normal, lambda z: 3.0 * z, jebm.energy.standard_normal)
+        >>> float(seen(jnp.array([1.0])))
+        5.0
     """
     generator = as_partial(generator)
     if prior is None:
@@ -222,7 +278,13 @@ def _latent_with_prior(energy: Energy, generator: Generator, prior: Energy, z: P
 
 
 def hat(energy: Energy, generator: Generator) -> Partial:
-    """``{"z": z, "y": y} -> E(G(z) + y)``: an energy of generator output plus residual (arXiv 2210.16486)."""
+    """``{"z": z, "y": y} -> E(G(z) + y)``: an energy of generator output plus residual (arXiv 2210.16486).
+
+    Examples:
+        >>> energy = jebm.energy.hat(jebm.energy.standard_normal, lambda z: 2.0 * z)
+        >>> float(energy({"z": jnp.array([1.0]), "y": jnp.array([-2.0])}))
+        0.0
+    """
     return Partial(_hat, as_partial(energy), as_partial(generator))
 
 
@@ -240,6 +302,11 @@ def gaussian(mean: PyTree, precision: PyTree) -> Partial:
 
     Raises:
         ValueError: a precision unlike the mean; at the evaluation, an ``x`` unlike the mean, such as a batch.
+
+    Examples:
+        >>> energy = jebm.energy.gaussian(jnp.zeros(2), jnp.array([[2.0, 0.0], [0.0, 8.0]]))
+        >>> float(energy(jnp.array([1.0, 0.5])))
+        2.0
     """
     mean = jax.tree.map(jnp.asarray, mean)
     precision = jax.tree.map(jnp.asarray, precision)
@@ -274,7 +341,12 @@ def _gaussian(mean: PyTree, precision: PyTree, x: PyTree) -> Array:
 
 
 def standard_normal(x: PyTree) -> Array:
-    """``½‖x‖²`` over all leaves: the energy of N(0, I)."""
+    """``½‖x‖²`` over all leaves: the energy of N(0, I).
+
+    Examples:
+        >>> float(jebm.energy.standard_normal(jnp.array([3.0, 4.0])))
+        12.5
+    """
     return 0.5 * _sum_of_squares(x)
 
 
@@ -287,7 +359,13 @@ class Annealed:
 
 
 def anneal(function: Callable[..., Array], *arguments: PyTree) -> Annealed:
-    """The annealed energy ``(step, x) -> function(*arguments, step, x)``; ``step`` is an int32 scalar."""
+    """The annealed energy ``(step, x) -> function(*arguments, step, x)``; ``step`` is an int32 scalar.
+
+    Examples:
+        >>> cooling = jebm.energy.anneal(lambda step, x: (1.0 + step) * jnp.sum(x**2))
+        >>> [float(jebm.energy.at_step(cooling, k)(jnp.array([1.0]))) for k in (0, 9)]
+        [1.0, 10.0]
+    """
     return Annealed(partials.as_partial(function, *arguments))
 
 

@@ -65,7 +65,13 @@ def shorter(text: str) -> str:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the nearest of the allowed names, or nothing."""
+    """``" (did you mean 'x'?)"`` for the nearest of the allowed names, or nothing.
+
+    Examples:
+        >>> from jebm.errors import nearest
+        >>> nearest("num_stps", ["num_steps", "seed"])
+        " (did you mean 'num_steps'?)"
+    """
     if len(name) > 200:  # no slip of the keyboard, and the comparison takes time
         return ""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

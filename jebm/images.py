@@ -28,6 +28,10 @@ def to_uint8(images: Array | np.ndarray) -> np.ndarray:
     Raises:
         DataError: a value that is not finite.
         ValueError: integers that are not uint8.
+
+    Examples:
+        >>> jebm.images.to_uint8(np.array([-1.0, 0.0, 1.0, 1.2]))
+        array([  0, 128, 255, 255], dtype=uint8)
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
@@ -45,6 +49,10 @@ def from_uint8(images: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: images that are not uint8.
+
+    Examples:
+        >>> jebm.images.from_uint8(np.array([0, 255], np.uint8))
+        array([-1.,  1.], dtype=float32)
     """
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
@@ -78,6 +86,10 @@ def grid(images: Array | np.ndarray, columns: int | None = None, gap: int = 1) -
 
     Points of the plane, which are images of one pixel and two channels, are marked in one square, [-1, 1] to the right
     and upwards.
+
+    Examples:
+        >>> jebm.images.grid(jnp.zeros((6, 8, 8, 1)), columns=3).shape  # two rows, a gap of one pixel
+        (19, 28, 1)
     """
     images = to_uint8(images)
     if images.ndim != 4 or not len(images):

@@ -60,6 +60,12 @@ class Problem:
 
         Raises:
             ValueError: a problem without a sampler, or a number that is negative or no int.
+
+        Examples:
+            >>> problem = jebm.problems.banana()
+            >>> a, b = (problem.sample(jax.random.key(0), n) for n in (2, 5))
+            >>> a.shape, bool((a == b[:2]).all())
+            ((2, 2), True)
         """
         if self.draw is None:
             raise ValueError("this problem has no exact sampler: take a long chain, such as jebm.nuts")
@@ -72,6 +78,13 @@ def double_well(barrier: float = 8.0, tilt: float = 0.0) -> Problem:
 
     Raises:
         ValueError: a barrier that is not above 0.
+
+    Examples:
+        >>> problem = jebm.problems.double_well(barrier=8.0)
+        >>> [float(problem.energy(jnp.array([x]))) for x in (-1.0, 0.0, 1.0)]
+        [0.0, 8.0, 0.0]
+        >>> round(problem.log_normalizer, 4)
+        -0.4396
     """
     require(barrier, lambda a: a > 0, "barrier", "must be above 0")
     reach = 2.0 + 3.0 / barrier**0.25 + abs(tilt) / barrier
@@ -106,6 +119,10 @@ def gaussian_mixture(
 
     Raises:
         ValueError: shapes that differ, or a deviation or weight that is not above 0.
+
+    Examples:
+        >>> jebm.problems.gaussian_mixture().mean
+        array([-0.35,  0.05])
     """
     means, deviations, weights = (np.asarray(a, np.float64) for a in (means, deviations, weights))
     if means.ndim != 2 or not means.shape[:1] == deviations.shape == weights.shape:
@@ -187,6 +204,11 @@ def funnel(dimension: int = 10, scale: float = 3.0) -> Problem:
 
     Raises:
         ValueError: fewer than two dimensions, or a scale that is not above 0.
+
+    Examples:
+        >>> problem = jebm.problems.funnel(dimension=3)
+        >>> problem.covariance.diagonal().round(2)
+        array([ 9.  , 90.02, 90.02])
     """
     dimension = require_int(dimension, "dimension", 2)
     require(scale, lambda a: a > 0, "scale", "must be above 0")
@@ -269,6 +291,11 @@ def lattice_phi4(size: int = 16, mass_squared: float = -2.0, coupling: float = 1
 
     Raises:
         ValueError: fewer than two sites, or a coupling that is not above 0.
+
+    Examples:
+        >>> problem = jebm.problems.lattice_phi4(size=4)
+        >>> problem.dimension, problem.draw is None
+        (4, True)
     """
     size = require_int(size, "size", 2)
     require(coupling, lambda a: a > 0, "coupling", "must be above 0")
@@ -300,6 +327,12 @@ def checkerboard(squares: int = 4) -> Problem:
 
     Raises:
         ValueError: a number of squares a side that is odd.
+
+    Examples:
+        >>> problem = jebm.problems.checkerboard()
+        >>> x = problem.sample(jax.random.key(0), 1000)
+        >>> bool(jnp.isfinite(jax.vmap(problem.energy)(x)).all())
+        True
     """
     squares = require_int(squares, "squares", 2)
     if squares % 2:

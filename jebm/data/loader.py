@@ -26,6 +26,10 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
     Raises:
         ValueError: a seed or an epoch outside [0, 2**64).
+
+    Examples:
+        >>> jebm.data.permutation(seed=0, epoch=0, num_examples=5)
+        array([0, 2, 1, 4, 3])
     """
     for name, value in (("seed", seed), ("epoch", epoch)):
         if not 0 <= value < 2**64:
@@ -41,6 +45,10 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
     Raises:
         ValueError: a batch size below 1 or above the number of examples.
+
+    Examples:
+        >>> jebm.data.steps_per_epoch(1_500, 64)
+        23
     """
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
@@ -54,6 +62,10 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
 
     Raises:
         ValueError: a step below 0, or what `permutation` and `steps_per_epoch` refuse.
+
+    Examples:
+        >>> jebm.data.batch_indices(seed=0, step=3, num_examples=8, batch_size=2)
+        array([6, 7])
     """
     if step < 0:
         raise ValueError(f"batch number {step} was asked for; steps count from 0")

@@ -45,6 +45,11 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
 
     Raises:
         DataError: no such source, one that is missing, broken, or holds something else than these.
+
+    Examples:
+        >>> digits = jebm.data.load("digits")
+        >>> digits.train.shape, digits.train.dtype, len(digits.test)
+        ((1500, 8, 8, 1), dtype('uint8'), 297)
     """
     kind, argument = check_name(name)
     if kind in ("folder", "hf", "tfds"):

@@ -17,7 +17,12 @@ __all__ = ["preprocess", "resize_source", "to_float", "to_uint8"]
 
 
 def to_float(images: Array | np.ndarray) -> Array:
-    """``2 x / 255 - 1``: uint8 to float32, 0 to exactly -1 and 255 to exactly 1."""
+    """``2 x / 255 - 1``: uint8 to float32, 0 to exactly -1 and 255 to exactly 1.
+
+    Examples:
+        >>> jebm.data.to_float(np.array([0, 255], np.uint8))
+        Array([-1.,  1.], dtype=float32)
+    """
     # one rounding of an exact integer: no backend's fused or reciprocal arithmetic can leave [-1, 1]
     return (2.0 * jnp.asarray(images, jnp.float32) - 255.0) * np.float32(1 / 255)
 
@@ -26,6 +31,10 @@ def to_uint8(images: Array | np.ndarray) -> Array:
     """The nearest of the 256 levels, the inverse of `to_float`.
 
     Values outside [-1, 1] are clipped; NaN gives an undefined level.
+
+    Examples:
+        >>> jebm.data.to_uint8(jnp.array([-1.0, 0.0, 1.0]))
+        Array([  0, 128, 255], dtype=uint8)
     """
     return jnp.round(jnp.clip(jnp.asarray(images) * 127.5 + 127.5, 0.0, 255.0)).astype(jnp.uint8)
 

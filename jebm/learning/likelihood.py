@@ -61,6 +61,10 @@ def contrastive_loss(on_data: Array, on_negatives: Array, temperature: float, re
         on_negatives: f of negative samples [m].
         temperature: T.
         regularization: α.
+
+    Examples:
+        >>> jebm.learning.contrastive_loss(jnp.array([1.0, 3.0]), jnp.array([5.0]), temperature=2.0)
+        Array(-1.5, dtype=float32)
     """
     loss = jnp.mean(on_data) - jnp.mean(on_negatives)
     if regularization:
@@ -89,6 +93,15 @@ def contrastive_divergence(
 
     References:
         Hinton, "Training products of experts by minimizing contrastive divergence", Neural Computation 14 (2002).
+
+    Examples:
+        >>> def objective(centre, key, batch):
+        ...     energy = jebm.energy.bind(lambda c, x: 0.5 * jnp.sum((x - c) ** 2), centre)
+        ...     return jebm.learning.contrastive_divergence(key, energy, batch, lambda e: jebm.langevin(e, 0.1), 5)
+        >>> batch = 3.0 + jax.random.normal(jax.random.key(0), (64, 1))
+        >>> gradient, aux = jax.grad(objective, has_aux=True)(jnp.zeros(1), jax.random.key(1), batch)
+        >>> bool(gradient[0] < 0)  # the centre is to move up, towards the data
+        True
     """
     return contrast(key, energy, batch, batch, kernel_of, num_steps, regularization)
 

@@ -32,6 +32,11 @@ def gaussian_noise(mean: PyTree, scale: Array | float) -> Noise:
     Args:
         mean: one example, a pytree of floating arrays.
         scale: σ > 0.
+
+    Examples:
+        >>> noise = jebm.learning.gaussian_noise(jnp.zeros(2), 2.0)
+        >>> noise.draw(jax.random.key(0)).shape, round(float(jnp.exp(-noise.energy(jnp.zeros(2)))), 5)  # 1/(8 pi)
+        ((2,), 0.03979)
     """
     mean = jax.tree.map(jnp.asarray, mean)
     dimension = sum(leaf.size for leaf in jax.tree.leaves(mean))

@@ -47,6 +47,13 @@ def denoising_score_matching(
 
     References:
         Vincent, "A connection between score matching and denoising autoencoders", Neural Computation 23 (2011).
+
+    Examples:
+        >>> x = jax.random.normal(jax.random.key(0), (512, 1))
+        >>> loss = lambda k: jebm.learning.denoising_score_matching(
+        ...     jax.random.key(1), jebm.energy.gaussian(jnp.zeros(1), jnp.array([k])), x, 1.0)[0]
+        >>> bool(loss(0.5) < min(loss(0.25), loss(1.0)))  # N(0, 1) smoothed by N(0, 1) has precision 1/2
+        True
     """
     energy = as_partial(energy)
     scales = jnp.broadcast_to(jnp.asarray(noise_scale, jnp.float32), (len(jax.tree.leaves(batch)[0]),))

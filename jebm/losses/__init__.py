@@ -50,6 +50,10 @@ def squared_error(image: Array, target: Array) -> Array:
 
     Raises:
         ValueError: shapes that differ.
+
+    Examples:
+        >>> float(jebm.losses.squared_error(jnp.full((8, 8, 1), 0.5), jnp.zeros((8, 8, 1))))
+        16.0
     """
     image, target = image_pair(image, target)
     return jnp.sum(jnp.square(image - target))

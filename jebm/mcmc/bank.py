@@ -47,6 +47,14 @@ def init(entries: PyTree) -> Bank:
 
     Raises:
         ValueError: leaves without one leading axis common to all.
+
+    Examples:
+        >>> from jebm.mcmc import bank
+        >>> chains = bank.init({"x": jnp.zeros((100, 2))})
+        >>> indices, rows = bank.draw(jax.random.key(0), chains, 10)
+        >>> chains = bank.replace(chains, indices, {"x": rows["x"] + 1.0})
+        >>> int((chains.ages == 0).sum()), float(chains.entries["x"].sum())
+        (10, 20.0)
     """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(entries)}
     if len(sizes) != 1 or sizes == {()}:
@@ -56,7 +64,13 @@ def init(entries: PyTree) -> Bank:
 
 
 def divisible_size(size: int, batch_size: int) -> int:
-    """``size`` rounded down to a multiple of ``batch_size``, at least one batch: 10,000 and 128 give 9,984."""
+    """``size`` rounded down to a multiple of ``batch_size``, at least one batch: 10,000 and 128 give 9,984.
+
+    Examples:
+        >>> from jebm.mcmc import bank
+        >>> bank.divisible_size(10_000, 128)
+        9984
+    """
     return max(size // batch_size, 1) * batch_size
 
 

@@ -37,7 +37,13 @@ class Kernel(Protocol):
 
 
 def chain_keys(key: Array, num_chains: int) -> Array:
-    """One key per chain, ``fold_in(key, i)``: chain i's key does not depend on how many chains there are."""
+    """One key per chain, ``fold_in(key, i)``: chain i's key does not depend on how many chains there are.
+
+    Examples:
+        >>> few, many = (jebm.chain_keys(jax.random.key(0), n) for n in (2, 5))
+        >>> bool((jax.random.key_data(few) == jax.random.key_data(many)[:2]).all())
+        True
+    """
     return _chain_keys(key, require_int(num_chains, "num_chains", 0))
 
 
@@ -92,6 +98,12 @@ def sample(
     Raises:
         ValueError: a number of steps that is negative or no int, a position of integers or of half precision, a
             name that the kernel's info has not, or a state without a field ``step``.
+
+    Examples:
+        >>> kernel = jebm.langevin(jebm.energy.standard_normal, 0.1)
+        >>> state, info = jebm.sample(jax.random.key(0), kernel, jnp.zeros(2), 6, positions_every=2)
+        >>> state.position.shape, info["energy"].shape, info["position"].shape
+        ((2,), (6,), (3, 2))
     """
     counts = _counts(num_steps, burn_in, thin, positions_every)
     run = functools.partial(_sample_jitted, key, kernel)
@@ -142,6 +154,13 @@ def sample_chains(
 
     Raises:
         ValueError: as `sample`.
+
+    Examples:
+        >>> kernel = jebm.mala(jebm.energy.standard_normal, 0.5)
+        >>> state, info = jebm.sample_chains(jax.random.key(0), kernel, jnp.zeros((4, 2)), 10, burn_in=5)
+        >>> info["acceptance"].shape  # [chains, draws]
+        (4, 10)
+        >>> state, info = jebm.sample_chains(jax.random.key(0), kernel, state, 10)  # the next ten draws
     """
     counts = _counts(num_steps, burn_in, thin, positions_every)
     positions = _start(positions)

@@ -171,6 +171,12 @@ def langevin(
     References:
         Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete
         approximations", Bernoulli 2 (1996).
+
+    Examples:
+        >>> kernel = jebm.langevin(jebm.energy.standard_normal, step_size=0.25, temperature=0.0)
+        >>> state, info = kernel.step(jax.random.key(0), kernel.init(jnp.array([4.0])))
+        >>> state.position, float(info.energy)  # at temperature 0: gradient descent
+        (Array([3.], dtype=float32), 4.5)
     """
     require(step_size, lambda a: a >= 0, "step_size", "must be at least 0")
     require(temperature, lambda a: a >= 0, "temperature", "must be at least 0")
@@ -199,6 +205,10 @@ def from_noise_scale(noise_scale: float, temperature: float) -> float:
     """Step size η of Hat EBM's step ``x' = x - (ε²/2) ∇H/T + ε ξ``: ``η = ε²/(2T)`` on H at temperature T.
 
     Then ``η ∇H`` is their drift and ``sqrt(2ηT) = ε`` their noise (arXiv 2210.16486, released code).
+
+    Examples:
+        >>> jebm.mcmc.from_noise_scale(5e-4, 1e-8)  # Hat EBM"s synthesis
+        12.5
     """
     return noise_scale**2 / (2.0 * temperature)
 
@@ -208,12 +218,22 @@ def from_half_step(step: float, temperature: float = 1.0) -> float:
 
     EC-VAE (arXiv 2311.04071, released code) uses s = 1e-6 and τ = 1e-5, hence η = 0.05 on the network's
     output f.
+
+    Examples:
+        >>> round(jebm.mcmc.from_half_step(1e-6, 1e-5), 6)  # EC-VAE
+        0.05
     """
     return step / (2.0 * temperature)
 
 
 def table_schedule(values: Array) -> Partial:
-    """The schedule that reads ``values[step]``; past the end it stays at the last value."""
+    """The schedule that reads ``values[step]``; past the end it stays at the last value.
+
+    Examples:
+        >>> step_size = jebm.mcmc.table_schedule(jnp.array([0.5, 0.25]))
+        >>> [float(step_size(k)) for k in (0, 1, 2)]
+        [0.5, 0.25, 0.25]
+    """
     return Partial(_lookup, jnp.asarray(values))
 
 

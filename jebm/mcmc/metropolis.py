@@ -119,6 +119,12 @@ def mala(energy: Energy, step_size: Array | float, temperature: Array | float = 
 
     The proposal is ``x - ε ∇E/T + sqrt(2ε) ξ``: the Langevin step of this library has the same drift and
     noise with ``step_size = ε / T``. The stationary law is ``exp(-E/T)`` exactly.
+
+    Examples:
+        >>> kernel = jebm.mala(jebm.energy.standard_normal, 1e-4)
+        >>> _, info = jebm.sample(jax.random.key(0), kernel, jnp.ones(2), 5)
+        >>> bool((info["acceptance"] > 0.99).all())  # steps so small are accepted
+        True
     """
     return _kernel("mala", energy, temperature, {"step_size": step_size})
 
@@ -203,6 +209,13 @@ def from_blackjax(algorithm: Any) -> AdaptedKernel:
     Raises:
         ValueError: no ``SamplingAlgorithm``, one whose start draws random numbers (ghmc, mclmc), or one whose step
             needs more than a key and a state (tempered SMC of given temperatures).
+
+    Examples:
+        >>> import blackjax
+        >>> barker = blackjax.barker(lambda x: -jebm.energy.standard_normal(x), 0.5)
+        >>> state, info = jebm.sample(jax.random.key(0), jebm.from_blackjax(barker), jnp.zeros(2), 3)
+        >>> sorted(info)
+        ['acceptance', 'energy']
     """
     init, step = getattr(algorithm, "init", None), getattr(algorithm, "step", None)
     if not callable(init) or not callable(step):

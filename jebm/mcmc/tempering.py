@@ -133,6 +133,14 @@ def parallel_tempering(
     References:
         Geyer, "Markov chain Monte Carlo maximum likelihood" (1991); Okabe et al., Chemical Physics Letters 335 (2001),
         for the order; Syed et al., "Non-reversible parallel tempering", JRSS B 84 (2022).
+
+    Examples:
+        >>> energy = jebm.problems.double_well(8.0).energy
+        >>> ladder = jebm.parallel_tempering(lambda T: jebm.mala(energy, 0.05 * T, T), jnp.array([1.0, 4.0]))
+        >>> trace = ["energies", "swap_acceptance"]
+        >>> _, info = jebm.sample(jax.random.key(0), ladder, jnp.array([1.0]), 4, trace=trace)
+        >>> info["energies"].shape, info["swap_acceptance"].shape
+        ((4, 2), (4, 1))
     """
     steps_per_swap = require_int(steps_per_swap, "steps_per_swap", 1)
     temperatures = jnp.asarray(temperatures, float)

@@ -83,6 +83,12 @@ def short_run_step_size(
 
     Raises:
         ValueError: a ratio that is not above 0.
+
+    Examples:
+        >>> x = jax.random.normal(jax.random.key(0), (4096, 2))
+        >>> eta = jebm.mcmc.short_run_step_size(jebm.energy.standard_normal, x)
+        >>> bool(abs(eta - 2.0) < 0.2)  # 2 c² over the precision, which is 1
+        True
     """
     if drift_to_noise <= 0:
         raise ValueError(f"drift_to_noise {drift_to_noise} must be above 0")

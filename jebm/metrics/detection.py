@@ -25,6 +25,11 @@ def auroc(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
 
     Raises:
         ValueError: empty scores, scores that are not a vector, or NaN or infinite.
+
+    Examples:
+        >>> from jebm.metrics.detection import auroc
+        >>> auroc(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0]))
+        0.75
     """
     inside, outside = _scores("in_scores", in_scores), _scores("out_scores", out_scores)
     return _auroc(inside, outside)
@@ -37,6 +42,11 @@ def aupr(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
 
     Raises:
         ValueError: as `auroc`.
+
+    Examples:
+        >>> from jebm.metrics.detection import aupr
+        >>> aupr(np.array([0.0, 1.0]), np.array([2.0, 3.0]))
+        1.0
     """
     hits, false_alarms = _counts(_scores("in_scores", in_scores), _scores("out_scores", out_scores))
     return float((np.diff(hits, prepend=0) / hits[-1] * hits / (hits + false_alarms)).sum())
@@ -47,6 +57,11 @@ def fpr95(in_scores: np.ndarray, out_scores: np.ndarray) -> float:
 
     Raises:
         ValueError: as `auroc`.
+
+    Examples:
+        >>> from jebm.metrics.detection import fpr95
+        >>> fpr95(np.array([0.0, 1.0, 2.0, 3.0]), np.array([3.0, 4.0]))
+        0.25
     """
     hits, false_alarms = _counts(_scores("in_scores", in_scores), _scores("out_scores", out_scores))
     return float(false_alarms[np.argmax(hits >= 0.95 * hits[-1])] / false_alarms[-1])

@@ -90,6 +90,13 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises:
         ValueError: statistics of different dimension, NaN or infinite, or a covariance that is not symmetric
             and positive semi-definite up to rounding.
+
+    Examples:
+        >>> from jebm.metrics.frechet import frechet_distance, statistics
+        >>> a = statistics(np.array([[0.0], [2.0]]))
+        >>> b = statistics(np.array([[3.0], [5.0]]))
+        >>> round(frechet_distance(a, b), 6)  # means 1 and 4, equal variances
+        9.0
     """
     if a.mean.shape != b.mean.shape or a.covariance.shape != b.covariance.shape:
         raise ValueError(f"statistics of {a.mean.shape[0]} and of {b.mean.shape[0]} features cannot be compared")

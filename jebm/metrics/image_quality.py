@@ -20,6 +20,11 @@ def psnr(images: np.ndarray, targets: np.ndarray, *, data_range: float = 2.0) ->
 
     Raises:
         ValueError: shapes that differ.
+
+    Examples:
+        >>> from jebm.metrics.image_quality import psnr
+        >>> psnr(np.full((1, 4, 4, 1), 0.2), np.zeros((1, 4, 4, 1))).round(6)
+        array([20.])
     """
     x, y = _pair(images, targets)
     error = np.square(x - y).mean((1, 2, 3))

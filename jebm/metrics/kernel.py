@@ -96,6 +96,12 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbours: int
 
     Raises:
         ValueError: sets of different dimension, or of no more than ``neighbours`` features.
+
+    Examples:
+        >>> from jebm.metrics.kernel import precision_recall
+        >>> real = np.random.default_rng(0).normal(size=(100, 2))
+        >>> precision_recall(real, real[:50] + 100.0)
+        (0.0, 0.0)
     """
     _check(real, generated)
     if min(len(real), len(generated)) <= neighbours:

@@ -37,6 +37,10 @@ def average_pool(x: Array) -> Array:
 
     Raises:
         ValueError: H or W below 2.
+
+    Examples:
+        >>> jebm.networks.layers.average_pool(jnp.arange(4.0).reshape(2, 2, 1))
+        Array([[[1.5]]], dtype=float32)
     """
     height, width = x.shape[-3] // 2, x.shape[-2] // 2
     if height == 0 or width == 0:
@@ -92,7 +96,12 @@ def average_pool_to(x: Array, size: int) -> Array:
 
 
 def nearest_upsample(x: Array) -> Array:
-    """Every pixel becomes 2x2 pixels, [..., H, W, C] -> [..., 2H, 2W, C]."""
+    """Every pixel becomes 2x2 pixels, [..., H, W, C] -> [..., 2H, 2W, C].
+
+    Examples:
+        >>> jebm.networks.layers.nearest_upsample(jnp.ones((2, 2, 1))).shape
+        (4, 4, 1)
+    """
     *batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, height, 2, width, 2, channels))
     return x.reshape(*batch, 2 * height, 2 * width, channels)

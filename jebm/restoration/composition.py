@@ -54,6 +54,12 @@ def compose(operators: Sequence[Operator], shape: Shape) -> Operator:
 
     Raises:
         ValueError: no operator, or a product to be inverted densely that is larger than 3,072 entries.
+
+    Examples:
+        >>> grey = jebm.restoration.compose(
+        ...     [jebm.restoration.average_pooling(4, 2), jebm.restoration.Colorization()], (4, 4, 3))
+        >>> grey.apply(jnp.ones((4, 4, 3))).shape
+        (2, 2, 1)
     """
     if not operators:
         raise ValueError("compose needs at least one operator")

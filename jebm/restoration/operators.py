@@ -119,6 +119,13 @@ def average_pooling(size: int, factor: int) -> Separable:
 
     Raises:
         ValueError: a factor below 2 or one that does not divide the image size.
+
+    Examples:
+        >>> operator = jebm.restoration.average_pooling(4, 2)
+        >>> y = operator.apply(jnp.arange(16.0).reshape(4, 4, 1))
+        >>> y[..., 0]
+        Array([[ 2.5,  4.5],
+               [10.5, 12.5]], dtype=float32)
     """
     _check_factor(size, factor)
     matrix = np.kron(np.eye(size // factor), np.full((1, factor), 1.0 / factor))
@@ -160,6 +167,10 @@ def uniform_kernel(taps: int = 9) -> np.ndarray:
 
     Raises:
         ValueError: fewer than one tap, or an even number.
+
+    Examples:
+        >>> jebm.restoration.uniform_kernel(5)
+        array([0.2, 0.2, 0.2, 0.2, 0.2])
     """
     _check_taps(taps)
     return np.full(taps, 1.0 / taps)
@@ -170,6 +181,10 @@ def gaussian_kernel(deviation: float, taps: int = 5) -> np.ndarray:
 
     Raises:
         ValueError: a deviation that is not above 0 and finite, fewer than one tap, or an even number.
+
+    Examples:
+        >>> jebm.restoration.gaussian_kernel(1.0, 3).round(3)
+        array([0.274, 0.452, 0.274])
     """
     if not 0 < deviation < np.inf:
         raise ValueError(f"deviation {deviation}: it must be above 0 and finite")
@@ -217,6 +232,11 @@ class Inpainting(Operator):
 
     Attributes:
         mask: [H, W, 1], 0 or 1.
+
+    Examples:
+        >>> operator = jebm.restoration.Inpainting.of(jebm.restoration.box_mask(4))
+        >>> float(operator.apply(jnp.ones((4, 4, 1))).sum())
+        12.0
     """
 
     mask: Array
@@ -251,6 +271,13 @@ def box_mask(size: int, side: int | None = None) -> np.ndarray:
 
     Raises:
         ValueError: a side that leaves no pixel, or no hole.
+
+    Examples:
+        >>> jebm.restoration.box_mask(4).astype(int)
+        array([[1, 1, 1, 1],
+               [1, 0, 0, 1],
+               [1, 0, 0, 1],
+               [1, 1, 1, 1]])
     """
     side = size // 2 if side is None else side
     if not 1 <= side < size:
@@ -265,6 +292,10 @@ def random_mask(size: int, fraction: float = 0.5, seed: int = 0) -> np.ndarray:
 
     Raises:
         ValueError: a fraction outside (0, 1).
+
+    Examples:
+        >>> int(jebm.restoration.random_mask(8, fraction=0.25).sum())  # of 64 pixels
+        16
     """
     known = np.zeros(size * size, bool)
     known[_chosen(size * size, fraction, seed)] = True

@@ -28,8 +28,9 @@ def texts():
     """``(file, text)``, a command's lines joined."""
     for path in sorted([*(ROOT / "configs").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         yield path, ast.get_docstring(ast.parse(path.read_text())) or ""
-    pages = (ROOT / name for name in ("README.md", "launch/README.md", "jebm/models/README.md"))
-    for path in sorted([*pages, *(ROOT / "results").glob("*.md")]):
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")]
+    others = [ROOT / "README.md", ROOT / "launch/README.md", ROOT / "jebm/models/README.md"]
+    for path in sorted([*others, *pages]):
         yield path, re.sub(r"(?<!`)`[^`]+`(?!`)", lambda span: " ".join(span[0].split()), path.read_text())
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import ROOT
 
-from jebm.commands.main import main
+from jebm.commands.main import VERBS, main
 
 README = (ROOT / "README.md").read_text()
 
@@ -14,13 +14,17 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_notebook_snippet_runs(capsys):
-    exec(compile(blocks("python")[0], "README.md", "exec"), {})  # noqa: S102
-    mean, shape = capsys.readouterr().out.rsplit("(", 1)
-    assert shape.strip(") \n") == "4096, 200"
-    # the product's mean is Λ⁻¹ Σ Λ_i μ_i = (24/23, 17/23)
-    values = [float(word) for word in re.findall(r"-?\d+\.\d+", mean)]
-    assert values == pytest.approx([24 / 23, 17 / 23], abs=0.05)
+def test_the_notebook_snippet_is_python():
+    """Its names and shapes: `tests/runs/test_run.py` has the run that it loads."""
+    (snippet,) = blocks("python")
+    compile(snippet, "README.md", "exec")
+    assert 3 <= len(snippet.splitlines()) <= 4
+
+
+def test_its_first_screen_has_a_picture():
+    shown = re.search(r"^!\[[^]]+\]\(([^)]+)\)$", README[:1500], re.MULTILINE)
+    assert shown
+    assert 0 < (ROOT / shown[1]).stat().st_size < 200_000
 
 
 def test_the_first_two_bash_blocks_are_the_two_commands():
@@ -33,7 +37,9 @@ def test_the_first_two_bash_blocks_are_the_two_commands():
 
 
 def test_every_command_of_the_table_exists(capsys):
-    for name in set(re.findall(r"`jebm (\w+)", README)):
+    names = set(re.findall(r"^\| `jebm (\w+)", (ROOT / "docs/how-to/command-line.md").read_text(), re.MULTILINE))
+    assert names == set(VERBS)
+    for name in names:
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
         assert "example:" in capsys.readouterr().out

@@ -417,12 +417,12 @@ def test_settings_out_of_range(wrong):
         RestorationConfig(**wrong)
 
 
-def test_the_snippet_of_the_readme():
-    text = (ROOT / "README.md").read_text()
+def test_the_snippet_of_the_documentation():
+    text = (ROOT / "docs/how-to/restore.md").read_text()
     (snippet,) = [block.partition("```")[0] for block in text.split("```python\n") if "restoration.Prior(" in block]
     images = jnp.asarray(np.random.default_rng(0).uniform(-0.9, 0.9, (16, 8, 8, 1)), jnp.float32)
     names = {"jax": jax, "jnp": jnp, "images": images}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102
+    exec(compile(snippet, "restore.md", "exec"), names)  # noqa: S102
     known = restoration.box_mask(8)
     np.testing.assert_allclose(names["restored"][:, known], images[:, known], atol=1e-6)
     assert names["restored"].shape == (16, 8, 8, 1)

@@ -146,7 +146,7 @@ def draw(config: DenoisingEBMConfig, key: Array, state: DenoisingEBMState, image
 def examples(
     config: DenoisingEBMConfig, draws: Draws, state: DenoisingEBMState, x: Array, microbatches: int = 1
 ) -> Examples:
-    """Positives and negatives from a batch of clean images in [0, 1] [B, H, W, C]."""
+    """Positives and negatives from a batch of clean images [B, H, W, C] in [0, 1]."""
     latent, ladder = config.semantic_chain == "latent", semantic_levels(config)
     levels, rows = draws.levels, None
     if state.bank is not None:

@@ -60,12 +60,24 @@ class Constraint:
 
 
 def noise_floor(constraint: Constraint, dimension: int) -> float:
-    """``K s D``: the expected squared distance of a chain without a gradient, ``dimension`` being D."""
+    """``K s D``: the expected squared distance of a chain without a gradient, ``dimension`` being D.
+
+    Examples:
+        >>> from jebm.methods.ec.calibration import CalibrationConfig, noise_floor
+        >>> round(noise_floor(CalibrationConfig(), 32 * 32 * 3), 4)
+        0.0461
+    """
     return constraint.num_steps * constraint.step_size * dimension
 
 
 def tolerance(constraint: Constraint, dimension: int) -> float:
-    """ε of the constraint: as configured, or 1.085 of the noise floor (0.05 at the released code's constants)."""
+    """ε of the constraint: as configured, or 1.085 of the noise floor (0.05 at the released code's constants).
+
+    Examples:
+        >>> from jebm.methods.ec.calibration import CalibrationConfig, tolerance
+        >>> round(tolerance(CalibrationConfig(), 32 * 32 * 3), 3)
+        0.05
+    """
     return 1.085 * noise_floor(constraint, dimension) if constraint.tolerance is None else constraint.tolerance
 
 
@@ -84,7 +96,13 @@ def dual_start(constraint: Constraint) -> Array:
 
 
 def dual_step(dual: Array, loss: Array, constraint: Constraint, dimension: int) -> Array:
-    """``λ ← clip(λ + rate (C - ε), 0, dual_max)``, ascent on the multiplier of ``C ≤ ε``."""
+    """``λ ← clip(λ + rate (C - ε), 0, dual_max)``, ascent on the multiplier of ``C ≤ ε``.
+
+    Examples:
+        >>> from jebm.methods.ec.calibration import CalibrationConfig, dual_step
+        >>> round(float(dual_step(jnp.float32(30.0), 5.0, CalibrationConfig(tolerance=0.0), 3072)), 3)
+        30.05
+    """
     moved = dual + constraint.dual_rate * (loss - tolerance(constraint, dimension))
     return jnp.clip(moved, 0.0, constraint.dual_max)
 
@@ -130,7 +148,13 @@ GAP = Score("Mean energy f of generated images minus that of data: 0 where the e
 
 
 def hinge(config: CalibrationConfig, dimension: int) -> float:
-    """H of the conditional term: as configured, or 1.52 of the noise floor (0.07 at the released constants)."""
+    """H of the conditional term: as configured, or 1.52 of the noise floor (0.07 at the released constants).
+
+    Examples:
+        >>> from jebm.methods.ec.calibration import CalibrationConfig, hinge
+        >>> round(hinge(CalibrationConfig(), 32 * 32 * 3), 3)
+        0.07
+    """
     return 1.52 * noise_floor(config, dimension) if config.hinge is None else config.hinge
 
 

@@ -15,12 +15,12 @@ from jebm.methods.ec.calibration import CalibrationConfig, calibrate, calibratio
 LENGTH = 12
 
 
-def test_the_readme_calibrates_signals(capsys):
+def test_the_documentation_calibrates_signals(capsys):
     """Only the constraint trains the generator: height and shift of the data are found without any other loss."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/how-to/calibrate.md").read_text()
     (snippet,) = [block.partition("```")[0] for block in text.split("```python\n") if "calibration_loss(" in block]
     names = {}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102
+    exec(compile(snippet, "calibrate.md", "exec"), names)  # noqa: S102
     capsys.readouterr()
     found = {name: float(values[-100:].mean()) for name, values in names["trace"].items()}
     assert found["shift"] == pytest.approx(0.3, abs=0.15)  # from -0.4

@@ -1,0 +1,70 @@
+"""What MkDocs needs to know of this repository: pages that stay where they are, and equations without scripts."""
+
+import pathlib
+import re
+
+from latex2mathml.converter import convert
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).parents[1]
+# included, not copied: a page keeps its place, so that its links hold in the repository and on the site
+PAGES = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "results/*.md",
+    "launch/README.md",
+    "benchmarks/README.md",
+    "notebooks/README.md",
+)
+LINKED = ("results/*.png", "results/*.json", "notebooks/*.ipynb", "CITATION.cff")
+OUTSIDE = re.compile(
+    r"(\]\(|src=\")\.\./((?:\.\./)*(?:results|launch|benchmarks|notebooks|CONTRIBUTING\.md|CHANGELOG\.md))"
+)
+EXECUTED = ROOT / "build"  # docs/notebooks.py writes notebooks with their outputs below it
+
+
+def notebooks() -> list[str]:
+    """Notebooks of the repository, in the order of their names."""
+    return sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def on_config(config):
+    """Every notebook gets a line of the navigation."""
+    for entry in config.nav:
+        if "Notebooks" in entry:
+            entry["Notebooks"] = [*entry["Notebooks"], *notebooks()]
+    return config
+
+
+@event_priority(100)  # before mkdocs-jupyter looks for notebooks
+def on_files(files, config):
+    """Files of the repository that stand outside ``docs/``."""
+    for pattern in (*PAGES, *LINKED):
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            executed = path.suffix == ".ipynb" and (EXECUTED / name).is_file()
+            files.append(File(name, str(EXECUTED if executed else ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def _equations(text: str) -> str:
+    block = lambda found: f"<p>{convert(found[1].strip(), display='block')}</p>"  # noqa: E731
+    text = re.sub(r"\$\$(.+?)\$\$", block, text, flags=re.DOTALL)
+    return re.sub(r"(?<![\\$\w])\$([^$\n`]+?)\$(?![\w$])", lambda found: f"<span>{convert(found[1])}</span>", text)
+
+
+def _pictures(markdown: str) -> str:
+    """The pictures that a page of results links to, shown at its end."""
+    linked = dict.fromkeys(re.findall(r"(?<!!)\[[^]]+\]\((\w+\.png)\)", markdown))
+    shown = "".join(f"\n![{name}]({name})\n\n*{name}*\n" for name in linked)
+    return f"\n\n## Pictures\n{shown}" if shown else ""
+
+
+def on_page_markdown(markdown, page, config, files):
+    r"""Links out of ``docs/`` as they are on the site; ``$...$`` and ``$$...$$`` as MathML, which browsers draw."""
+    if not pathlib.Path(page.file.abs_src_path).is_relative_to(config.docs_dir):
+        return markdown + _pictures(markdown)
+    markdown = OUTSIDE.sub(r"\1\2", markdown)
+    parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", markdown, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("`") else _equations(part) for part in parts)
