@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jebm
-from jebm.commands import common, configs, convert, data, evaluate, plan, report, restore, sample, train
+from jebm.commands import common, configs, convert, data, evaluate, hosts, plan, report, restore, sample, train
 from jebm.errors import ConfigError, JebmError
 
 __all__ = ["VERBS", "main", "parse"]
@@ -19,7 +19,7 @@ VERBS: dict[str, Any] = {
     "convert": convert, "data": data, "configs": configs,
 }  # fmt: skip
 """Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ, and
-``ALONE`` where one process of many does the work."""
+``ALONE`` where one process of many does the work, and asks the others by ``options.ask`` (`jebm.sharding.led`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _alone(options: argparse.Namespace) -> int:
-    """Of many processes the first does the work, on its own devices; the others wait, and end as it does."""
+    """Of many processes the first does the work; the others generate with it, and end as it does."""
     with common.leaving_at_once():
         import jax
 
@@ -52,14 +52,15 @@ def _alone(options: argparse.Namespace) -> int:
     if not sharding.initialize():
         return _run(options)
 
-    def work() -> int:
-        common.log(f"process 0 does this on its own devices; the others of {jax.process_count()} wait")
+    def work(ask: sharding.Ask | None) -> int:
+        common.log(f"process 0 does this; of {jax.process_count()} the others generate with it, and wait")
         try:
+            options.ask = ask
             return _run(options)
         except JebmError as error:
             return _complain(error)
 
-    return sharding.only_main("verb", work)
+    return sharding.led("verb", work, hosts.serving())
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -122,7 +123,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.set_defaults(verb=verb)
         if name in words:  # the arguments of restore load JAX
             verb.add_arguments(command)
-    return parser.parse_args(words)
+    return parser.parse_args(words, argparse.Namespace(ask=None))
 
 
 def _separated(arguments: Sequence[str]) -> list[str]:

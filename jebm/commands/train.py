@@ -4,10 +4,11 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from jebm.commands import common, evaluate, report
+from jebm.commands import common, evaluate, hosts, report
 from jebm.errors import shown
 
 if TYPE_CHECKING:
+    from jebm import sharding
     from jebm.config import Config
     from jebm.runs.directory import RunDirectory
 
@@ -89,15 +90,17 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
         config, directory, log=common.log if main_process else lambda line: None,
         allow_changed_data=options.allow_changed_data, profile=options.profile,
     )  # fmt: skip
-    sharding.only_main("after training", lambda: _finish(config, directory, options))
+    sharding.led("after training", lambda ask: _finish(config, directory, options, ask), hosts.serving())
 
 
-def _finish(config: "Config", directory: "RunDirectory", options: argparse.Namespace) -> int:
+def _finish(
+    config: "Config", directory: "RunDirectory", options: argparse.Namespace, ask: "sharding.Ask | None"
+) -> int:
     """Scores if that is asked for, writes the report, and says what there is and what comes next."""
     scored = config.training.evaluate_at_end
     if scored:
         trained = common.load(options.workdir)
-        evaluate.score(trained)
+        evaluate.score(trained, ask=ask)
         report.walk(trained)
     report.write(directory)
     newest = sorted(directory.samples.glob("step_*.png"))
