@@ -1,5 +1,6 @@
 """The scripts of launch/, as an operator's tools see them: shellcheck, the JobSet API, a pod's signals."""
 
+import inspect
 import os
 import pathlib
 import re
@@ -433,3 +434,26 @@ def test_a_slice_gets_the_last_commit_and_goes_on_without_a_connection(tmp_path)
     assert result.returncode == 0, result.stderr
     assert (remote / "called").read_text().splitlines()[-1] == "python -m jebm evaluate /mnt/run --num 20"
     assert (remote / "jebm/evaluate.log").exists()
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_the_page_are_those_of_the_code():
+    page = (LAUNCH / "README.md").read_text()
+    table = r"^\| .+? \| (\d+) \| (\d+)(?: chips)? \| (\d+) \| (\d+) \| (\d+) x (\d+) \| (\d+) x (\d+) \|$"
+    rows = [[int(number) for number in row] for row in re.findall(table, page, re.MULTILINE)]
+    assert len(rows) == 4
+    for processes, devices, of_128, of_1024, data, fsdp, data_of_8, fsdp_of_8 in rows:
+        assert devices % processes == 0
+        assert (of_128 * devices, of_1024 * devices) == (128, 1024)
+        assert (data, fsdp, data_of_8 * fsdp_of_8, fsdp_of_8) == (devices, 1, devices, 8)
+    assert f"(arrays of {sharding.SMALLEST_SPLIT:,}\nentries and more)" in page
+    heartbeat = inspect.signature(jax.distributed.initialize).parameters["heartbeat_timeout_seconds"].default
+    assert f"missing for {heartbeat} seconds" in page
+    assert f"status {sharding.LOST}, which asks" in page
+    script = (LAUNCH / "slurm.sbatch").read_text()
+    assert "#SBATCH --signal=B:USR1@180\n" in script
+    assert "three minutes before the time limit" in page
+    assert "SLURM_RESTART_COUNT:-0} < 20" in script
+    assert "queued again, 20 times at most" in page
