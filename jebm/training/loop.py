@@ -18,7 +18,7 @@ from jax import Array
 from jebm import data, images, sharding
 from jebm.config import Config, config_hash
 from jebm.energy import Generator
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError
 from jebm.methods import accumulation
 from jebm.methods.base import Method, Metrics
 from jebm.methods.shared import Trained
@@ -335,7 +335,7 @@ def train(
     training, facts, problem = None, None, None
     try:
         training, facts = _prepared(config, directory, log, generator)
-    except ConfigError as error:
+    except JebmError as error:
         if jax.process_count() == 1:
             raise
         problem = str(error)

@@ -18,6 +18,9 @@ SCRIPT = textwrap.dedent(
     import dataclasses, functools, json, sys
     import jax, jax.numpy as jnp
     from jebm.planning.topology import topology
+
+    chips = topology(sys.argv[2]).devices  # before anything asks for a device
+
     from helpers.families import CONFIGS
     from jebm import methods, sharding
     from jebm.config import Config, DataConfig, TrainingConfig
@@ -29,7 +32,7 @@ SCRIPT = textwrap.dedent(
 
     # networks of a few channels are split, too
     sharding.parameter_sharding = functools.partial(sharding.parameter_sharding, smallest=16)
-    key, chips = jax.random.key(0), topology(sys.argv[2]).devices
+    key = jax.random.key(0)
 
     def longer(config, **fields):
         # a compiler takes a loop of one step apart
@@ -49,6 +52,8 @@ SCRIPT = textwrap.dedent(
         chain = {"num_steps": 4}
         if name == "ebm":  # its chains are settings of its own
             settings = dataclasses.replace(settings, num_steps=4, generate_steps=4)
+        if name == "denoising_ebm":  # at one resolution: half the program; hat_ebm has several
+            settings = dataclasses.replace(settings, multipliers=(1,))
         settings = longer(
             settings, chain=chain, test_chain=chain, calibration=chain,
             refinement={"num_levels": 3, "steps_per_level": 4},
