@@ -15,7 +15,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -28,8 +28,8 @@ from jebm.errors import ConfigError, JebmError
 
 __all__ = [
     "Ask", "batch_sharding", "constrain_batch", "constrain_copied", "copy_to_all", "gathered_texts", "initialize",
-    "led", "local_mesh", "local_rows", "make_mesh", "parameter_sharding", "platform", "replicated", "shard_batch",
-    "wait_for_all",
+    "leave", "led", "local_mesh", "local_rows", "make_mesh", "parameter_sharding", "platform", "replicated",
+    "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
@@ -76,12 +76,12 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
 
 
 def _start(**how: Any) -> None:
-    """`jax.distributed.initialize`, but the loss of another process ends this one as `_leave` does."""
+    """`jax.distributed.initialize`, but the loss of another process ends this one as `leave` does."""
     from jax._src import distributed  # no public function takes what to do then; the default writes a stack
 
     runtime: Any = distributed._jax
     connect = runtime.get_distributed_runtime_client
-    runtime.get_distributed_runtime_client = functools.partial(connect, missed_heartbeat_callback=_leave)
+    runtime.get_distributed_runtime_client = functools.partial(connect, missed_heartbeat_callback=leave)
     try:
         jax.distributed.initialize(**how)
     finally:
@@ -90,8 +90,11 @@ def _start(**how: Any) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
 
 
-def _leave(reason: object) -> None:
-    """Ends this process, from a thread of the runtime: its programs wait for the lost one and cannot be stopped."""
+def leave(reason: object) -> NoReturn:
+    """Ends this process at once, with one line and status 75, since another is lost.
+
+    Its programs may wait for the lost one, and so would its part of the runtime if it ended in order.
+    """
     line = f"jebm: a process of this run was lost, or cannot be reached: {reason}"
     try:
         os.write(2, f"\n{' '.join(line.split())[:1000]}\n".encode())
@@ -99,7 +102,7 @@ def _leave(reason: object) -> None:
         os._exit(LOST)
 
 
-_ABORTED = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _leave("the runtime of JAX has given up"))
+_ABORTED = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: leave("the runtime of JAX has given up"))
 
 
 def _gpus_of_task(environment: Mapping[str, str]) -> list[int] | None:

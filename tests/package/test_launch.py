@@ -373,7 +373,7 @@ def test_a_job_at_its_time_limit_or_with_a_lost_task_is_queued_again(tmp_path, b
         assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
 
 
-def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, capsys, tmp_path):
+def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, capfd, tmp_path):
     def lost(options):
         raise JaxRuntimeError("UNAVAILABLE: connection reset by peer")
 
@@ -382,8 +382,11 @@ def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, cap
     with pytest.raises(JaxRuntimeError):
         main(command)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert main(command) == 75
-    assert "jebm: a process of this run was lost, or cannot be reached: UNAVAILABLE" in capsys.readouterr().err
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 75
+    assert "jebm: a process of this run was lost, or cannot be reached: UNAVAILABLE" in capfd.readouterr().err
 
 
 # --- TPU VMs ----------------------------------------------------------------------------------------------------------
