@@ -6,10 +6,16 @@ communication, so the program is the same for one device, eight devices and eigh
 """
 
 import collections
+import ctypes
+import functools
+import itertools
+import json
 import os
 import re
+import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -18,17 +24,22 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jebm.energy import PyTree, require_int
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError
 
 __all__ = [
-    "batch_sharding", "constrain_batch", "constrain_copied", "initialize", "local_mesh", "local_rows", "make_mesh",
-    "only_main", "parameter_sharding", "platform", "replicated", "shard_batch", "wait_for_all",
+    "Ask", "batch_sharding", "constrain_batch", "constrain_copied", "copy_to_all", "gathered_texts", "initialize",
+    "leave", "led", "local_mesh", "local_rows", "make_mesh", "parameter_sharding", "platform", "replicated",
+    "shard_batch", "wait_for_all",
 ]  # fmt: skip
 
 DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"
 LONGEST_WAIT = 30 * 24 * 3600 * 1000  # milliseconds, for the work of process 0; a dead one ends the others at once
 SMALLEST_SPLIT = 65_536  # entries; below, gathering an array costs more than its copies
+LOST = 75  # EX_TEMPFAIL, the exit status that asks a scheduler to start the run again
+
+Ask = Callable[[Mapping[str, Any]], None]
+"""What process 0 asks of the others, see `led`."""
 
 
 def initialize(environment: dict[str, str] | None = None) -> bool:
@@ -43,6 +54,7 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
 
     Returns:
         Whether there was something to start. Errors of JAX, such as a coordinator that does not answer, are raised.
+        From then on the loss of another process ends this one, with one line and status 75.
 
     Raises:
         ConfigError: one or two of the three variables, or a number that is none; GPUs of a node that its tasks do not
@@ -55,12 +67,42 @@ def initialize(environment: dict[str, str] | None = None) -> bool:
         whole = len(given) == len(names) and given[1].isdecimal() and given[2].isdecimal()
         if not whole or not given[0].rpartition(":")[2].isdecimal() or ":" not in given[0]:
             raise ConfigError(f"set all of {', '.join(names)} (host:port and two whole numbers), or none; got {given}")
-        jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
+        _start(coordinator_address=given[0], num_processes=int(given[1]), process_id=int(given[2]))
     elif environment.get("JEBM_DISTRIBUTED") == "1" or environment.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
-        jax.distributed.initialize(local_device_ids=_gpus_of_task(environment))
+        _start(local_device_ids=_gpus_of_task(environment))
     else:
         return False
     return True
+
+
+def _start(**how: Any) -> None:
+    """`jax.distributed.initialize`, but the loss of another process ends this one as `leave` does."""
+    from jax._src import distributed  # no public function takes what to do then; the default writes a stack
+
+    runtime: Any = distributed._jax
+    connect = runtime.get_distributed_runtime_client
+    runtime.get_distributed_runtime_client = functools.partial(connect, missed_heartbeat_callback=leave)
+    try:
+        jax.distributed.initialize(**how)
+    finally:
+        runtime.get_distributed_runtime_client = connect
+    # jaxlib 0.10 cannot pass the reason to a Python function, and aborts
+    ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
+
+
+def leave(reason: object) -> NoReturn:
+    """Ends this process at once, with one line and status 75, since another is lost.
+
+    Its programs may wait for the lost one, and so would its part of the runtime if it ended in order.
+    """
+    line = f"jebm: a process of this run was lost, or cannot be reached: {reason}"
+    try:
+        os.write(2, f"\n{' '.join(line.split())[:1000]}\n".encode())
+    finally:
+        os._exit(LOST)
+
+
+_ABORTED = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: leave("the runtime of JAX has given up"))
 
 
 def _gpus_of_task(environment: Mapping[str, str]) -> list[int] | None:
@@ -104,27 +146,82 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def only_main(name: str, work: Callable[[], int]) -> int:
-    """The status that ``work()`` returns in process 0; the other processes wait for its end, however long it takes.
+def gathered_texts(name: str, text: str) -> list[str]:
+    """The texts of all processes, in their order, in every one of them; their devices need not be alike.
 
     Args:
-        name: of this work; one that no other has.
-        work: it may use devices of its own process only (`local_mesh`), and talk to no other. What it raises leaves
-            process 0, and the others return 1.
+        name: the same in every process.
+        text: of this one.
     """
     if jax.process_count() == 1:
-        return work()
-    from jax._src import distributed  # the only store of values that needs no program on the devices
+        return [text]
+    client, name = _store(), _next(name)
+    client.key_value_set(f"{name}/{jax.process_index()}", text)
+    return [client.blocking_key_value_get(f"{name}/{i}", LONGEST_WAIT) for i in range(jax.process_count())]
 
-    client: Any = distributed.global_state.client
+
+def led(name: str, work: Callable[[Ask | None], int], serve: Callable[[dict[str, Any]], Callable[[], object]]) -> int:
+    """The status that ``work(ask)`` returns in process 0; the others serve it, and return the same at its end.
+
+    ``ask(request)`` returns once ``serve(request)`` has in each of the other processes, which then call what it
+    returned. So a program over the devices of all processes (`make_mesh`) runs in all of them: process 0 starts it
+    behind ``ask``, the others in that call. It raises a ConfigError where one could not serve, and none of them calls.
+
+    Args:
+        name: of the work.
+        work: what it raises leaves process 0, and the others return 1. Where there is one process, it gets None.
+        serve: from a request, which is written as JSON, to what is called when all are ready.
+    """
+    if jax.process_count() == 1:
+        return work(None)
+    client, name, numbers = _store(), _next(name), itertools.count()
     if not is_main():
-        return int(client.blocking_key_value_get(f"jebm/{name}", LONGEST_WAIT))
+        return _serve(client, name, serve)
+
+    def ask(request: Mapping[str, Any]) -> None:
+        number = next(numbers)
+        client.key_value_set(f"{name}/asked/{number}", json.dumps(request))
+        ready = [f"{name}/ready/{number}/{process}" for process in range(1, jax.process_count())]
+        problems = [client.blocking_key_value_get(key, LONGEST_WAIT) for key in ready]
+        problem = next((problem for problem in problems if problem), "")
+        client.key_value_set(f"{name}/begun/{number}", problem)
+        if problem:
+            raise ConfigError(problem)
+
     status = 1
     try:
-        status = work()
+        status = work(ask)
     finally:
-        client.key_value_set(f"jebm/{name}", str(status))
+        client.key_value_set(f"{name}/asked/{next(numbers)}", json.dumps({"status": status}))
     return status
+
+
+def _serve(client: Any, name: str, serve: Callable[[dict[str, Any]], Callable[[], object]]) -> int:
+    for number in itertools.count():
+        request = json.loads(client.blocking_key_value_get(f"{name}/asked/{number}", LONGEST_WAIT))
+        if "status" in request:
+            return int(request["status"])
+        problem = ""
+        try:
+            begin = serve(request)
+        except JebmError as error:
+            problem = f"process {jax.process_index()} (on {socket.gethostname()}): {error}"
+        client.key_value_set(f"{name}/ready/{number}/{jax.process_index()}", problem)
+        if not client.blocking_key_value_get(f"{name}/begun/{number}", LONGEST_WAIT):
+            begin()
+    raise AssertionError
+
+
+def _store() -> Any:
+    """The processes' common store of texts: the only one that needs no program on the devices."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _next(name: str) -> str:
+    """A key that is new, and the same in all processes, where each asks for ``name`` as often as the others."""
+    return f"jebm/{name}/{_store().key_value_increment(f'jebm/{name}/{jax.process_index()}', 1)}"
 
 
 def local_mesh() -> Mesh:
@@ -198,6 +295,22 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
         return jax.device_put(leaf, sharding)
 
     return jax.tree.map(place, tree)
+
+
+def copy_to_all(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A copy of every leaf on each device of the mesh; of many processes, each brings the same tree."""
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _copy(leaf, sharding), tree)
+
+
+def _copy(leaf: Array | np.ndarray, sharding: NamedSharding) -> Array:
+    """`jax.device_put` would compare the processes' values by a program."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_copy(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

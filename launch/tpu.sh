@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Every worker of a TPU pod slice starts the same training:
 #   launch/tpu.sh NAME ZONE CONFIG --workdir /mnt/shared/runs/name [--set key.path=value ...]
+# or another command of jebm on a run:
+#   launch/tpu.sh NAME ZONE sample|evaluate|restore|report /mnt/shared/runs/name ...
 # The last commit of the repository in this directory is copied to each worker and installed there once, with the versions
 # that the tests have run with (Python 3.11 or newer is needed). DIR is a path that all workers have mounted (Filestore,
 # NFS). CONFIG is a path inside the repository. The same command again, after a preemption, resumes. Ctrl-C, or a lost
-# connection, ends what is shown, not the training (train.log has it); stop that with
+# connection, ends what is shown, not the training (jebm/train.log on each worker has it); stop that with
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='pkill -TERM -f "jebm train"'
 set -euo pipefail
 
 if [[ $# -lt 3 ]]; then
-    echo "usage: $0 NAME ZONE CONFIG --workdir DIR [--set key.path=value ...]" >&2
+    echo "usage: $0 NAME ZONE [COMMAND] CONFIG --workdir DIR [--set key.path=value ...]" >&2
     exit 2
 fi
 name=$1 zone=$2
 shift 2
+case $1 in train | sample | evaluate | restore | report) ;; *) set -- train "$@" ;; esac
 if [[ -n $(git status --porcelain) ]]; then
     echo "$0: warning: uncommitted changes are left out: commit what the run needs" >&2
 fi
@@ -41,7 +44,7 @@ if ! test -x .venv/bin/python; then
 fi
 .venv/bin/pip install --quiet -e '.[tpu]' $pinned
 export JEBM_DISTRIBUTED=1
-nohup .venv/bin/python -m jebm train $arguments > train.log 2>&1 < /dev/null &
-tail -n +1 -f --pid=\$! train.log
+nohup .venv/bin/python -m jebm $arguments > $1.log 2>&1 < /dev/null &
+tail -n +1 -f --pid=\$! $1.log
 wait \$!
 "

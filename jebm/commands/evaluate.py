@@ -4,12 +4,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jebm.commands import common
+from jebm.commands import common, hosts
 from jebm.errors import ConfigError
 
 if TYPE_CHECKING:
     from jebm.evaluation import Record
+    from jebm.methods.base import Weights
     from jebm.runs.run import Run
+    from jebm.sharding import Ask
 
 HELP = "Score a trained model: one JSON record per metric in DIR/evaluation."
 EXAMPLE = "jebm evaluate runs/digits --metrics generation,ood"
@@ -59,14 +61,14 @@ def run(options: argparse.Namespace) -> None:
     chosen = {"metrics": metrics} if metrics else {}
     score(
         trained, seed=options.seed, n=options.num, weights=options.weights, space=options.features,
-        reference=options.reference, outliers=tuple(options.ood), **chosen,
+        reference=options.reference, outliers=tuple(options.ood), ask=options.ask, **chosen,
     )  # fmt: skip
     page.write(trained.directory)
     print(f"records: {trained.directory.evaluation}   report: {trained.directory.report}")
 
 
-def score(trained: "Run", **options: Any) -> None:
-    """Evaluates, and prints a line for each record."""
+def score(trained: "Run", weights: "Weights | None" = None, ask: "Ask | None" = None, **options: Any) -> None:
+    """Evaluates, and prints a line for each record; the processes that ``ask`` reaches generate, too."""
     from tqdm import tqdm
 
     from jebm.evaluation.run import evaluate_run
@@ -84,4 +86,7 @@ def score(trained: "Run", **options: Any) -> None:
         print(f"  {record.metric:28s} {record.value:12.5g} {arrow}  (n = {record.n})", flush=True)
 
     with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-        evaluate_run(trained, log=common.log, on_record=show, on_features=bar.update, **options)
+        evaluate_run(
+            trained, weights=weights, draw=hosts.drawing(trained, weights, ask), log=common.log, on_record=show,
+            on_features=bar.update, **options,
+        )  # fmt: skip

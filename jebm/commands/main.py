@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jebm
-from jebm.commands import common, configs, convert, data, evaluate, export, plan, report, restore, sample, train
+from jebm.commands import common, configs, convert, data, evaluate, export, hosts, plan, report, restore, sample, train
 from jebm.errors import ConfigError, JebmError
 
 __all__ = ["VERBS", "main", "parse"]
@@ -19,12 +19,12 @@ VERBS: dict[str, Any] = {
     "export": export, "convert": convert, "data": data, "configs": configs,
 }  # fmt: skip
 """Modules with ``HELP``, ``EXAMPLE``, ``add_arguments``, ``run``; with ``MEMORY`` and ``AGAIN`` where these differ, and
-``ALONE`` where one process of many does the work."""
+``ALONE`` where one process of many does the work, and asks the others by ``options.ask`` (`jebm.sharding.led`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 for a run that diverged or a plan that does not fit, 2 for a
-    user's mistake or a machine too small, 75 for one process of many that has lost another, 130 for Ctrl-C.
+    user's mistake or a machine too small, 130 for Ctrl-C. One process of many that loses another ends with 75.
 
     Everything but 0 goes with one line on standard error. An error that is none of these is a fault of jebm's and
     leaves with its traceback.
@@ -43,28 +43,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _alone(options: argparse.Namespace) -> int:
-    """Of many processes the first does the work, on its own devices; the others wait, and end as it does."""
+    """Of many processes the first does the work; the others generate with it, and end as it does."""
     with common.leaving_at_once():
         import jax
+        from jax.errors import JaxRuntimeError
 
         from jebm import sharding
 
     if not sharding.initialize():
         return _run(options)
 
-    def work() -> int:
-        common.log(f"process 0 does this on its own devices; the others of {jax.process_count()} wait")
+    def work(ask: sharding.Ask | None) -> int:
+        common.log(f"process 0 does this; of {jax.process_count()} the others generate with it, and wait")
         try:
+            options.ask = ask
             return _run(options)
         except JebmError as error:
             return _complain(error)
 
-    return sharding.only_main("verb", work)
+    try:
+        return sharding.led("verb", work, hosts.serving())
+    except (MemoryError, JaxRuntimeError) as error:
+        return _of_the_machine(error, options)
 
 
 def _run(options: argparse.Namespace) -> int:
     with common.leaving_at_once():  # these take a second
-        import jax
         from jax.errors import JaxRuntimeError
 
         from jebm.training import Diverged
@@ -78,12 +82,21 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         return _complain(f"{error.strerror or error}: {error.filename or ''}".removesuffix(": "))
     except (MemoryError, JaxRuntimeError) as error:
-        if isinstance(error, JaxRuntimeError) and not _of_memory(error):
-            if jax.process_count() == 1:
-                raise
-            return _complain(f"a process of this run was lost, or cannot be reached: {error}", 75)
-        return _complain(f"out of memory: {getattr(options.verb, 'MEMORY', 'close other programs')}")
+        return _of_the_machine(error, options)
     return 0
+
+
+def _of_the_machine(error: Exception, options: argparse.Namespace) -> int:
+    """Memory that is used up, or a process that is lost; raises what is neither."""
+    import jax
+
+    from jebm import sharding
+
+    if not isinstance(error, MemoryError) and not _of_memory(error):
+        if jax.process_count() == 1:
+            raise error
+        sharding.leave(error)
+    return _complain(f"out of memory: {getattr(options.verb, 'MEMORY', 'close other programs')}")
 
 
 def _complain(what: object, status: int = 2) -> int:
@@ -122,7 +135,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.set_defaults(verb=verb)
         if name in words:  # the arguments of restore load JAX
             verb.add_arguments(command)
-    return parser.parse_args(words)
+    return parser.parse_args(words, argparse.Namespace(ask=None))
 
 
 def _separated(arguments: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jebm.commands import common
+from jebm.commands import common, hosts
 from jebm.errors import ConfigError
 
 HELP = "Draw samples from a trained model."
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     with common.progress("sample") as advance:
         samples.draw_to(
             options.out, trained, options.num, seed=options.seed, batch_size=options.batch_size,
-            progress=lambda n: advance(n, options.num),
+            progress=lambda n: advance(n, options.num), draw=hosts.drawing(trained, None, options.ask),
         )  # fmt: skip
     cost = trained.method.evaluations_per_image
     print(f"{options.num} samples of step {trained.step}: {options.out}   network evaluations each: {cost}")

@@ -4,10 +4,11 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from jebm.commands import common, evaluate, report
+from jebm.commands import common, evaluate, hosts, report
 from jebm.errors import shown
 
 if TYPE_CHECKING:
+    from jebm import sharding
     from jebm.config import Config
     from jebm.runs.directory import RunDirectory
 
@@ -91,7 +92,7 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
             config, directory, log=common.log if main_process else lambda line: None,
             allow_changed_data=options.allow_changed_data, profile=options.profile, on_grid=on_grid,
         )  # fmt: skip
-    sharding.only_main("after training", lambda: _finish(config, directory, options))
+    sharding.led("after training", lambda ask: _finish(config, directory, options, ask), hosts.serving())
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -100,11 +101,13 @@ def _command(options: argparse.Namespace) -> str:
     return shlex.join([*words, *(["--set", *options.set] if options.set else [])])
 
 
-def _finish(config: "Config", directory: "RunDirectory", options: argparse.Namespace) -> int:
+def _finish(
+    config: "Config", directory: "RunDirectory", options: argparse.Namespace, ask: "sharding.Ask | None"
+) -> int:
     """Scores if that is asked for, writes the report, and says what there is and what comes next."""
     scored = config.training.evaluate_at_end
     if scored:
-        evaluate.score(common.load(options.workdir))
+        evaluate.score(common.load(options.workdir), ask=ask)
     report.write(directory.path)
     newest = sorted(directory.samples.glob("step_*.png"))
     print(f"\ntrained {config.training.num_steps} steps")

@@ -2,10 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -19,54 +16,52 @@ from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
 from jebm.metrics.frechet import extrapolated, frechet_distance
 from jebm.metrics.kernel import classifier_score, energy_distance, kernel_distance, precision_recall
-from jebm.runs.drawing import draw
+from jebm.runs.drawing import Draw, batches
 
 __all__ = ["draw_samples", "evaluate_generation", "generate_images"]
 
 NEIGHBOURS = 3
 
 
-def batch_program(
-    method: Method, mesh: jax.sharding.Mesh, size: int
-) -> Callable[[Array, int | Array, State], tuple[Array, Array]]:
-    """Compiled ``(key, i, state) -> (images, finite)``: batch ``i``, uint8 [size, H, W, C], and bool [size].
-
-    Every device of the mesh draws a share; the caller has the mesh in force (`jax.set_mesh`).
-    """
-
-    def one_batch(key: Array, i: int | Array, state: State) -> tuple[Array, Array]:
-        images = draw(method, mesh, size, jax.random.fold_in(key, i), state)
-        return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
-
-    return jax.jit(one_batch, out_shardings=sharding.replicated(mesh))
-
-
-def generate_images(method: Method, state: State, key: Array, n: int, *, batch_size: int = 256) -> np.ndarray:
+def generate_images(
+    method: Method, state: State, key: Array, n: int, *, batch_size: int = 256, draw: Draw | None = None
+) -> np.ndarray:
     """``n`` generated images as a file would hold them: uint8 [n, H, W, C].
 
     Batch ``i`` has the key ``fold_in(key, i)``; each has ``min(batch_size, n)`` images, a surplus is dropped. All
     devices draw: their number changes images by rounding only.
+
+    Args:
+        method: the family's functions.
+        state: the model's.
+        key: a typed key.
+        n: how many images.
+        batch_size: images at once.
+        draw: of this method and state; None: by the devices of this process (`jebm.runs.drawing.batches`).
 
     Raises:
         ValueError: generated images that hold NaN or an infinity; n or a batch size below 1.
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"{n} images in batches of {batch_size}; both must be at least 1")
-    size, mesh = min(batch_size, n), sharding.local_mesh()
-    one_batch = batch_program(method, mesh, size)
-    state = jax.device_put(state, sharding.replicated(mesh))
-    with jax.set_mesh(mesh):
-        batches = [jax.device_get(one_batch(key, i, state)) for i in range(-(-n // size))]
-    images, finite = (np.concatenate(parts)[:n] for parts in zip(*batches, strict=True))
-    if not finite.all():
-        raise DataError(f"{n - finite.sum():,} of {n:,} generated images hold NaN or an infinity")
-    return images
+    size = min(batch_size, n)
+    draw = batches(method, state, sharding.local_mesh()) if draw is None else draw
+    levels, broken = [], 0
+    for i in range(-(-n // size)):
+        images = draw(key, i, size)[: n - i * size]
+        broken += len(images) - int(np.isfinite(images).all((1, 2, 3)).sum())
+        levels.append(np.asarray(to_uint8(np.nan_to_num(images))))
+    if broken:
+        raise DataError(f"{broken:,} of {n:,} generated images hold NaN or an infinity")
+    return np.concatenate(levels)
 
 
 def draw_samples(key: Array, subject: Subject) -> Subject:
     """The subject with its ``num_samples`` images, generated and, in its directory, written as ``samples-*.npz``."""
     start = time.perf_counter()
-    images = generate_images(subject.method, subject.state, key, subject.num_samples, batch_size=subject.batch_size)
+    images = generate_images(
+        subject.method, subject.state, key, subject.num_samples, batch_size=subject.batch_size, draw=subject.draw
+    )
     samples = Samples(images, time.perf_counter() - start)
     if subject.directory is not None:
         name = f"{file_stem('samples', subject.protocol)}-n{subject.num_samples}.npz"

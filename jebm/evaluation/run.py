@@ -20,6 +20,7 @@ from jebm.methods.shared import has_ema, with_weights
 from jebm.metrics import inception
 from jebm.metrics.features import Features, source_features
 from jebm.metrics.inception_weights import HOW_TO, installed
+from jebm.runs.drawing import Draw
 from jebm.runs.run import Run, load_source
 
 __all__ = ["choose_features", "evaluate_run", "run_weights"]
@@ -39,6 +40,7 @@ def evaluate_run(
     reference: Literal["test", "train"] = "test",
     outliers: tuple[str, ...] = (),
     num_resamples: int = 500,
+    draw: Draw | None = None,
     log: Callable[[str], Any] = lambda line: None,
     on_record: Callable[[Record], Any] = lambda record: None,
     on_features: Callable[[int], Any] = lambda images: None,
@@ -55,6 +57,7 @@ def evaluate_run(
         reference: the split that generated images are compared with.
         outliers: data sources whose test images the energy should separate from the run's.
         num_resamples: bootstrap resamples of an interval.
+        draw: how batches of images are generated, with the ``weights``; None: by the devices of this process.
         log: called with a line for the user.
         on_record: called with each record once it is written.
         on_features: called with the number of images that have just passed the feature network.
@@ -92,6 +95,7 @@ def evaluate_run(
         reference=reference,
         others={_unique(name, other, others): other.test for name, other in others.items()},
         num_resamples=num_resamples,
+        draw=draw,
         directory=directory,
     )
     return evaluate(jax.random.key(seed), subject, metrics, keep)

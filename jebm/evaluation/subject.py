@@ -12,6 +12,7 @@ from jebm.data import Source, to_float
 from jebm.methods.base import Method, State
 from jebm.metrics.batches import map_batches
 from jebm.metrics.features import Features, source_features
+from jebm.runs.drawing import Draw
 
 __all__ = ["Samples", "Subject", "energies"]
 
@@ -38,6 +39,7 @@ class Subject(NamedTuple):
         reference: the split that generated images are compared with; published FIDs often take ``"train"``.
         others: names and uint8 images [N, H, W, C] of any size: outliers beside those that are made.
         num_resamples: bootstrap resamples of an interval.
+        draw: how batches of images are generated; None: by the devices of this process.
         directory: where generated images, raw scores and chains are kept beside the records; None: nowhere.
     """
 
@@ -52,6 +54,7 @@ class Subject(NamedTuple):
     reference: Literal["test", "train"] = "test"
     others: Mapping[str, np.ndarray] = {}
     num_resamples: int = 500
+    draw: Draw | None = None
     directory: Path | None = None
 
     def feature_space(self) -> Features:

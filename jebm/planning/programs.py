@@ -11,11 +11,10 @@ import numpy as np
 
 from jebm import sharding
 from jebm.config import Config
-from jebm.evaluation.generation import batch_program
 from jebm.planning import hlo
 from jebm.planning.topology import Topology
 from jebm.runs import run as runs
-from jebm.runs.drawing import drawing
+from jebm.runs.drawing import batch_program, drawing
 from jebm.training.loop import NUM_PROBES
 from jebm.training.placement import mesh_of, placed
 from jebm.training.step import make_step, multiplying

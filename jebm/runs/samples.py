@@ -1,4 +1,4 @@
-"""Draws any number of samples of a trained model in batches over this process's devices, resumed after a break.
+"""Draws any number of samples of a trained model in batches over all devices, resumed after a break.
 
 Memory holds one batch at a time, on the devices and on the host, for any number of samples. Each batch is a file in
 ``<out>.parts`` until all are complete; the same call after a kill draws only the missing ones. The draws of a batch
@@ -20,6 +20,7 @@ import numpy as np
 from jebm import files, images, sharding
 from jebm.config import config_hash
 from jebm.errors import ConfigError, DataError
+from jebm.runs.drawing import Draw, batches
 from jebm.runs.run import Run
 
 __all__ = ["KINDS", "draw_to"]
@@ -29,7 +30,7 @@ KINDS = (".png", ".npz", "")
 
 def draw_to(
     out: pathlib.Path, run: Run, num: int, *, seed: int = 0, batch_size: int = 256,
-    progress: Callable[[int], Any] = lambda n: None,
+    progress: Callable[[int], Any] = lambda n: None, draw: Draw | None = None,
 ) -> None:  # fmt: skip
     """Writes ``num`` samples to ``out``: a grid (``.png``), the uint8 array ``x`` (``.npz``), or a folder of PNGs.
 
@@ -43,6 +44,7 @@ def draw_to(
         batch_size: samples per call over all devices, which bounds the memory; devices that do not divide it draw a
             few more, which are dropped.
         progress: called with 0 when the first batch begins (it compiles), then with the size of each finished batch.
+        draw: how a batch is generated; None: by the devices of this process.
 
     Raises:
         DataError: samples that are not finite.
@@ -51,37 +53,32 @@ def draw_to(
     batch_size = min(batch_size, num)
     parts = out.with_name(out.name + ".parts")
     request = {"config": config_hash(run.config), "step": run.step, "seed": seed, "batch_size": batch_size, "num": num}
-    mesh = sharding.local_mesh()
-    rows = -(-batch_size // mesh.size) * mesh.size
+    devices = jax.device_count()
+    rows = -(-batch_size // devices) * devices
     if rows * math.prod(run.method.image_shape) >= 2**31:
         raise ConfigError(f"batches of {batch_size:,} images hold more than 2**31 numbers: make the batch smaller")
     _prepare(out, parts, request)
-    draw = jax.jit(
-        lambda key, state: run.method.generate(key, state, rows), out_shardings=sharding.batch_sharding(mesh)
-    )
-    state = jax.device_put(run.state, sharding.replicated(mesh))
+    draw = batches(run.method, run.state, sharding.local_mesh()) if draw is None else draw
     numbers = range(-(-num // batch_size))
     progress(0)
-    with jax.set_mesh(mesh):
-        for number in numbers:
-            count, path = min(batch_size, num - number * batch_size), _part(parts, number)
-            if not path.exists():
-                key = jax.random.fold_in(jax.random.key(seed), number)
-                floating = np.asarray(draw(key, state))[:count]
-                try:
-                    drawn = images.to_uint8(floating)
-                except DataError:  # not finite: no batch of this model is worth keeping
-                    _discard(parts)
-                    raise
-                images.warn_of_strays(floating)
-                with files.whole(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, drawn)
-            progress(count)
-    batches = (np.load(_part(parts, number)) for number in numbers)
+    for number in numbers:
+        count, path = min(batch_size, num - number * batch_size), _part(parts, number)
+        if not path.exists():
+            floating = draw(jax.random.key(seed), number, batch_size)[:count]
+            try:
+                drawn = images.to_uint8(floating)
+            except DataError:  # not finite: no batch of this model is worth keeping
+                _discard(parts)
+                raise
+            images.warn_of_strays(floating)
+            with files.whole(path) as temporary, temporary.open("wb") as file:
+                np.save(file, drawn)
+        progress(count)
+    kept = (np.load(_part(parts, number)) for number in numbers)
     if out.suffix.lower() == ".npz":
-        _write_array(out, num, batches, run.method.evaluations_per_image)
+        _write_array(out, num, kept, run.method.evaluations_per_image)
     else:
-        {".png": _write_grid, "": _write_folder}[out.suffix.lower()](out, num, batches)
+        {".png": _write_grid, "": _write_folder}[out.suffix.lower()](out, num, kept)
     _discard(parts)
 
 

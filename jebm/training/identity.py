@@ -11,21 +11,21 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import numpy as np
 
+from jebm import sharding
 from jebm.config import Config, to_dict
 from jebm.data import Source
 from jebm.errors import ConfigError
 from jebm.runs.directory import RunDirectory
 from jebm.runs.run import FrozenGenerator
 
-__all__ = ["Facts", "changed", "check_processes", "check_same_configuration", "disagreement", "facts"]
+__all__ = ["Facts", "changed", "check_processes", "check_same_configuration", "disagreement", "facts", "versions"]
 
 Facts = Mapping[str, Any]
 
 COMPARED = {
     "data_fingerprint": "the fingerprint of the images is", "generator_fingerprint": "the frozen generator's is",
-    "configuration": "the configuration has", "versions": "the versions are",
+    "configuration": "the configuration has", "versions": "the versions are", "devices": "the devices are",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def facts(config: Config, source: Source, generator: FrozenGenerator | None) -> 
     """``data_fingerprint``, ``generator_fingerprint`` (None without another run's), ``versions``, ``configuration``."""
     return {
         "data_fingerprint": source.fingerprint, "generator_fingerprint": generator.fingerprint if generator else None,
-        "versions": _versions(), "configuration": to_dict(config),
+        "versions": versions(), "configuration": to_dict(config),
     }  # fmt: skip
 
 
@@ -92,21 +92,35 @@ def disagreement(hosts: Sequence[Facts]) -> str | None:
     """The difference between the processes of one run, in words; None if they agree.
 
     Args:
-        hosts: the `facts` of each process in their order, with the ``host``'s name, and its ``problem`` or None.
+        hosts: the `facts` of each process in their order, with the ``host``'s name, its ``devices`` in words, and its
+            ``problem`` or None; a process with a problem has perhaps no more.
 
     Returns:
-        The first process that has a problem; or one of a minority, with its value and that of another process.
+        One of a minority in versions or devices, with its value and that of another process; the first process that
+        has a problem; or one of a minority in the rest.
     """
-    for host in hosts:
-        if host.get("problem"):
-            return str(host["problem"])
-    for key, words in COMPARED.items():
-        values = [json.dumps(host[key], sort_keys=True) for host in hosts]
+    return _odd(hosts, ("versions", "devices")) or _problem(hosts) or _odd(hosts, tuple(COMPARED))
+
+
+def _problem(hosts: Sequence[Facts]) -> str | None:
+    problems = [host.get("problem") for host in hosts]
+    first = next((i for i, problem in enumerate(problems) if problem), None)
+    if first is None:
+        return None
+    if first == 0 or len(set(problems)) == 1:  # process 0's is of the run: another training in the directory, say
+        return str(problems[first])
+    return f"process {first} (on {hosts[first]['host']}): {problems[first]}"
+
+
+def _odd(hosts: Sequence[Facts], keys: Sequence[str]) -> str | None:
+    for key in keys:
+        words = COMPARED[key]
+        values = [json.dumps(host.get(key), sort_keys=True) for host in hosts]
         common = collections.Counter(values).most_common(1)[0][0]
         odd = next((i for i, value in enumerate(values) if value != common), None)
         if odd is not None:
             usual = values.index(common)
-            one, other = _difference(hosts[odd][key], hosts[usual][key])
+            one, other = _difference(hosts[odd].get(key), hosts[usual].get(key))
             return (
                 f"process {odd} (on {hosts[odd]['host']}) differs from process {usual} (on {hosts[usual]['host']}): "
                 f"{words} {one} there, {other} here; give all the same data, command and versions"
@@ -114,29 +128,23 @@ def disagreement(hosts: Sequence[Facts]) -> str | None:
     return None
 
 
-def check_processes(own: Facts, problem: str | None) -> None:
+def check_processes(own: Facts | None, problem: str | None) -> None:
     """Compares with all other processes; every one of them returns, or raises the same.
 
     Args:
-        own: `facts`.
+        own: `facts`; None where a problem came before them.
         problem: why this process cannot train, or None.
 
     Raises:
         ConfigError: a process has a problem, or they differ (`disagreement`).
     """
-    own = {**own, "host": socket.gethostname(), "problem": problem}
-    found = disagreement(_gathered(own) if jax.process_count() > 1 else [own])
+    devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    here = {
+        "versions": versions(), **(own or {}), "host": socket.gethostname(), "devices": devices, "problem": problem,
+    }  # fmt: skip
+    found = disagreement([json.loads(text) for text in sharding.gathered_texts("facts", json.dumps(here))])
     if found:
         raise ConfigError(found)
-
-
-def _gathered(own: Facts) -> list[Facts]:
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
-    longest = int(multihost_utils.process_allgather(np.array([text.size])).max())
-    rows = multihost_utils.process_allgather(np.pad(text, (0, longest - text.size), constant_values=ord(" ")))
-    return [json.loads(bytes(row)) for row in np.asarray(rows)]
 
 
 def _difference(one: Any, other: Any) -> tuple[str, str]:
@@ -150,5 +158,6 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
     return str(one), str(other)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's bits."""
     return {name: metadata.version(name) for name in ("jebm", "jax", "jaxlib", "flax", "orbax-checkpoint")}

@@ -18,7 +18,7 @@ from jax import Array
 from jebm import data, images, sharding
 from jebm.config import Config, config_hash
 from jebm.energy import Generator
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError
 from jebm.methods import accumulation
 from jebm.methods.base import Method, Metrics
 from jebm.methods.shared import Trained
@@ -343,6 +343,31 @@ def train(
         CheckpointNotRead: a checkpoint that is not provably damaged, but cannot be read; nothing was changed.
     """
     log = surviving_log(log)
+    training, facts, problem = None, None, None
+    try:
+        training, facts = _prepared(config, directory, log, generator)
+    except JebmError as error:
+        if jax.process_count() == 1:
+            raise
+        problem = str(error)
+    with contextlib.ExitStack() as held:
+        problem = problem or _lock(held, directory)
+        identity.check_processes(facts, problem)  # if one has a problem, all stop
+        assert training is not None
+        assert facts is not None
+        for line in meters.first_lines(config, training.mesh, training.abstract):
+            log(line)
+        state, stopped = _train(training, directory, facts, log, allow_changed_data, profile, on_grid)
+    if stopped:
+        log(f"stopped by signal after step {int(state.step)}; saved, and the same command resumes from there")
+        sys.exit(0)
+    return state
+
+
+def _prepared(
+    config: Config, directory: RunDirectory, log: Callable[[str], None], generator: Generator | None
+) -> tuple[_Training, identity.Facts]:
+    """What a process does before it meets the others; nothing is written."""
     mesh = mesh_of(config)
     recovery.check_back_off(config.method, config.training.recovery)
     identity.check_same_configuration(config, directory)
@@ -357,17 +382,7 @@ def train(
     if frozen and not frozen.has_weights:
         log("method.generator: another run than when this one began, or none: the weights kept here are used")
     training = _Training(config, method, frozen, source, mesh, placed(abstract_state(method, config), mesh))
-    facts = identity.facts(config, source, frozen)
-    with contextlib.ExitStack() as held:
-        problem = _lock(held, directory)
-        identity.check_processes(facts, problem)  # if one has a problem, all stop
-        for line in meters.first_lines(config, mesh, training.abstract):
-            log(line)
-        state, stopped = _train(training, directory, facts, log, allow_changed_data, profile, on_grid)
-    if stopped:
-        log(f"stopped by signal after step {int(state.step)}; saved, and the same command resumes from there")
-        sys.exit(0)
-    return state
+    return training, identity.facts(config, source, frozen)
 
 
 def _lock(held: contextlib.ExitStack, directory: RunDirectory) -> str | None:

@@ -59,10 +59,9 @@ MUTANTS = (
     ),
     *of(
         "jebm/runs/samples.py", ("tests/commands/test_main.py", "tests/runs/test_samples.py"),
-        ("key = jax.random.fold_in(jax.random.key(seed), number)", "key = jax.random.key(seed)",
+        ("draw(jax.random.key(seed), number, batch_size)", "draw(jax.random.key(seed), 0, batch_size)",
          "every batch is the same"),
-        ("key = jax.random.fold_in(jax.random.key(seed), number)",
-         "key = jax.random.fold_in(jax.random.key(0), number)",
+        ("draw(jax.random.key(seed), number, batch_size)", "draw(jax.random.key(0), number, batch_size)",
          "the seed ignored"),
     ),
     *of(

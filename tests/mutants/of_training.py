@@ -78,6 +78,22 @@ MUTANTS = (
         ("range(int(part[2] or 1))", "range(1)", "nodes of the same number of tasks are one"),
     ),
     *of(
+        "jebm/sharding.py", ("tests/training/test_mesh.py",),
+        ("LOST = 75", "LOST = 0", "a lost process looks like the end of the work"),
+        ('client.key_value_set(f"{name}/begun/{number}", problem)',
+         'client.key_value_set(f"{name}/begun/{number}", "")', "processes begin what one of them cannot"),
+    ),
+    *of(
+        "jebm/commands/hosts.py", ("tests/training/test_mesh.py",),
+        ('held["draw"](key, request["i"], request["size"])', 'held["draw"](key, 0, request["size"])',
+         "other processes draw another batch"),
+    ),
+    *of(
+        "jebm/training/identity.py", ("tests/training/test_mesh.py", "tests/training/test_loop.py"),
+        ('return _odd(hosts, ("versions", "devices")) or _problem(hosts)', "return _problem(hosts)",
+         "what differs hides behind what it causes"),
+    ),
+    *of(
         "jebm/methods/accumulation.py", ("tests/methods/test_accumulation.py",),
         ("a / microbatches, total", "a, total", "the sum of the gradients"),
         ("jnp.mean(a, axis=0), means)", "a[-1], means)", "metrics of the last microbatch"),

@@ -1,5 +1,6 @@
 """The scripts of launch/, as an operator's tools see them: shellcheck, the JobSet API, a pod's signals."""
 
+import inspect
 import os
 import pathlib
 import re
@@ -47,6 +48,26 @@ def test_a_script_without_arguments_says_how_it_is_used(script):
     assert result.returncode == 2
     assert result.stderr.startswith("usage: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [
+        (["c.py", "--workdir", "a b"], "-m jebm train c.py --workdir a b"),
+        (["evaluate", "run"], "-m jebm evaluate run"),
+    ],
+)
+@pytest.mark.parametrize(("status", "ended"), [(0, 0), (1, 1), (2, 2), (75, 75), (137, 75)])
+def test_processes_of_one_machine_and_how_they_end(tmp_path, given, called, status, ended):
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/bash\necho "$JEBM_PROCESS_ID $@" >> {tmp_path}/called\nexit {status}\n')
+    fake.chmod(0o755)
+    environment = {**os.environ, "JEBM_PYTHON": str(fake)}
+    command = ["bash", str(LAUNCH / "local.sh"), "1", *given]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == ended
+    assert (tmp_path / "called").read_text() == f"0 {called}\n"
+    assert ("resumes" in result.stderr) == (ended == 75)
 
 
 def test_a_mistake_in_the_command_is_status_2(tmp_path):
@@ -101,6 +122,7 @@ SCHEMA = {
                                 "restartPolicy!": str,
                                 "terminationGracePeriodSeconds": int,
                                 "nodeSelector": dict,
+                                "tolerations": [{"key": str, "operator": str, "value": str, "effect": str}],
                                 "containers!": [
                                     {
                                         "name!": str,
@@ -174,6 +196,8 @@ def test_the_manifest_is_a_jobset(manifest):
         assert "export JEBM_PROCESS_ID=$JOB_COMPLETION_INDEX\n" in container["command"][2]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     annotations = manifest["metadata"]["annotations"]
+    (spot,) = pod["tolerations"]
+    assert list(spot.values()) == ["cloud.google.com/gke-spot", "Equal", "true", "NoSchedule"]
     assert annotations == {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
 
 
@@ -313,16 +337,28 @@ def test_gpus_that_the_tasks_do_not_divide():
 
 @pytest.mark.parametrize(
     ("behaviour", "signalled", "status", "requeued"),
-    [("exit 0", False, 0, False), ("exit 2", False, 2, False), ("saves", True, 0, True), ("fails", True, 9, False)],
+    [
+        ("exit 0", False, 0, False),
+        ("exit 1", False, 1, False),
+        ("exit 2", False, 2, False),
+        ("exit 75", False, 75, True),
+        ("exit 137", False, 137, True),
+        ("exit 137", 20, 137, False),
+        ("saves", True, 0, True),
+        ("fails", True, 9, False),
+    ],
 )
-def test_a_job_at_its_time_limit_saves_and_is_queued_again(tmp_path, behaviour, signalled, status, requeued):
+def test_a_job_at_its_time_limit_or_with_a_lost_task_is_queued_again(tmp_path, behaviour, signalled, status, requeued):
     ends = {"saves": "exit 0", "fails": "exit 9"}.get(behaviour, "")
     waits = f"trap 'touch {tmp_path}/saved; {ends}' TERM\ntouch {tmp_path}/ready\nwhile :; do sleep 0.05; done"
-    programs = {"srun": waits if ends else behaviour, "scontrol": f'echo "$@" > {tmp_path}/requeued'}
+    ends_at_once = f'echo "$@" > {tmp_path}/words\n{behaviour}'
+    programs = {"srun": waits if ends else ends_at_once, "scontrol": f'echo "$@" > {tmp_path}/requeued'}
     for name, text in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    if signalled == 20:  # times that the job was queued again
+        environment["SLURM_RESTART_COUNT"], signalled = "20", False
     with subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch"), "CONFIG"], env=environment) as job:
         if signalled:
             while not (tmp_path / "ready").exists():
@@ -331,11 +367,13 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(tmp_path, behaviour, 
         assert job.wait(timeout=60) == status
     assert (tmp_path / "saved").exists() == signalled
     assert (tmp_path / "requeued").exists() == requeued
+    if not ends:
+        assert (tmp_path / "words").read_text().endswith(" -m jebm train CONFIG\n")
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
 
 
-def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, capsys, tmp_path):
+def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, capfd, tmp_path):
     def lost(options):
         raise JaxRuntimeError("UNAVAILABLE: connection reset by peer")
 
@@ -344,8 +382,11 @@ def test_a_process_that_has_lost_another_is_to_be_started_again(monkeypatch, cap
     with pytest.raises(JaxRuntimeError):
         main(command)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert main(command) == 75
-    assert "jebm: a process of this run was lost, or cannot be reached: UNAVAILABLE" in capsys.readouterr().err
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 75
+    assert "jebm: a process of this run was lost, or cannot be reached: UNAVAILABLE" in capfd.readouterr().err
 
 
 # --- TPU VMs ----------------------------------------------------------------------------------------------------------
@@ -391,3 +432,31 @@ def test_a_slice_gets_the_last_commit_and_goes_on_without_a_connection(tmp_path)
     assert re.fullmatch(r"pip install --quiet -e \.\[tpu\] jax==\S+ flax==\S+ .*", installed)
     assert trained == "python -m jebm train a b.py --workdir /mnt/run"
     assert "step 1" in (remote / "jebm/train.log").read_text()
+    command[4:] = ["evaluate", "/mnt/run", "--num", "20"]
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert (remote / "called").read_text().splitlines()[-1] == "python -m jebm evaluate /mnt/run --num 20"
+    assert (remote / "jebm/evaluate.log").exists()
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_the_page_are_those_of_the_code():
+    page = (LAUNCH / "README.md").read_text()
+    table = r"^\| .+? \| (\d+) \| (\d+)(?: chips)? \| (\d+) \| (\d+) \| (\d+) x (\d+) \| (\d+) x (\d+) \|$"
+    rows = [[int(number) for number in row] for row in re.findall(table, page, re.MULTILINE)]
+    assert len(rows) == 4
+    for processes, devices, of_128, of_1024, data, fsdp, data_of_8, fsdp_of_8 in rows:
+        assert devices % processes == 0
+        assert (of_128 * devices, of_1024 * devices) == (128, 1024)
+        assert (data, fsdp, data_of_8 * fsdp_of_8, fsdp_of_8) == (devices, 1, devices, 8)
+    assert f"(arrays of {sharding.SMALLEST_SPLIT:,}\nentries and more)" in page
+    heartbeat = inspect.signature(jax.distributed.initialize).parameters["heartbeat_timeout_seconds"].default
+    assert f"missing for {heartbeat} seconds" in page
+    assert f"status {sharding.LOST}, which asks" in page
+    script = (LAUNCH / "slurm.sbatch").read_text()
+    assert "#SBATCH --signal=B:USR1@180\n" in script
+    assert "three minutes before the time limit" in page
+    assert "SLURM_RESTART_COUNT:-0} < 20" in script
+    assert "queued again, 20 times at most" in page

@@ -103,3 +103,17 @@ def test_a_plan_for_tpus_has_no_communication_in_chains_and_a_time(toy_experimen
     assert all(program["collectives_inside_loops"] == {} for program in found["programs"].values())
     assert 0 < found["programs"]["training step"]["seconds"] < 1
     assert found["images_per_second"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jebm[plan]'")
+def test_a_plan_for_two_slices(toy_experiment):
+    sets = ("--set", "training.fsdp=4", "--slices", "2", "--json")
+    result = command(str(toy_experiment), "--topology", "v5e:2x2", *sets)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["devices"], found["mesh"]) == (8, {"data": 2, "fsdp": 4})
+    assert all(program["collectives_inside_loops"] == {} for program in found["programs"].values())
+    too_wide = command(str(toy_experiment), "--topology", "v5e:2x2", *sets, "--set", "training.fsdp=8")
+    assert too_wide.returncode == 2
+    assert "slices of [4, 4] devices take no mesh with an fsdp axis of 8" in too_wide.stderr

@@ -409,7 +409,8 @@ HOST = {
         ({"generator_fingerprint": "g"}, "the frozen generator's is g there, None here"),
         ({"versions": {"jax": "0.11"}}, "the versions are jax=0.11 there, 0.10 here"),
         ({"configuration": {"training": {"seed": 1, "num_steps": 5}}}, "has training.seed=1 there, 0 here"),
-        ({"problem": "it is locked"}, "it is locked"),
+        ({"devices": "4 x TPU v5e"}, "the devices are 4 x TPU v5e there, None here"),
+        ({"problem": "it is locked"}, "process 2 (on b): it is locked"),
     ],
 )  # fmt: skip
 def test_processes_that_differ(changes, words):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import numpy as np
@@ -247,8 +248,8 @@ def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp
     train(override(load_file(toy_experiment), []), RunDirectory(tmp_path / "alone"), lambda line: None)
     directory = tmp_path / "run"
     killed = launch(signalled_toy, directory, "1", signal.SIGKILL)
-    assert killed.returncode == 1, killed.stderr
-    assert "the same command resumes from the newest checkpoint" in killed.stderr
+    assert killed.returncode == 75, killed.stderr
+    assert "a process ended with status 137; the same command resumes" in killed.stderr
     assert len(lines_of(directory)) < 12
     again = launch(signalled_toy, directory)
     assert again.returncode == 0, again.stderr
@@ -256,43 +257,10 @@ def test_two_processes_one_of_which_is_killed(toy_experiment, signalled_toy, tmp
     assert_same_metrics(lines_of(tmp_path / "alone"), lines_of(directory))
 
 
-OTHER_IMAGES = '''
-"""A toy whose second process has other images."""
-
-import dataclasses, os
-
-from jebm.training import loop
-from helpers.toy import get_config as get_config
-
-load_source = loop.load_source
-
-
-def other(config, method):
-    source = load_source(config, method)
-    second = os.environ["JEBM_PROCESS_ID"] == "1"
-    return dataclasses.replace(source, fingerprint=source.fingerprint[::-1]) if second else source
-
-
-loop.load_source = other
-'''
-
-
-@pytest.mark.slow
-def test_two_processes_with_different_images_are_refused(tmp_path):
-    (tmp_path / "other.py").write_text(OTHER_IMAGES)
-    result = launch(tmp_path / "other.py", tmp_path / "run")
-    assert result.returncode == 2, result.stderr
-    assert "jebm: process 1 (on " in result.stderr
-    assert "differs from process 0 (on " in result.stderr
-    assert "the fingerprint of the images is " in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "run/checkpoints").exists()
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_same_bits_whatever_happened(signalled_toy, tmp_path):
     assert launch(signalled_toy, tmp_path / "whole").returncode == 0
-    for name, process, number, status in (("killed", "1", signal.SIGKILL, 1), ("stopped", "1", signal.SIGTERM, 0)):
+    for name, process, number, status in (("killed", "1", signal.SIGKILL, 75), ("stopped", "1", signal.SIGTERM, 0)):
         first = launch(signalled_toy, tmp_path / name, process, number)
         assert first.returncode == status, first.stderr
         if number == signal.SIGTERM:
@@ -303,72 +271,221 @@ def test_two_processes_give_the_same_bits_whatever_happened(signalled_toy, tmp_p
 
 VERBS = textwrap.dedent(
     """
-    import sys
+    import json, os, sys
     import helpers.toy
+    from jebm import sharding
     from jebm.commands.main import main
 
-    experiment, directory, small = sys.argv[1:4]
-    sys.exit(main({
-        "train": ["train", experiment, "--workdir", directory, "--set", "training.num_steps=4",
-                  "training.evaluate_at_end=true", "evaluation.num_samples=20", "evaluation.batch_size=20"],
-        "sample": ["sample", directory, "--num", "10", "--batch-size", "4", "--out", directory + "/drawn.npz"],
-        "evaluate": ["evaluate", directory, "--metrics", "generation,scores", "--num", "20"],
-        "restore": ["restore", directory, "--task", "inpaint", "--input", small, "--degrade", "--num-steps", "2",
-                    "--out", directory + "/restored.npz"],
-        "report": ["report", directory],
-        "wrong": ["sample", directory, "--num", "10", "--step", "2", "--out", directory + "/none.npz"],
-    }[sys.argv[4]]))
+    experiment, run, small, out, *verbs = sys.argv[1:]
+    written = []
+
+    def watch(event, given):
+        writes = event in ("os.mkdir", "os.rename", "os.remove")
+        writes = writes or (event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR))
+        if writes and str(given[0]).startswith(run) and "checkpoints" not in str(given[0]):
+            written.append(str(given[0]))
+
+    started = sharding.initialize()  # once for all verbs
+    sharding.initialize = lambda: started
+    sys.addaudithook(watch)
+    train = ["train", experiment, "--workdir", run, "--set", "training.num_steps=4"]
+    words = {
+        "train": train,
+        "train, evaluate": [*train, "training.evaluate_at_end=true", "evaluation.num_samples=20"],
+        "sample": ["sample", run, "--num", "10", "--batch-size", "6", "--out", run + "/drawn.npz"],
+        "evaluate": ["evaluate", run, "--metrics", "generation", "--num", "22"],
+        "restore": ["restore", run, "--task", "inpaint", "--input", small, "--degrade", "--num-steps", "2",
+                    "--out", run + "/restored.npz"],
+        "report": ["report", run],
+        "wrong": ["sample", run, "--num", "10", "--step", "2", "--out", run + "/none.npz"],
+    }
+    statuses = [main(words[verb]) for verb in verbs]
+    with open(out, "w") as file:
+        json.dump([statuses, written], file)
     """
 )
 
 
-def together(number, *words):
-    """A script in so many processes of one port: (status, output, errors) of each."""
+def processes(number, devices, script, *words):
+    """A script in so many processes of one port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     several = {"JEBM_COORDINATOR": f"127.0.0.1:{port}", "JEBM_NUM_PROCESSES": str(number)} if number > 1 else {}
-    started = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", VERBS, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**environment(2), **several, **({"JEBM_PROCESS_ID": str(i)} if several else {})},
+            [sys.executable, "-c", script, *(str(word).format(i) for word in words)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**environment(devices), **several, **({"JEBM_PROCESS_ID": str(i)} if several else {})},
         )
         for i in range(number)
     ]  # fmt: skip
-    return [(process.returncode, *texts) for process in started for texts in [process.communicate(timeout=400)]]
 
 
-@pytest.mark.slow
-def test_every_verb_of_two_processes_is_that_of_one(toy_experiment, tmp_path):
-    small = tmp_path / "small.npy"
+def run_verbs(number, devices, verbs, experiment, run):
+    """Statuses, files written and texts of each process."""
+    small, out = run.parent / "small.npy", run.parent / "out{}.json"
     np.save(small, np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8))
+    started = processes(number, devices, VERBS, experiment, run, small, out, *verbs)
+    texts = [process.communicate(timeout=400) for process in started]
+    assert [process.returncode for process in started] == [0] * number, texts
+    found = [json.loads((run.parent / f"out{i}.json").read_text()) for i in range(number)]
+    return *zip(*found, strict=True), texts
+
+
+def test_the_verbs_of_two_processes_give_the_bits_of_one(toy_experiment, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    for verb in ("train", "sample", "evaluate", "restore", "report"):
-        ((status, _, errors),) = together(1, toy_experiment, one, small, verb)
-        assert status == 0, errors
-        both = together(2, toy_experiment, two, small, verb)
-        assert [status for status, _, _ in both] == [0, 0], both
-        said = [line for line in both[1][1].splitlines() if "[Gloo]" not in line]
-        assert said == []  # the second process says and writes nothing
-        if verb != "train":
-            assert "process 0 does this on its own devices; the others of 2 wait" in both[0][1]
-        if verb == "train":  # what follows starts from the same bits: their sums are ordered by the number of devices
-            assert (two / "evaluation").is_dir()
-            assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
-            for folder in ("checkpoints", "config.json", "metrics.jsonl"):
-                shutil.rmtree(two / folder) if (two / folder).is_dir() else (two / folder).unlink()
-                copy = shutil.copytree if (one / folder).is_dir() else shutil.copy
-                copy(one / folder, two / folder)
-    for name in ("drawn.npz", "restored.npz"):
-        with np.load(one / name) as first, np.load(two / name) as second:
-            assert first["x"].dtype == np.uint8
-            np.testing.assert_array_equal(first["x"], second["x"])
-    assert not list(two.glob("*.parts"))
+    statuses, _, _ = run_verbs(1, 4, ("train", "sample", "evaluate", "restore"), toy_experiment, one)
+    assert statuses == ([0, 0, 0, 0],)
+    two.mkdir()
+    shutil.copytree(one / "checkpoints", two / "checkpoints")
+    shutil.copy(one / "config.json", two)
+    shutil.copy(one / "metrics.jsonl", two)
+    statuses, written, said = run_verbs(2, 2, ("sample", "evaluate", "restore", "wrong"), toy_experiment, two)
+    assert statuses == ([0, 0, 0, 2], [0, 0, 0, 2])
+    assert written[0]
+    assert written[1] == []  # only the first process writes, and speaks
+    assert [line for line in said[1][0].splitlines() if "[Gloo]" not in line] == []
+    assert "jebm: no checkpoint of step 2" in said[0][1]
+    assert "jebm: process 0 does this; of 2 the others generate with it, and wait" in said[0][0]
+    for name in ("drawn.npz", "restored.npz", "evaluation/*-n22.npz"):
+        ((first,), (second,)) = one.glob(name), two.glob(name)
+        with np.load(first) as expected, np.load(second) as found:
+            assert found["x"].dtype == np.uint8
+            np.testing.assert_array_equal(found["x"], expected["x"])
     scores = [{path.name: json.loads(path.read_text())["value"] for path in (where / "evaluation").glob("*.json")}
               for where in (one, two)]  # fmt: skip
     assert scores[0]
     assert scores[0] == scores[1]
-    assert (two / "report.html").exists()
-    wrong = together(2, toy_experiment, two, small, "wrong")
-    assert [status for status, _, _ in wrong] == [2, 2]
-    assert "jebm: no checkpoint of step 2" in wrong[0][2]
+    assert not list(two.glob("*.parts"))
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_scores_and_reports(toy_experiment, tmp_path):
+    run = tmp_path / "run"
+    statuses, written, _ = run_verbs(2, 2, ("train, evaluate", "report"), toy_experiment, run)
+    assert statuses == ([0, 0], [0, 0])
+    assert written[1] == []
+    assert list((run / "evaluation").glob("*.json"))
+
+    assert (run / "report.html").exists()
+
+
+REFUSED = textwrap.dedent(
+    """
+    import dataclasses, sys
+    import helpers.toy
+    import jax
+    from jebm import sharding
+    from jebm.commands.main import main
+    from jebm.errors import ConfigError
+    from jebm.training import identity, loop
+
+    started = sharding.initialize()  # once for all trainings
+    sharding.initialize = lambda: started
+
+    def of_the_second(module, name, changed, words=()):
+        kept, second = getattr(module, name), jax.process_index() == 1
+        if second:
+            setattr(module, name, changed(kept))
+        assert main(["train", sys.argv[1], "--workdir", sys.argv[2], *(words if second else ())]) == 2
+        setattr(module, name, kept)
+
+    def missing(load):
+        def load_source(config, shape):
+            raise ConfigError("there are no images")
+        return load_source
+
+    of_the_second(loop, "load_source", lambda load: lambda *given: dataclasses.replace(load(*given), fingerprint="f"))
+    of_the_second(loop, "load_source", missing)
+    of_the_second(identity, "versions", lambda versions: lambda: {**versions(), "jax": "0.0"})
+    of_the_second(jax, "local_device_count", lambda count: lambda: 3)
+    of_the_second(loop, "ADVICE", lambda same: same, ["--set", "method.step_size=0.2"])
+    """
+)
+
+
+def test_processes_that_differ_are_refused_in_one_line_that_names_the_host(toy_experiment, tmp_path):
+    started = processes(2, 2, REFUSED, toy_experiment, tmp_path / "run")
+    texts = [process.communicate(timeout=200)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], texts
+    second = f"jebm: process 1 (on {socket.gethostname()})"
+    differs = f"{second} differs from process 0 (on {socket.gethostname()})"
+    expected = (
+        f"{differs}: the fingerprint of the images is f there", f"{second}: there are no images",
+        f"{differs}: the versions are jax=0.0 there", f"{differs}: the devices are 3 x cpu there, 2 x cpu here",
+        f"{differs}: the configuration has method.step_size=0.2 there, 0.1 here",
+    )  # fmt: skip
+    for text in texts:
+        lines = [line for line in text.splitlines() if line.startswith("jebm: ")]
+        assert [line.startswith(start) for line, start in zip(lines, expected, strict=True)] == [True] * 5, lines
+        assert "Traceback" not in text
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+UNSERVED = textwrap.dedent(
+    """
+    import os
+    import jax
+    from jebm import sharding
+    from jebm.errors import ConfigError
+
+    assert sharding.initialize()
+    index, called = jax.process_index(), []
+
+    def work(ask):
+        for number in range(3):
+            try:
+                ask({"number": number})
+                called.append(number)
+            except ConfigError as error:
+                assert str(error).startswith("process 2 (on ") and str(error).endswith("): not here"), error
+        return 7
+
+    def serve(request):
+        if request["number"] == 1 and index == 2:
+            raise ConfigError("not here")
+        return lambda: called.append(request["number"])
+
+    for _ in range(2):
+        called.clear()
+        assert sharding.led("work", work, serve) == 7
+        assert called == [0, 2]  # none begins what one of them cannot
+    assert sharding.gathered_texts("names", f"of {index}") == ["of 0", "of 1", "of 2"]
+    """
+)
+
+
+def test_three_processes_begin_only_what_all_can():
+    started = processes(3, 1, UNSERVED)
+    texts = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], texts
+
+
+LOST = textwrap.dedent(
+    """
+    import functools, sys
+    import jax
+    from jebm.commands.main import main
+
+    # in the place of 100 s
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=6)
+    sys.exit(main(["train", sys.argv[1], "--workdir", sys.argv[2], "--set", "training.num_steps=1000000"]))
+    """
+)
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_whose_peer_is_killed_asks_for_another_start(toy_experiment, tmp_path, killed):
+    started = processes(2, 2, LOST, toy_experiment, tmp_path / "run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert [process.poll() for process in started] == [None, None], started[0].communicate()
+        time.sleep(0.05)
+    started[killed].kill()
+    texts = [process.communicate(timeout=100) for process in started]
+    assert started[1 - killed].returncode == 75, texts
+    errors = texts[1 - killed][1]
+    assert errors.count("jebm: a process of this run was lost, or cannot be reached") == 1
+    assert "Traceback" not in errors
+    assert "stack trace" not in errors
