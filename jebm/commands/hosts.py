@@ -31,8 +31,8 @@ def drawing(trained: "Run", weights: "Weights | None", ask: "Ask | None") -> "Dr
 
     own = _batches(trained, weights)
     run = {
-        "model": trained.meta.get("name", str(trained.directory.path)), "step": trained.step, "weights": weights, "versions": _versions(),
-        "config": _hash(trained),
+        "model": trained.meta.get("name", str(trained.directory.path)), "step": trained.step, "weights": weights,
+        "versions": _versions(), "config": _hash(trained),
     }  # fmt: skip
 
     def draw(key: "Array", i: int, size: int) -> Any:
