@@ -134,9 +134,11 @@ def test_an_energy_of_your_own():
 
 def test_settings_of_a_notebook_are_those_that_there_are():
     config = jebm.config.load_file(ROOT / "configs/digits/ec_vae.py")
-    given = next(block for block in blocks("how-to/notebook.md", "python") if "override(" in block)
+    given, refined = (block for block in blocks("how-to/notebook.md", "python") if "override(" in block)
     changed = run(given, "notebook.md", {"jebm": jebm, "config": config})["config"]
     assert (changed.training.num_steps, changed.method.latent_size) == (200, 8)
+    refined = refined.replace("configs/", f"{ROOT}/configs/").partition("run = ")[0]
+    assert run(refined, "notebook.md", {"jebm": jebm})["config"].method.generator == "given"
 
 
 def test_configurations_that_pages_name_are_there():
