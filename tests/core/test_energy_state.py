@@ -253,7 +253,7 @@ def test_what_a_module_writes_into_itself_does_not_leave_the_chain():
 
 def test_what_cannot_be_seen_through():
     """As the docstring of `jebm.energy` says: chains go on with what was there when they were compiled."""
-    box, steps, well = np.zeros(2), [0], Well(0.0)
+    box, steps, well = np.zeros(2, np.float32), [0], Well(0.0)
     inner = jax.jit(lambda x: quadratic(well.centre[...], x))
     functions = {
         "written in place": lambda x: quadratic(box, x),
