@@ -34,9 +34,9 @@ def as_partial(function: Callable[..., Any], *arguments: Any) -> Partial:
     return Partial(function, *arguments)
 
 
-def closed_over(function: Partial) -> list[Any]:
+def closed_over(function: Callable[..., Any]) -> list[Any]:
     """The arrays and floats that a function of `as_partial` reads from elsewhere, which are none of its leaves."""
-    inner = function.args[0] if function.func is _call and function.args else None
+    inner = function.args[0] if isinstance(function, Partial) and function.func is _call else None
     return list(_reads(inner.function)) if isinstance(inner, _Closure) else []
 
 
@@ -64,11 +64,11 @@ class _Module:
     def __init__(self, function: Any, parts: Any = None) -> None:
         self.function, self.parts = function, parts
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         children, (structure, kept, method) = self.tree_flatten()
         given = iter(children)
         module = structure.unflatten([next(given) if leaf is None else leaf[0] for leaf in kept])
-        return module(*arguments) if method is None else method(module, *arguments)
+        return module(*arguments, **keywords) if method is None else method(module, *arguments, **keywords)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         if self.function is None:
@@ -92,8 +92,8 @@ class _Closure:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.function(*arguments, **keywords)
 
     def tree_flatten(self) -> tuple[tuple[()], Any]:
         return (), (self.function, tuple(map(_Same, _reads(self.function))))
@@ -178,6 +178,8 @@ def _reads(function: Callable[..., Any]) -> Iterator[Any]:
                         yield from of_value(held[name], names, known)
                     elif inspect.isfunction(method):
                         yield from of_function(types.MethodType(method, leaf))
+                if callable(leaf):
+                    yield from of_function(leaf)
 
     yield from of_function(function)
 

@@ -169,6 +169,16 @@ class Trainer:
         return self(x) + 0.0 * jnp.sum(self.centre)
 
 
+class Plain:
+    """An object that is no function, with a method that is one."""
+
+    def __init__(self):
+        self.place = jnp.zeros(2)
+
+    def loss(self, x):
+        return quadratic(self.place, x)
+
+
 CENTRE = jnp.zeros(2)
 
 
@@ -181,7 +191,7 @@ def through_a_function(x):
 
 
 def test_arrays_that_a_function_reads_from_elsewhere_are_followed(monkeypatch):
-    params, trainer = {"centre": jnp.zeros(2)}, Trainer()
+    params, trainer, plain = {"centre": jnp.zeros(2)}, Trainer(), Plain()
     centre = jnp.zeros(2)
 
     def of_a_variable(x):
@@ -190,12 +200,13 @@ def test_arrays_that_a_function_reads_from_elsewhere_are_followed(monkeypatch):
     functions = [
         lambda x: quadratic(params["centre"], x), of_a_variable, of_a_global, through_a_function, trainer,
         trainer.energy, lambda x: trainer(x), lambda x: trainer.energy(x), lambda x: quadratic(trainer.centre, x),
+        lambda x: plain.loss(x),
         lambda x: jax.vmap(lambda a: quadratic(params["centre"], a))(x[None])[0],
     ]  # fmt: skip
     kernels = [descent(function) for function in functions]
     for kernel in kernels:
         np.testing.assert_allclose(ends(kernel), 0.0)
-    params["centre"] = centre = trainer.centre = jnp.full(2, 4.0)
+    params["centre"] = centre = trainer.centre = plain.place = jnp.full(2, 4.0)
     monkeypatch.setitem(globals(), "CENTRE", centre)
     for kernel in kernels:
         np.testing.assert_allclose(ends(kernel), 2.0)
@@ -215,6 +226,7 @@ def test_a_function_that_reads_the_same_arrays_compiles_once():
     first = ends(kernel)
     once = len(traces)
     trainer.unread = jnp.ones(3)
+    trainer.scale = float("1.0")  # another object, the same number
     np.testing.assert_array_equal(ends(kernel), first)
     np.testing.assert_array_equal(ends(descent(energy)), first)
     assert len(traces) == once
@@ -253,7 +265,7 @@ def test_what_a_module_writes_into_itself_does_not_leave_the_chain():
 
 def test_what_cannot_be_seen_through():
     """As the docstring of `jebm.energy` says: chains go on with what was there when they were compiled."""
-    box, steps, well = np.zeros(2), [0], Well(0.0)
+    box, steps, well = np.zeros(2, np.float32), [0], Well(0.0)
     inner = jax.jit(lambda x: quadratic(well.centre[...], x))
     functions = {
         "written in place": lambda x: quadratic(box, x),

@@ -43,6 +43,7 @@ MUTANTS = (
         ("for value in (owner, *cells, *(known[name]", "for value in (owner, *(known[name]", "cells are not read"),
         ("*(known[name] for name in sorted(names & known.keys()))", "", "global variables are not read"),
         ("yield from of_function(types.MethodType(method, leaf))", "pass", "methods that are called are not read"),
+        ("if callable(leaf):\n", "if False:\n", "callables inside containers are not read"),
         ("frozenset(code.co_names).union(*map(_names, inner))", "frozenset(code.co_names)",
          "names of inner functions are not read"),
         ("leaf if _is_array(leaf) else _followed(leaf) for", "leaf if _is_array(leaf) else None for",
