@@ -60,7 +60,12 @@ class Copies:
     def __init__(self, folder: pathlib.Path, number: int) -> None:
         self._free: queue.Queue[tuple[pathlib.Path, int | None]] = queue.Queue()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
-        leave = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build")
+        everywhere = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+        at_the_top = {"runs", "data", "build"}  # jebm/runs and jebm/data are the library's
+
+        def leave(path: str, names: list[str]) -> set[str]:
+            return everywhere(path, names) | (at_the_top if pathlib.Path(path) == ROOT else set())
+
         for i in range(number):
             shutil.copytree(ROOT, folder / f"copy{i}", ignore=leave)
             self._free.put((folder / f"copy{i}", cores[i % len(cores)]))
