@@ -23,6 +23,7 @@ from jebm import files, methods
 from jebm.config import Config, from_dict, to_dict
 from jebm.errors import ConfigError, DataError, shown
 from jebm.mcmc.bank import Bank
+from jebm.methods.base import Weights
 from jebm.methods.shared import Trained, has_ema, with_weights
 
 __all__ = ["SUFFIX", "Packed", "find", "pack", "read", "released", "state_of"]
@@ -106,7 +107,7 @@ def pack(run: Any, out: pathlib.Path, card: Mapping[str, Any]) -> str:
     Returns:
         The SHA-256 of the file.
     """
-    weights = run.method.weights if has_ema(run.state) else "raw"
+    weights: Weights = run.method.weights if has_ema(run.state) else "raw"
     generator = run.directory.read_generator() if methods.given_generator(run.config) else None
     description = {
         "format": FORMAT,

@@ -73,7 +73,8 @@ def taken(configurations, monkeypatch):
     def take(line):
         options = parse(words(line))
         if options.verb is VERBS["train"]:
-            override(configurations[str(options.config)], options.set)
+            name = str(options.config)  # of a file, or as `jebm configs` prints it
+            override(configurations[name if name.endswith(".py") else f"configs/{name}.py"], options.set)
         return options
 
     return take
