@@ -84,7 +84,10 @@ def test_the_plan_s_step_does_what_its_config_says(toy_experiment):
         (["--topology", "h100:2x0"], "give a kind and a shape"),
         (["--topology", "b300:2x8"], "there are cpu:8"),
         (["--topology", "cpu:1", "--set", "training.sample_every=0", "--only", "grid"], "this run draws none"),
-        (["--topology", "cpu:2", "--set", "data.batch_size=31"], "data.batch_size=31 does not divide"),
+        (
+            ["--topology", "cpu:1", "--set", "data.batch_size=31", "--set", "training.microbatches=2"],
+            "data.batch_size=31 does not divide",
+        ),
         (["--topology", "cpu:1", "--set", "training.fsdp=3"], "training.fsdp=3"),
     ],
 )
