@@ -5,6 +5,9 @@ Data:      tfds:lsun/church_outdoor ('jebm data info SOURCE': what to bring): 12
            central square, antialiased bilinear resize to 64.
 Hardware:  one GPU of 80 GB or a TPU slice. About 4 hours for 210,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (9 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Expect:    unknown. Sizes, formulas and scores of the paper are not at hand, so this is no replication, and no score of
            the paper is promised. A sample costs 20 gradients of the semantic energy, on latents, and
            786 evaluations of the U-Net.

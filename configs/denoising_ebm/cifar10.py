@@ -5,6 +5,9 @@ Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 
            --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
 Hardware:  one GPU of 80 GB or a TPU slice. About 2 hours for 300,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (2.4 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Expect:    unknown: not trained at this size. Sizes, formulas and scores of the paper are not at hand, so this is no
            replication, and no score of the paper is promised. A sample costs 20 gradients of the semantic energy, on
            latents, and 19 evaluations of the U-Net; `--set method.sampling=texture_only` starts from noise instead.

@@ -6,6 +6,9 @@ Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,
            depend on the crop: state it.
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (28 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Devices:   1: 64 rows; 8: 8 rows each; 16: 4 rows each; 64: 1 row each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true; no microbatches, for its
+           networks normalise by the statistics of the whole batch.
 Expect:    faces within a few thousand iterations, then sharper. No score of the paper is promised.
 
 From the released code: the 32 px networks that these extend, both Adams, K, s, τ, β, λ and its rate, and the energy's

@@ -6,6 +6,9 @@ Data:      tfds:celeb_a_hq/256 ('jebm data info SOURCE': what to bring): 30,000 
 Hardware:  one GPU of 80 GB or a TPU slice. About 20 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (10 TFLOP an iteration) at an assumed 30 TFLOP/s, thin layers on
            large maps being slow, and no measurement.
+Devices:   1: 16 rows; 8: 2 rows each; 16: 1 row each; 64 do not divide the batch. The batch stays, so the learning
+           rate does; training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true; no microbatches,
+           for its networks normalise by the statistics of the whole batch.
 Expect:    faces after some ten thousand iterations. This is the least certain of the experiments: the 256 px model
            was never released whole. No score of the paper is promised.
 

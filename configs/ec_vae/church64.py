@@ -6,6 +6,9 @@ Data:      tfds:lsun/church_outdoor ('jebm data info SOURCE': what to bring): 12
            distance: compare with the training split, and say so ('jebm evaluate --reference train').
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 200,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (28 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Devices:   1: 64 rows; 8: 8 rows each; 16: 4 rows each; 64: 1 row each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true; no microbatches, for its
+           networks normalise by the statistics of the whole batch.
 Expect:    sky and silhouettes first, then facades. No score of the paper is promised.
 
 From the released code: the 32 px networks that these extend, both Adams, K, s, τ, β, λ and its rate, and the energy's

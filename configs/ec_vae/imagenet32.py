@@ -5,6 +5,9 @@ Data:      tfds:imagenet_resized/32x32 ('jebm data info SOURCE': what to bring):
            out. tfds:downsampled_imagenet/32x32, the set of likelihoods, holds other images: say which.
 Hardware:  one GPU of 80 GB or a TPU slice. About 30 hours for 300,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (51 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true; no microbatches, for its
+           networks normalise by the statistics of the whole batch.
 Expect:    textures and layouts before objects; 300,000 iterations are 30 passes over the set. No score of the paper
            is promised.
 

@@ -5,6 +5,9 @@ Data:      tfds:stl10 ('jebm data prepare tfds:stl10' downloads it): the 105,000
            antialiased bilinear resize from 96 to 32 pixels; the 8,000 `test` images are held out.
 Hardware:  one GPU of 80 GB or a TPU slice. About 10 hours for 100,000 iterations on an H100-class GPU; this is
            an estimate from the operation count (51 TFLOP an iteration at an assumed 150 TFLOP/s), not a measurement.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true; no microbatches, for its
+           networks normalise by the statistics of the whole batch.
 Expect:    blurry shapes within a few thousand iterations, then sharper; `calibration` settles a little above the
            tolerance of 0.05 while `dual` rises slowly from 30. No score of the paper is promised.
 

@@ -7,6 +7,9 @@ Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,
            the central 178x178 pixels of the aligned images, antialiased bilinear resize to 64.
            gen.ckpt: the SN-GAN generator that the authors release; or --set method.generator=DIR, a run of ours.
 Hardware:  one GPU. 214 TFLOP an iteration, from the operation count: about 7 hours at an assumed 200 TFLOP/s.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Expect:    no score could be found, neither before nor after refinement; not measured here.
 
 From the released code: all values of training and sampling. No prior acts on z, and tau = 0: chains are short-run

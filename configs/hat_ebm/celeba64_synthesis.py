@@ -4,6 +4,9 @@ Command:   jebm train configs/hat_ebm/celeba64_synthesis.py --workdir runs/hat_c
 Data:      tfds:celeb_a ('jebm data info tfds:celeb_a' says what to bring): 162,770 images to train, 19,962 held out,
            the central 178x178 pixels of the aligned images, antialiased bilinear resize to 64.
 Hardware:  one GPU. 32 TFLOP an iteration, from the operation count: about 2 hours at an assumed 200 TFLOP/s.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Scores:    jebm evaluate DIR --metrics generation --num 49920 --reference train, as the paper's protocol has it.
 Expect:    Frechet distance 11.57 is what the paper is reported to have; not measured here.
 

@@ -7,6 +7,9 @@ Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 
            --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
            gen.ckpt: the SN-GAN generator that the authors release; or --set method.generator=DIR, a run of ours.
 Hardware:  one GPU. 494 TFLOP an iteration, from the operation count: about 17 hours at an assumed 200 TFLOP/s.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Expect:    no score could be found, neither before nor after refinement; not measured here.
 
 From the released code: all values of training and sampling. No prior acts on z, and in training tau = 0: chains are

@@ -5,6 +5,9 @@ Command:   jebm train configs/hat_ebm/cifar10_autoencoder.py --workdir runs/hat_
 Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
            --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
 Hardware:  one GPU. 309 TFLOP an iteration, from the operation count: about 11 hours at an assumed 200 TFLOP/s.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Expect:    no score could be found; not measured here.
 
 From the released code: all values; tau = 1/(2 0.1^2) = 50 in training and in sampling, data noise 1e-2. Samples come

@@ -4,6 +4,9 @@ Command:   jebm train configs/hat_ebm/cifar10_synthesis.py --workdir runs/hat_ci
 Data:      tfds:cifar10 ('jebm data prepare tfds:cifar10' downloads it): 50,000 images to train, 10,000 held out. Or
            --set data.source=npz:data/cifar10.npz, an archive of uint8 x_train and x_test.
 Hardware:  one GPU. 31 TFLOP an iteration, from the operation count: about 2 hours at an assumed 200 TFLOP/s.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Scores:    jebm evaluate DIR --metrics generation --num 49920 --reference train, as the paper's protocol has it.
 Expect:    Frechet distance 19.30 is what the paper is reported to have; not measured here.
 

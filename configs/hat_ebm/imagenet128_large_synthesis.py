@@ -6,6 +6,9 @@ Data:      tfds:imagenet2012 ('jebm data info SOURCE': what to bring): 1,281,167
            processes.
 Hardware:  32 GPUs or a TPU slice of 32, as the authors say.
            545 TFLOP an iteration, from the operation count, about 227 hours at an assumed 200 TFLOP/s in all.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all, or --set training.fsdp=8, which splits a state of 6.4 GB, on 8 and more. Where memory
+           is short, --set training.microbatches=2 as long as a device keeps two rows.
 Scores:    jebm evaluate DIR --metrics generation --num 49920 --reference train, as the paper's protocol has it.
 Expect:    Frechet distance 29.37 is what the paper is reported to have, presumably of this width; not measured here.
 

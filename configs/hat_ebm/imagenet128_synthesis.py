@@ -6,6 +6,9 @@ Data:      tfds:imagenet2012 ('jebm data info SOURCE': what to bring): 1,281,167
            processes.
 Hardware:  8 GPUs or a TPU slice of 8, as the authors say.
            137 TFLOP an iteration, from the operation count, about 57 hours at an assumed 200 TFLOP/s in all.
+Devices:   1: 128 rows; 8: 16 rows each; 16: 8 rows each; 64: 2 rows each. The batch stays, so the learning rate does;
+           training.fsdp=1 on all. Where memory is short, --set method.rematerialize=true, or --set
+           training.microbatches=4 on 1, 8 or 16.
 Scores:    jebm evaluate DIR --metrics generation --num 49920 --reference train, as the paper's protocol has it.
 Expect:    no score of this width is published.
 

@@ -6,18 +6,36 @@ the trip counts of the loops around it.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Collectives", "Executed", "Instruction", "collectives", "cycles", "executed", "flops", "products"]
+__all__ = [
+    "Collectives", "Executed", "Instruction", "collectives", "cycles", "executed", "flops", "flops_by_precision",
+    "kernels", "moved", "products",
+]  # fmt: skip
 
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
 )  # fmt: skip
 PRODUCTS = ("dot", "convolution")
+# libraries that a GPU's compiler calls: for convolutions, where image, kernel and output are among (result, operands);
+# window and labels are those of the convolution whose value or gradient it is
+CONVOLUTIONS = {
+    "__cudnn$convForward": (1, 2, 0),
+    "__cudnn$convBiasActivationForward": (1, 2, 0),
+    "__cudnn$convBackwardInput": (0, 2, 1),
+    "__cudnn$convBackwardFilter": (1, 0, 2),
+}
+DOTS = ("__cublas$gemm", "__cublas$lt$matmul")
+# lines that move nothing through memory by themselves: what they call is counted where it runs
+FREE = (
+    "after-all", "async-start", "bitcast", "call", "conditional", "constant", "get-tuple-element",
+    "optimization-barrier", "parameter", "partition-id", "replica-id", "tuple", "while",
+)  # fmt: skip
+SLICES = ("dynamic-slice", "gather", "slice")
 ARRAY = re.compile(r"\b(pred|token|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -26,6 +44,9 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+TARGET = re.compile(r'custom_call_target="([^"]*)"')
+CONTRACTED = re.compile(r'(?:lhs_contracting_dims=\{|"lhs_contracting_dimensions":\[)([\d,"]*)')
+FLOAT32 = re.compile(r"operand_precision=\{highest|\"operand_precision\":\[\"HIGHEST")
 
 
 class Instruction(NamedTuple):
@@ -36,7 +57,7 @@ class Instruction(NamedTuple):
         sizes: their bytes.
         opcode: as HLO names it.
         operands: names of lines of the same computation.
-        text: what follows: attributes; the value of a constant.
+        text: what follows: attributes; the value of a constant, the number of a parameter.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -55,6 +76,7 @@ class Executed(NamedTuple):
         times: how often it runs.
         looped: whether a loop is around it.
         fused: whether it is inside a fusion, where nothing goes through memory.
+        inside: the lines of a fusion, by name.
     """
 
     line: Instruction
@@ -62,6 +84,7 @@ class Executed(NamedTuple):
     times: int
     looped: bool
     fused: bool
+    inside: Mapping[str, Instruction]
 
 
 class Collectives(NamedTuple):
@@ -103,7 +126,7 @@ def _instruction(text: str) -> Instruction:
         sizes.append(0 if name == "token" else math.prod(shape) * int(bits or 8) // 8)
     opcode, inside = text[end:opening].strip(), text[opening + 1 : closing - 1]
     operands = () if opcode in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", inside))
-    rest = inside if opcode == "constant" else text[closing:]
+    rest = inside if opcode in ("constant", "parameter") else text[closing:]
     return Instruction(tuple(shapes), tuple(sizes), opcode, operands, rest)
 
 
@@ -121,8 +144,9 @@ def _walk(name: str, computations: Computations, times: int, *, looped: bool, fu
     lines = computations[name]
     for line in lines.values():
         operands = tuple(lines[operand] for operand in line.operands if operand in lines)
-        yield Executed(line, operands, times, looped, fused)
         called = dict(CALLED.findall(line.text))
+        inside_it = computations[called["calls"]] if line.opcode == "fusion" else {}
+        yield Executed(line, operands, times, looped, fused, inside_it)
         if line.opcode == "while":
             inner = times * _trip_count(line, computations[called["condition"]])
             yield from _walk(called["body"], computations, inner, looped=True, fused=fused)
@@ -170,16 +194,18 @@ def collectives(lines: list[Executed], *, looped: bool) -> dict[str, Collectives
 def products(lines: list[Executed], *, looped: bool) -> list[tuple[tuple[int, ...], ...]]:
     """Shapes of result and operands of each matrix product and convolution inside loops, or outside."""
     return [
-        tuple(shape for one in (line, *operands) for shape in one.shapes)
-        for line, operands, _, within, _ in lines
-        if line.opcode in PRODUCTS and within == looped
+        (line.shapes[0], *(shape for one in operands for shape in one.shapes))
+        for line, operands, _, within, *_ in lines
+        if _kind(line) and within == looped
     ]
 
 
 def cycles(lines: list[Executed]) -> int:
     """The compiler's estimate of a TPU's clock cycles; 0 in programs that have none."""
     return sum(
-        times * int(found[1]) for line, _, times, _, fused in lines if not fused and (found := CYCLES.search(line.text))
+        times * int(found[1])
+        for line, _, times, _, fused, _ in lines
+        if not fused and (found := CYCLES.search(line.text))
     )
 
 
@@ -188,22 +214,94 @@ def flops(lines: list[Executed]) -> int:
 
     Products with zeros, of the padding or between the pixels of a dilated image, are left out.
     """
-    return sum(
-        times * _multiplications(line, operands) * 2 for line, operands, times, _, _ in lines if line.opcode in PRODUCTS
-    )
+    return sum(flops_by_precision(lines).values())
+
+
+def flops_by_precision(lines: list[Executed]) -> dict[str, int]:
+    """`flops` apart by their arithmetic: "bfloat16" (of two bytes), "float32" (asked for) and "default".
+
+    "default" is float32 of which nothing was asked: a device may multiply it as it likes.
+    """
+    found: dict[str, int] = {}
+    for line, operands, times, *_ in lines:
+        if _kind(line):
+            narrow = all(sum(one.sizes) <= 2 * math.prod(one.shapes[0]) for one in operands[:2])
+            precision = "bfloat16" if narrow else "float32" if FLOAT32.search(line.text) else "default"
+            count = times * _multiplications(line, operands) * 2
+            found[precision] = found.get(precision, 0) + count
+    return found
+
+
+def moved(lines: list[Executed]) -> int:
+    """Bytes that go through a device's memory: what each line that runs on its own reads and writes.
+
+    Of an array from which a fusion takes a slice, or into which it writes one, only the slice counts. What stays in a
+    cache is not known.
+    """
+    total = 0
+    for line, operands, times, _, fused, inside in lines:
+        if not fused and _runs(line) and line.opcode.removesuffix("-start") not in COLLECTIVES:
+            total += times * (_moved_by_fusion(line, inside) if inside else _moved_alone(line, operands))
+    return total
+
+
+def kernels(lines: list[Executed]) -> int:
+    """How many lines that move something run on their own: each is a kernel that a GPU starts, or a few."""
+    return sum(times for line, _, times, _, fused, _ in lines if not fused and _runs(line))
+
+
+def _runs(line: Instruction) -> bool:
+    return line.opcode not in FREE and not line.opcode.endswith(("-done", "-update"))
+
+
+def _moved_alone(line: Instruction, operands: tuple[Instruction, ...]) -> int:
+    if line.opcode in SLICES:
+        return 2 * sum(line.sizes)
+    if line.opcode == "dynamic-update-slice":
+        return 2 * sum(operands[1].sizes)
+    return sum(line.sizes) + sum(sum(one.sizes) for one in operands)
+
+
+def _moved_by_fusion(line: Instruction, inside: Mapping[str, Instruction]) -> int:
+    users: dict[str, list[tuple[Instruction, int]]] = {}
+    for one in inside.values():
+        for place, operand in enumerate(one.operands):
+            users.setdefault(operand, []).append((one, place))
+    total = sum(line.sizes)
+    for name, one in inside.items():
+        if one.opcode == "parameter":
+            # a slice that is read costs itself; an array that is written into costs what is written, twice
+            takes = [user for user, place in users.get(name, []) if user.opcode in SLICES and place == 0]
+            gives = [u for u, place in users.get(name, []) if u.opcode == "dynamic-update-slice" and place == 0]
+            if len(takes) + len(gives) < len(users.get(name, [])) or not (takes or gives):
+                total += sum(one.sizes)
+            else:
+                total += sum(sum(user.sizes) for user in takes)
+                total += sum(2 * sum(inside[user.operands[1]].sizes) - sum(user.sizes) for user in gives)
+    return total
+
+
+def _kind(line: Instruction) -> str:
+    """The product that a line is, if it is one."""
+    if line.opcode in PRODUCTS:
+        return line.opcode
+    target = TARGET.search(line.text) if line.opcode == "custom-call" else None
+    if target is None:
+        return ""
+    return "convolution" if target[1] in CONVOLUTIONS else "dot" if target[1] in DOTS else ""
 
 
 def _multiplications(line: Instruction, operands: tuple[Instruction, ...]) -> int:
-    (result,), (left,), (right,) = line.shapes, operands[0].shapes, operands[1].shapes
-    if line.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.text)
-        axes = [int(n) for n in contracted[1].split(",") if n] if contracted else []
-        return math.prod(result) * math.prod(left[axis] for axis in axes)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.text)
+    shapes = (line.shapes[0], operands[0].shapes[0], operands[1].shapes[0])
+    if _kind(line) == "dot":
+        contracted = CONTRACTED.search(line.text)
+        axes = [int(n) for n in contracted[1].replace('"', "").split(",") if n] if contracted else []
+        return math.prod(shapes[0]) * math.prod(shapes[1][axis] for axis in axes)
+    target, labels = TARGET.search(line.text), re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.text)
     assert labels is not None
+    order = CONVOLUTIONS[target[1]] if target else (1, 2, 0)
     image, kernel, output = (
-        dict(zip(label, shape, strict=True))
-        for label, shape in zip(labels.groups(), (left, right, result), strict=True)
+        dict(zip(label, shapes[place], strict=True)) for label, place in zip(labels.groups(), order, strict=True)
     )
     window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", line.text) or [""])[0][8:]))
     pairs = 1

@@ -12,7 +12,7 @@ import numpy as np
 from jebm import sharding
 from jebm.config import Config
 from jebm.planning import hlo
-from jebm.planning.topology import Topology
+from jebm.planning.topology import GPU_START, Topology
 from jebm.runs import run as runs
 from jebm.runs.drawing import batch_program, drawing
 from jebm.training.loop import NUM_PROBES
@@ -31,9 +31,14 @@ class Program:
         temporary: bytes of its intermediate values and results, said by the compiler.
         peak: bytes at once: the compiler's word where it says so, else the sum of the two.
         flops: operations of products in a run of the program, loops counted as often as they turn.
+        moved: bytes that go through memory in a run, so counted.
         inside: collectives within loops, ``{kind: (number, bytes)}``.
         outside: collectives outside loops.
-        seconds: estimated, of one run; None where nothing is known of the chip.
+        bounds: seconds, estimated, of a run's parts. For a TPU the compiler's "cycles" and, at the links' full speed,
+            "collectives"; for a GPU a roofline: "products" at the chip's peak, "memory" at its bandwidth,
+            "collectives", and "kernels", the starts of many small ones.
+        seconds: estimated, of one run: the sum of the bounds for a TPU, the largest for a GPU; None where nothing is
+            known of the chip.
         compilation: seconds that the compilation took here.
     """
 
@@ -41,8 +46,10 @@ class Program:
     temporary: int
     peak: int
     flops: int
+    moved: int
     inside: dict[str, hlo.Collectives]
     outside: dict[str, hlo.Collectives]
+    bounds: dict[str, float]
     seconds: float | None
     compilation: float
 
@@ -60,10 +67,12 @@ class Plan:
         rows: images of a batch on one device.
         batch_size: images of a training step.
         num_steps: of the training.
-        memory: bytes of one device.
+        memory: bytes of one device that JAX may use.
+        share: what that is of all that the device has.
         state: bytes of the training state on one device.
         batch: bytes of its images of a batch.
-        programs: the training step, the sample grid (if there is one), and a batch of the evaluation.
+        whole_batch: whether the method takes no microbatches.
+        programs: the training step, the sample grid (if there is one), and a batch of the evaluation; or one of them.
         runs: how often each of them runs in a training and one evaluation.
     """
 
@@ -76,8 +85,10 @@ class Plan:
     batch_size: int
     num_steps: int
     memory: int
+    share: float
     state: int
     batch: int
+    whole_batch: bool
     programs: dict[str, Program]
     runs: dict[str, int]
 
@@ -89,8 +100,8 @@ class Plan:
     @property
     def images_per_second(self) -> float | None:
         """Estimated, of training, without sample grids."""
-        seconds = self.programs["training step"].seconds
-        return self.batch_size / seconds if seconds else None
+        step = self.programs.get("training step")
+        return self.batch_size / step.seconds if step and step.seconds else None
 
     def hours(self, name: str) -> float | None:
         """Estimated, of all runs of a program."""
@@ -98,14 +109,19 @@ class Plan:
         return None if seconds is None else seconds * self.runs[name] / 3600
 
 
-def plan(config: Config, topology: Topology, slices: int = 1, log: Callable[[str], None] = lambda line: None) -> Plan:
+def plan(
+    config: Config, topology: Topology, slices: int = 1, *, only: str | None = None,
+    log: Callable[[str], None] = lambda line: None, done: Callable[[str, Program], None] = lambda name, program: None,
+) -> Plan:  # fmt: skip
     """Compiles what `jebm train` and `jebm evaluate` would run, and reads the programs. Needs no data.
 
     Args:
         config: the experiment.
         topology: the devices.
         slices: how many slices they are of.
+        only: name of a program: the others are not compiled.
         log: receives a line before each compilation.
+        done: receives the name of a program and what was read from it, behind each.
 
     Raises:
         ConfigError: a batch, or ``training.fsdp``, that does not divide over the devices; a frozen generator that is
@@ -136,15 +152,18 @@ def plan(config: Config, topology: Topology, slices: int = 1, log: Callable[[str
     compiled = {}
     with jax.set_mesh(mesh), multiplying(config):  # as the loop does
         for name, (program, arguments, resident) in programs.items():
-            if number[name]:
+            if number[name] and only in (None, name):
                 log(f"compiling the {name} for {topology.name}")
                 begun = time.perf_counter()
-                found = program.lower(*arguments).compile()
+                found = program.lower(*arguments).compile(compiler_options=topology.options)
                 compiled[name] = _read(found, resident, topology, time.perf_counter() - begun)
+                done(name, compiled[name])
     return Plan(
         topology=topology.name, slices=slices, devices=mesh.size, hosts=topology.num_hosts, mesh=dict(mesh.shape),
         rows=config.data.batch_size // mesh.size, batch_size=config.data.batch_size, num_steps=settings.num_steps,
-        memory=topology.memory, state=_bytes(state), batch=_bytes(images), programs=compiled, runs=number,
+        memory=topology.memory, share=topology.memory / topology.chip.memory if topology.chip else 1.0,
+        state=_bytes(state), batch=_bytes(images), whole_batch=method.whole_batch is not None, programs=compiled,
+        runs=number,
     )  # fmt: skip
 
 
@@ -161,11 +180,26 @@ def _read(compiled: jax.stages.Compiled, resident: int, topology: Topology, comp
     beside = resident - min(resident, memory.argument_size_in_bytes)
     stated = memory.peak_memory_in_bytes if topology.chip is not None else 0  # for a CPU it is of temporaries alone
     inside, outside = (hlo.collectives(lines, looped=looped) for looped in (True, False))
-    seconds = None
-    if topology.chip is not None:
-        sent = sum(kind.num_bytes for kinds in (inside, outside) for kind in kinds.values())
-        seconds = hlo.cycles(lines) / topology.chip.clock + sent / topology.chip.link
+    bounds = {} if topology.chip is None else _bounds(lines, topology)
+    together = sum if topology.chip is not None and topology.chip.clock else max
     return Program(
         resident=resident, temporary=temporary, peak=beside + stated if stated else resident + temporary,
-        flops=hlo.flops(lines), inside=inside, outside=outside, seconds=seconds, compilation=compilation,
+        flops=hlo.flops(lines), moved=hlo.moved(lines), inside=inside, outside=outside, bounds=bounds,
+        seconds=together(bounds.values()) if bounds else None, compilation=compilation,
     )  # fmt: skip
+
+
+def _bounds(lines: list[hlo.Executed], topology: Topology) -> dict[str, float]:
+    """Estimated seconds of the parts of a program, see `Program`."""
+    chip = topology.chip
+    assert chip is not None
+    kinds = [kind for looped in (True, False) for kind in hlo.collectives(lines, looped=looped).values()]
+    speed = chip.network if chip.network and topology.num_hosts > 1 else chip.link
+    collectives = sum(kind.num_bytes for kind in kinds) / speed
+    if chip.clock:
+        return {"cycles": hlo.cycles(lines) / chip.clock, "collectives": collectives}
+    products = sum(count / chip.peak[name] for name, count in hlo.flops_by_precision(lines).items())
+    return {
+        "products": products, "memory": hlo.moved(lines) / chip.bandwidth, "collectives": collectives,
+        "kernels": hlo.kernels(lines) * GPU_START,
+    }  # fmt: skip

@@ -149,6 +149,18 @@ MUTANTS = (
         ("% dilation == 0) & (places >= 0)", "% dilation == 0)", "products with the padding before"),
         ("if all(part.looped for part in parts)", "if any(part.looped for part in parts)",
          "a collective beside a loop counted inside"),
+        ('"__cudnn$convBackwardInput": (0, 2, 1)', '"__cudnn$convBackwardInput": (1, 2, 0)', "a gradient as a value"),
+        ('"bfloat16" if narrow else', '"default" if narrow else', "bfloat16 at the speed of float32"),
+        ("total += sum(sum(user.sizes) for user in takes)", "total += sum(one.sizes)", "a whole bank read for a slice"),
+        ("sum(2 * sum(inside[user.operands[1]].sizes) - sum(user.sizes) for user in gives)", "sum(one.sizes)",
+         "a whole bank written for a few rows"),
+    ),
+    *of(
+        "jebm/planning/programs.py", ("tests/planning/test_plan.py",),
+        ("topology.chip.clock else max", "topology.chip.clock else sum", "a roofline that adds its parts"),
+        ("chip.network and topology.num_hosts > 1 else chip.link", "chip.network else chip.link",
+         "a node's own links as slow as the network"),
+        ("count / chip.peak[name]", "count / chip.peak['bfloat16']", "float32 at the speed of bfloat16"),
     ),
     *of(
         "jebm/runs/drawing.py", ("tests/runs/test_drawing.py",),

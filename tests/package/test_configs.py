@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jebm.commands.configs import parameter_counts
 from jebm.commands.main import main
 from jebm.config import from_dict, load_file, named, override, to_dict
 from jebm.errors import ConfigError
+from jebm.methods import accumulation
 from jebm.methods.ec import calibration
 from jebm.runs.run import abstract_state
 
@@ -192,3 +194,32 @@ def test_a_wrong_name_names_the_nearest(given, near, tmp_path, monkeypatch):
     hint = f"did you mean '{near}'" if near else "see 'jebm configs'"
     with pytest.raises(ConfigError, match=f"no configuration file '{given}'.*{hint}"):
         load_file(given)
+
+
+def of_paper_size(file):
+    return file.split("/")[1] in ("hat_ebm", "denoising_ebm", "ec_vae")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if of_paper_size(file)])
+def test_what_to_set_on_1_8_16_and_64_devices(file):
+    text = " ".join(ast.get_docstring(ast.parse(pathlib.Path(file).read_text())).split())
+    paragraph = re.search(r"Devices: (.*?) (?:Scores|Expect):", text)[1]
+    config = on_its_own(load_file(file))
+    batch = config.data.batch_size
+    for devices in (1, 8, 16, 64):
+        if batch % devices:
+            assert f"{devices} do not divide the batch" in paragraph
+        else:
+            assert re.search(rf"\b{devices}: {batch // devices} rows?\b", paragraph)
+    # every change that the page names is accepted, on the devices that it names; those of training by the method, too
+    for change in re.findall(r"--set ([\w.]+=\S*[^\s.,;)`])", text):
+        override(load_file(file), [change])
+    changes = re.findall(r"--set ((?:training|method)\.\w+=\w+)", paragraph)
+    assert changes
+    for change in changes:
+        changed = override(config, [change])
+        parts = changed.training.microbatches
+        accumulation.update_of(methods.build(changed.method), parts)
+        assert batch % (8 * max(parts, changed.training.fsdp)) == 0
+    if methods.build(config.method).whole_batch is not None:
+        assert "no microbatches" in paragraph

@@ -95,3 +95,68 @@ def test_collectives_and_cycles_of_a_program_for_a_tpu():
 def test_what_the_compiler_knows_of_a_loop_comes_first():
     known = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     assert hlo.cycles(hlo.executed(known)) == 40 + 3 * 100
+
+
+# what a compiler for a GPU writes: products are calls of libraries, whose shapes are of another order for gradients
+GPU = """\
+HloModule jit_f
+
+%slice (bank: f32[100,8], i: s32[]) -> f32[4,8] {
+  %bank = f32[100,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %rows = f32[4,8]{1,0} dynamic-slice(%bank, %i, %zero), dynamic_slice_sizes={4,8}
+}
+
+%write (bank.1: f32[100,8], rows.1: f32[4,8], i.1: s32[]) -> f32[100,8] {
+  %bank.1 = f32[100,8]{1,0} parameter(0)
+  %rows.1 = f32[4,8]{1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  ROOT %written = f32[100,8]{1,0} dynamic-update-slice(%bank.1, %rows.1, %i.1, %zero.1)
+}
+
+ENTRY %main (x: f32[2,8,7,5], k: f32[4,3,3,5], g: f32[2,4,7,4], a: bf16[6,16], b: bf16[16,9]) -> f32[] {
+  %x = f32[2,8,7,5]{3,2,1,0} parameter(0)
+  %k = f32[4,3,3,5]{3,2,1,0} parameter(1)
+  %g = f32[2,4,7,4]{3,2,1,0} parameter(2)
+  %a = bf16[6,16]{1,0} parameter(3)
+  %b = bf16[16,9]{1,0} parameter(4)
+  %bank.2 = f32[100,8]{1,0} parameter(5)
+  %number = s32[] constant(7)
+  %y = (f32[2,4,7,4]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), WINDOW, custom_call_target="__cudnn$convForward"
+  %dx = (f32[2,8,7,5]{3,2,1,0}, u8[0]{0}) custom-call(%g, %k), WINDOW, custom_call_target="__cudnn$convBackwardInput"
+  %dk = (f32[4,3,3,5]{3,2,1,0}, u8[9]{0}) custom-call(%x, %g), WINDOW, operand_precision={highest,highest}, \
+custom_call_target="__cudnn$convBackwardFilter"
+  %c = (bf16[6,9]{1,0}, s8[0]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config=\
+{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %read = f32[4,8]{1,0} fusion(%bank.2, %number), kind=kLoop, calls=%slice
+  %again = f32[100,8]{1,0} fusion(%bank.2, %read, %number), kind=kLoop, calls=%write
+  ROOT %other = f32[] custom-call(%again), custom_call_target="unknown"
+}
+""".replace("\\\n", "").replace("WINDOW", "window={size=3x3 stride=2x1 pad=0_1x1_1}, dim_labels=b01f_o01i->b01f")
+
+
+def test_products_that_a_gpu_s_libraries_do():
+    layout = ("NHWC", "OHWI", "NHWC")
+    convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (2, 1), ((0, 1), (1, 1)), dimension_numbers=layout
+    )
+    # with ones everywhere a sum over the result counts the products
+    one = 2 * int(jnp.sum(convolve(jnp.ones((2, 8, 7, 5)), jnp.ones((4, 3, 3, 5)))))
+    lines = hlo.executed(GPU)
+    gemm = 2 * 6 * 16 * 9
+    assert hlo.flops_by_precision(lines) == {"default": 2 * one, "float32": one, "bfloat16": gemm}
+    assert hlo.flops(lines) == 3 * one + gemm
+    assert hlo.products(lines, looped=False)[3] == ((6, 9), (6, 16), (16, 9))
+
+
+def test_bytes_that_go_through_memory_are_those_of_slices_and_of_whole_arrays():
+    lines = hlo.executed(GPU)
+    x, k, g, rows, bank = 4 * 2 * 8 * 7 * 5, 4 * 4 * 3 * 3 * 5, 4 * 2 * 4 * 7 * 4, 4 * 4 * 8, 4 * 100 * 8
+    libraries = 3 * (x + k + g) + 9 + 2 * (6 * 16 + 16 * 9 + 6 * 9)
+    read = 2 * rows + 4  # and an index
+    write = 3 * rows + 4  # the rows are read, and those of the bank changed
+    assert hlo.moved(lines) == libraries + read + write + bank + 4
+    assert hlo.kernels(lines) == 7
+    assert hlo.kernels(hlo.executed(TEXT)) == 1 + 1 + 29 * 2  # the condition is not looked at

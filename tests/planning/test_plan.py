@@ -1,18 +1,22 @@
 """`jebm plan`: what it prints of a small family on simulated devices, and its refusals."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 from helpers import FAST_TO_COMPILE, ROOT
 
 from jebm.commands.main import main
-from jebm.config import load_file
-from jebm.planning import plan, topology
+from jebm.commands.plan import advice
+from jebm.config import load_file, override
+from jebm.planning import hlo, plan, programs, topology
+from jebm.planning.topology import CHIPS, Topology
 
 
 def command(*arguments):
@@ -75,6 +79,15 @@ def test_the_plan_s_step_does_what_its_config_says(toy_experiment):
         (["--topology", "cpu:4x4"], "one row of one slice"),
         (["--topology", "cpu:2", "--slices", "2"], "one row of one slice"),
         (["--topology", "cpu:77"], "run it in a fresh one"),
+        (["--topology", "h100:16"], "nodes x GPUs"),
+        (["--topology", "h100:2x8", "--slices", "2"], "nodes x GPUs"),
+        (["--topology", "h100:2x0"], "give a kind and a shape"),
+        (["--topology", "b300:2x8"], "there are cpu:8"),
+        (["--topology", "cpu:1", "--set", "training.sample_every=0", "--only", "grid"], "this run draws none"),
+        (
+            ["--topology", "cpu:1", "--set", "data.batch_size=31", "--set", "training.microbatches=2"],
+            "data.batch_size=31 does not divide",
+        ),
         (["--topology", "cpu:1", "--set", "training.fsdp=3"], "training.fsdp=3"),
     ],
 )
@@ -86,12 +99,20 @@ def test_refusals_are_one_line(toy_experiment, capsys, arguments, said):
     assert said in error
 
 
-def test_without_the_tpu_s_compiler_one_line_says_how_to_get_it(toy_experiment, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "libtpu", None)
-    assert main(["plan", str(toy_experiment), "--topology", "v5e:4x4"]) == 2
+@pytest.mark.parametrize(
+    ("topology", "module", "said"),
+    [
+        ("v5e:4x4", "libtpu", "pip install 'jebm[plan]'"),
+        ("h100:2x8", "jax_cuda12_plugin", "pip install 'jebm[cuda12]'"),
+    ],
+)
+def test_without_a_compiler_one_line_says_how_to_get_it(toy_experiment, capsys, monkeypatch, topology, module, said):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, module.replace("12", "13"), None)
+    assert main(["plan", str(toy_experiment), "--topology", topology]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "pip install 'jebm[plan]'" in error
+    assert said in error
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jebm[plan]'")
@@ -117,3 +138,54 @@ def test_a_plan_for_two_slices(toy_experiment):
     too_wide = command(str(toy_experiment), "--topology", "v5e:2x2", *sets, "--set", "training.fsdp=8")
     assert too_wide.returncode == 2
     assert "slices of [4, 4] devices take no mesh with an fsdp axis of 8" in too_wide.stderr
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs a plugin for GPUs: pip install 'jebm[cuda12]'"
+)
+def test_a_plan_for_two_nodes_of_gpus_is_a_roofline(toy_experiment):
+    result = command(str(toy_experiment), "--topology", "h100:2x8", "--json", "--only", "step")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["devices"], found["hosts"]) == (16, 2)
+    assert list(found["programs"]) == ["training step"]
+    step = found["programs"]["training step"]
+    assert step["collectives_inside_loops"] == {}
+    assert step["flops"] > 0
+    assert step["seconds"] == max(step["bounds"].values())
+    assert found["said_by"]["times"].startswith("estimate: a roofline")
+
+
+def test_a_roofline_is_the_longest_of_its_parts(toy_experiment):
+    chip = CHIPS["h100"]
+    here = topology("cpu:1")._replace(chip=chip, memory=chip.memory)
+    config = load_file(toy_experiment)
+    step = plan(config, here, only="training step").programs["training step"]
+    assert set(step.bounds) == {"products", "memory", "collectives", "kernels"}
+    assert step.bounds["products"] == pytest.approx(step.flops / chip.peak["default"])
+    assert step.bounds["memory"] == pytest.approx(step.moved / chip.bandwidth)
+    assert step.seconds == max(step.bounds.values())
+    exact = override(config, ["training.matmul_precision=highest"])
+    slower = plan(exact, here, only="training step").programs["training step"]
+    assert slower.bounds["products"] == pytest.approx(step.flops / chip.peak["float32"])
+
+
+@pytest.mark.parametrize(("nodes", "speed"), [(1, "link"), (2, "network")])
+def test_collectives_go_over_the_slowest_way(nodes, speed):
+    text = """HloModule f
+ENTRY %main (x: f32[250]) -> f32[250] {
+  %x = f32[250]{0} parameter(0)
+  ROOT %all = f32[250]{0} all-reduce(%x), channel_id=1, to_apply=%add
+}"""
+    chip = CHIPS["h100"]
+    devices = [types.SimpleNamespace(process_index=i % nodes) for i in range(4)]
+    there = Topology("h100", devices, chip.memory, chip)
+    assert programs._bounds(hlo.executed(text), there)["collectives"] == 1000 / getattr(chip, speed)
+
+
+def test_the_advice_is_what_the_method_takes(toy_experiment):
+    config = load_file(toy_experiment)
+    small = plan(config, topology("cpu:1")._replace(memory=1000), only="training step")
+    assert ("--set training.microbatches=2" in advice(config, small)) == (not small.whole_batch)
+    other = dataclasses.replace(small, whole_batch=not small.whole_batch)
+    assert ("--set training.microbatches=2" in advice(config, other)) == small.whole_batch
