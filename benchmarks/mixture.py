@@ -170,7 +170,7 @@ class Torch:
 
     def __init__(self, python: str, energy: Callable, start: jax.Array, num_steps: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        means, deviations, weights = map(np.asarray, energy.args[0].args)
+        means, deviations, weights = map(np.asarray, energy.args)
         given = pathlib.Path(self._folder.name) / "given.npz"
         np.savez(given, start=start, means=means, deviations=deviations, weights=weights)
         script = pathlib.Path(__file__).with_name("mixture_torch.py")

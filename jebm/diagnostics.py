@@ -314,4 +314,5 @@ def to_arviz(info: Mapping[str, Any]) -> Any:
             new, convert = renamed.get(name, (name, np.asarray))
             statistics[new] = convert(trace)
     groups = {"posterior": posterior, "sample_stats": statistics}
-    return arviz.from_dict(groups) if int(arviz.__version__.split(".")[0]) > 0 else arviz.from_dict(**groups)
+    convert_all: Any = arviz.from_dict  # before 1.0 a group is a named argument
+    return convert_all(groups) if int(arviz.__version__.split(".")[0]) > 0 else convert_all(**groups)

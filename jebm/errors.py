@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 
 __all__ = ["ConfigError", "DataError", "JebmError", "check", "nearest", "short_traceback"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class JebmError(ValueError):
@@ -94,7 +95,7 @@ def short_traceback(function: Callable[P, R]) -> Callable[P, R]:
             if ipython is None or ipython.get_ipython() is None:
                 raise
             if jax is None or jax.config.jax_traceback_filtering != "off":
-                folders = [pathlib.Path(module.__file__).parent for module in (sys.modules["jebm"], jax) if module]
+                folders = [pathlib.Path(str(module.__file__)).parent for module in (sys.modules["jebm"], jax) if module]
                 for frame, _ in traceback.walk_tb(error.__traceback__):
                     if any(folder in pathlib.Path(frame.f_code.co_filename).parents for folder in folders):
                         frame.f_locals["__tracebackhide__"] = True

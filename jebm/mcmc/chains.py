@@ -230,7 +230,7 @@ def _in_pieces(run: Callable, axis: int) -> Callable:
     def go(start: PyTree, trace: tuple[str, ...] | None, counts: _Counts) -> tuple[Any, dict[str, Array], Array]:
         unit = counts.thin * max(counts.positions_every, 1)
         records = counts._replace(burn_in=0)
-        pieces = [(n, (), _Counts(n, 0, 1, 0)) for n in _parts(counts.burn_in, 1)]
+        pieces: list[tuple[int, Any, _Counts]] = [(n, (), _Counts(n, 0, 1, 0)) for n in _parts(counts.burn_in, 1)]
         pieces += [(n, trace, records._replace(num_steps=n)) for n in _parts(counts.num_steps, unit) or [0]]
         infos = []
         with tqdm(total=counts.burn_in + counts.num_steps, unit="step", smoothing=0) as bar:

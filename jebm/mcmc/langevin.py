@@ -98,7 +98,8 @@ class LangevinKernel:
 
     def draw(self, key: Array, template: PyTree) -> PyTree:
         """Standard normals ξ in the structure, shapes and dtypes of ``template``, as a rule a position."""
-        leaves, structure = jax.tree.flatten(template)
+        leaves = jax.tree.leaves(template)
+        structure: Any = jax.tree.structure(template)
         keys = jax.random.split(key, len(leaves)) if len(leaves) > 1 else [key]  # a split is one hash more a step
         return structure.unflatten(
             [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
