@@ -283,8 +283,7 @@ def _outliers(records: Sequence[Record]) -> Markup:
     for (name, weights), of_set in rows.items():
         cells: list[Any] = [f"{name.replace('_', ' ')}{f', {weights}' if several else ''}"]
         for measure in scores.DETECTORS:
-            record = of_set.get(measure)
-            cells.append(number("td", *(_detector(record) if record else [])))
+            cells.append(number("td", *(_detector(of_set[measure]) if measure in of_set else [])))
         body.append(cells)
     heads = ["outliers", *(number("th", name.upper(), _arrow(score)) for name, score in scores.DETECTORS.items())]
     text = (
