@@ -185,8 +185,9 @@ def _chain(folder: pathlib.Path) -> Markup:
         [pictures.side_by_side(list(frame.reshape(rows, -1, *frame.shape[1:]))) for frame in frames]
     )
     start = arrays.get("start", np.array("generated images"))
+    pace = "every step" if every == 1 else f"every {every:,} steps"
     text = (
-        f"Langevin chains on the energy with training's settings, from {start}; a frame every {every:,} steps, "
+        f"Langevin chains on the energy with training's settings, from {start}; a frame {pace}, "
         f"{every * (len(frames) - 1):,} in all ({where}). Pixels move by {apart:.0f} of 255 levels in the mean."
     )
     parts = [_figure(film, "chain", text, kind="gif")]
