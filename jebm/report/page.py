@@ -187,8 +187,9 @@ def _chain(folder: pathlib.Path) -> Markup:
         [pictures.side_by_side(list(frame.reshape(rows, -1, *frame.shape[1:]))) for frame in frames]
     )
     start = arrays.get("start", np.array("generated images"))
+    pace = "every step" if every == 1 else f"every {every:,} steps"
     text = (
-        f"Langevin chains on the energy with training's settings, from {start}; a frame every {every:,} steps, "
+        f"Langevin chains on the energy with training's settings, from {start}; a frame {pace}, "
         f"{every * (len(frames) - 1):,} in all ({where}). Pixels move by {apart:.0f} of 255 levels in the mean."
     )
     parts = [_figure(film, "chain", text, kind="gif")]
@@ -285,8 +286,7 @@ def _outliers(records: Sequence[Record]) -> Markup:
     for (name, weights), of_set in rows.items():
         cells: list[Any] = [f"{name.replace('_', ' ')}{f', {weights}' if several else ''}"]
         for measure in scores.DETECTORS:
-            record = of_set.get(measure)
-            cells.append(number("td", *(_detector(record) if record else [])))
+            cells.append(number("td", *(_detector(of_set[measure]) if measure in of_set else [])))
         body.append(cells)
     heads = ["outliers", *(number("th", name.upper(), _arrow(score)) for name, score in scores.DETECTORS.items())]
     text = (

@@ -55,9 +55,8 @@ header { display: grid; gap: 1.5rem 2.5rem; align-items: start;
 table { border-collapse: collapse; width: 100%; font-size: .9rem; } .scroll { overflow-x: auto; }
 td, th { padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; border-top: 1px solid var(--rule); }
 table .soft { font-size: .78rem; white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; border-top: 0; } td.number, th.number { text-align: right;
-  padding-right: 0;
-  padding-left: .7rem; font-variant-numeric: tabular-nums; }
+th { color: var(--soft); font-weight: 500; border-top: 0; white-space: nowrap; }
+td.number, th.number { text-align: right; padding: .35rem 0 .35rem .7rem; font-variant-numeric: tabular-nums; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); } details > .row { margin-top: 1rem; }
 pre, code { font: .8125rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap; }
 .live { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; background: var(--accent);

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax import Array
 
 from jebm import sharding
 from jebm.config import Config
@@ -88,11 +87,11 @@ class Finished:
 
     def __init__(self) -> None:
         """Begins with none."""
-        self._running: collections.deque[tuple[int, Array]] = collections.deque()
+        self._running: collections.deque[tuple[int, Any]] = collections.deque()
         self._newest = 0
 
-    def started(self, step: int, result: Array) -> None:
-        """To be called when ``step`` is dispatched, with one of its results."""
+    def started(self, step: int, result: Any) -> None:
+        """To be called when ``step`` is dispatched, with one of its results, an array."""
         self._running.append((step, result))
 
     def newest(self) -> int:
