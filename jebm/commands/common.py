@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jebm import paths
 from jebm.errors import shown
@@ -15,9 +15,11 @@ from jebm.errors import shown
 if TYPE_CHECKING:
     from jebm.runs.run import Run
 
+T = TypeVar("T")
+
 __all__ = [
     "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load", "path",
-    "progress", "log", "seed",
+    "place", "progress", "log", "run_directory", "seed",
 ]  # fmt: skip
 
 
@@ -25,9 +27,23 @@ __all__ = [
 
 
 def path(text: str) -> pathlib.Path:
-    """A place on this machine."""
+    """A path on this machine."""
+    return _path(text, paths.local)
+
+
+def place(text: str) -> paths.Path:
+    """A path on this machine or in an object store."""
+    return _path(text, paths.place)
+
+
+def run_directory(text: str) -> paths.Path:
+    """A path that checkpoints can be written to and read from."""
+    return _path(text, lambda text: paths.require_checkpoints(paths.place(text)))
+
+
+def _path(text: str, read: Callable[[str], T]) -> T:
     try:
-        return paths.local(text)
+        return read(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -66,7 +82,7 @@ def _integer(text: str) -> int:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """DIR, a run directory."""
-    parser.add_argument("dir", metavar="DIR", type=path, help="a run directory")
+    parser.add_argument("dir", metavar="DIR", type=run_directory, help="a run directory")
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +103,7 @@ def log(line: str) -> None:
     print(f"jebm: {line}", flush=True)
 
 
-def load(directory: str | pathlib.Path, step: int | None = None) -> "Run":
+def load(directory: str | paths.Path, step: int | None = None) -> "Run":
     """The run in a directory, see `jebm.load`."""
     enable_compilation_cache()
     from jebm.runs.run import load

@@ -36,27 +36,31 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
         DataError: no such source, one that is missing, broken, or holds something else than these.
     """
     kind, argument = check_name(name)
+    if kind in ("npz", "folder"):
+        try:
+            place = paths.place(argument)
+        except ValueError as error:
+            raise DataError(f"{kind}:{error}") from None
     if kind in ("folder", "tfds"):
         from jebm.data import folders as files
         from jebm.data import tfds
 
-        reader = files.folder if kind == "folder" else tfds.tfds
-        return reader(argument, size, crop)
+        return files.folder(place, size, crop) if kind == "folder" else tfds.tfds(argument, size, crop)
     if crop not in ("auto", "none"):
         raise DataError(f"crop '{crop}' is for folder: and tfds: sources; '{name}' holds images of one size")
-    return digits() if kind == "digits" else npz(argument)
+    return digits() if kind == "digits" else npz(place)
 
 
 def check_name(name: str) -> tuple[str, str]:
     """The kind of source and its argument, the path of a file or a folder with its ``~`` expanded.
 
     Raises:
-        DataError: no such source, or a path that is not on this machine.
+        DataError: no such source, or a path of a kind that there is not.
     """
     kind, colon, argument = name.partition(":")
     if kind in ("npz", "folder") and argument:
         try:
-            return kind, str(paths.local(argument))
+            return kind, paths.check(argument)
         except ValueError as error:
             raise DataError(f"{kind}:{error}") from None
     if (kind in KINDS and bool(argument)) or name == "digits":

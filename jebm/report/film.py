@@ -1,9 +1,8 @@
 """A Langevin chain of a trained model, as frames."""
 
-import pathlib
-
 import numpy as np
 
+from jebm import paths
 from jebm.runs.run import Run
 
 __all__ = ["NoFilm", "walk"]
@@ -25,7 +24,7 @@ class NoFilm(ValueError):
     """Chains whose film would show nothing, with the reason."""
 
 
-def walk(run: Run) -> pathlib.Path | None:
+def walk(run: Run) -> paths.Path | None:
     """Writes ``evaluation/chain-*.npz``: a few of training's chains on images, from generated images, step by step.
 
     Array ``x``, uint8 [frames, chains, H, W, C], the start first, and ``every``, the steps between frames. A chain is

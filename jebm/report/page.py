@@ -7,14 +7,13 @@ images, raw scores and chains come from ``evaluation/*.npz``, which `jebm evalua
 import base64
 import html
 import math
-import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from jebm import files, images
+from jebm import files, images, paths
 from jebm.config import Config
 from jebm.errors import JebmError
 from jebm.evaluation import Record, read_record
@@ -118,7 +117,7 @@ def _summary(config: Config, lines: list[dict[str, Any]]) -> _Html:
     return _section("Experiment", _table(rows.items()))
 
 
-def _samples(folder: pathlib.Path, most: int = 6) -> _Html:
+def _samples(folder: paths.Path, most: int = 6) -> _Html:
     files = [(path, match) for path in sorted(folder.glob("step_*.png")) if (match := re.search(r"_(\d+)$", path.stem))]
     if not files:
         return _Html()
@@ -187,7 +186,7 @@ def _baseline(record: Record) -> str:
     return f"{record.metric.partition('_')[0]}_of_compressed_size"
 
 
-def _energies(folder: pathlib.Path) -> _Html:
+def _energies(folder: paths.Path) -> _Html:
     found = _newest(folder, "ood_scores")
     if found is None:
         return _Html()
@@ -207,7 +206,7 @@ def _energies(folder: pathlib.Path) -> _Html:
     return _section("Energies", _tag("img", class_="plot", alt="energies", src=picture), _note(note))
 
 
-def _chain(folder: pathlib.Path) -> _Html:
+def _chain(folder: paths.Path) -> _Html:
     found = _newest(folder, "chain")
     if found is None:
         return _Html()
@@ -257,7 +256,7 @@ def _curves(lines: list[dict[str, Any]]) -> _Html:
     return _section("Training", _tag("img", class_="plot", alt="curves", src=picture))
 
 
-def _recoveries(lines: list[dict[str, Any]], path: pathlib.Path) -> _Html:
+def _recoveries(lines: list[dict[str, Any]], path: paths.Path) -> _Html:
     events = [line for line in lines if line.get("event") == "recovery"]
     if not events:
         return _Html()
@@ -269,7 +268,7 @@ def _recoveries(lines: list[dict[str, Any]], path: pathlib.Path) -> _Html:
     return _section("Recoveries", _table(rows, ("attempt", "seen at step", "resumed from step", "reason")))
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def _lines(path: paths.Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl`` that are of a step."""
     try:
         lines = read_metrics(path)
@@ -278,7 +277,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and type(line.get("step")) is int]
 
 
-def _record(path: pathlib.Path) -> Record:
+def _record(path: paths.Path) -> Record:
     """A record whose protocol has the types that the page shows."""
     try:
         record = read_record(path)
@@ -310,7 +309,7 @@ def _all_finite(numbers: np.ndarray) -> bool:
     return bool(np.issubdtype(numbers.dtype, np.number) and np.isfinite(numbers).all())
 
 
-def _pixels(path: pathlib.Path, arrays: dict[str, np.ndarray], axes: int) -> np.ndarray:
+def _pixels(path: paths.Path, arrays: dict[str, np.ndarray], axes: int) -> np.ndarray:
     """``x``, uint8 images with so many axes."""
     x = arrays.get("x", np.zeros(0))
     if x.dtype != np.uint8 or x.ndim != axes or not x.size or x.shape[-1] not in (1, 3):
@@ -318,13 +317,13 @@ def _pixels(path: pathlib.Path, arrays: dict[str, np.ndarray], axes: int) -> np.
     return x
 
 
-def _newest(folder: pathlib.Path, kind: str) -> tuple[pathlib.Path, str, dict[str, Any]] | None:
+def _newest(folder: paths.Path, kind: str) -> tuple[paths.Path, str, dict[str, Any]] | None:
     """The latest step's ``<kind>-<weights>-step<step>*.npz``, in words which that is, and its arrays."""
     named = re.compile(rf"{kind}-(raw|ema)-step(\d+)(-.*)?\.npz")
     files = [(path, match) for path in folder.glob(f"{kind}-*.npz") if (match := named.fullmatch(path.name))]
     if not files:
         return None
-    path, match = max(files, key=lambda found: (int(found[1][2]), found[0].stat().st_mtime))
+    path, match = max(files, key=lambda found: (int(found[1][2]), _written(found[0])))
     with path.open("rb") as stream:  # numpy leaves damaged archives open
         try:
             file = np.load(stream, allow_pickle=False)
@@ -332,6 +331,12 @@ def _newest(folder: pathlib.Path, kind: str) -> tuple[pathlib.Path, str, dict[st
         except Exception as error:  # damaged archives fail in many ways: lengths, versions, headers, codecs
             raise DamagedFile(f"{path} cannot be read ({type(error).__name__}): remove it, or evaluate again") from None
     return path, f"step {int(match[2]):,}, {match[1]} weights", arrays
+
+
+def _written(path: paths.Path) -> float:
+    """When, in seconds."""
+    about = path.stat()
+    return float(about.mtime if paths.is_remote(path) else about.st_mtime)  # type: ignore[union-attr]
 
 
 def _embedded(content: bytes, kind: str = "png") -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -256,7 +255,7 @@ def given_function(config: Config, generator: Generator) -> FrozenGenerator:
     return FrozenGenerator((), _fingerprint(config, generator), generator)
 
 
-def load(path: str | pathlib.Path, step: int | None = None, generator: Generator | None = None) -> Run:
+def load(path: str | paths.Path, step: int | None = None, generator: Generator | None = None) -> Run:
     """The run in a directory, at its newest whole checkpoint or at that of ``step``.
 
     Args:
@@ -265,13 +264,13 @@ def load(path: str | pathlib.Path, step: int | None = None, generator: Generator
         generator: for a run of `jebm.refine`: the function that it is over; its weights are read from the checkpoint.
 
     Raises:
-        ConfigError: ``path`` is no run directory, or not on this machine; or a run over a function, without one.
+        ConfigError: ``path`` is no run directory, or cannot be reached; or a run over a function, without one.
         NoCheckpoint: it has no whole checkpoint (of that step).
     """
     from jebm.runs.checkpoints import Checkpoints, NoCheckpoint
 
     try:
-        directory = RunDirectory(paths.local(str(path)))
+        directory = RunDirectory(paths.require_checkpoints(paths.of(path)))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     config = directory.read_config()

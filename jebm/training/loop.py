@@ -29,7 +29,7 @@ from jebm.runs.drawing import drawing
 from jebm.runs.metrics_log import MetricsFile
 from jebm.runs.run import FrozenGenerator, abstract_state, load_source
 from jebm.runs.state import TrainState, initial_state
-from jebm.training import identity, meters, recovery
+from jebm.training import identity, meters, operations, recovery, writers
 from jebm.training.lock import locked
 from jebm.training.output import naming, progress, surviving_log
 from jebm.training.placement import mesh_of, placed
@@ -70,6 +70,7 @@ class _Training(NamedTuple):
         source: the images.
         mesh: the devices.
         abstract: shapes, dtypes and shardings of the state.
+        peak: operations a second of a device; None where unknown.
     """
 
     config: Config
@@ -78,6 +79,7 @@ class _Training(NamedTuple):
     source: data.Source
     mesh: jax.sharding.Mesh
     abstract: TrainState
+    peak: float | None
 
 
 class _Files(NamedTuple):
@@ -88,6 +90,7 @@ class _Files(NamedTuple):
     metrics: MetricsFile
     meta: dict[str, Any]
     profiler: meters.Profiler
+    writers: list[writers.Writer]
 
 
 class _ResumePoint(NamedTuple):
@@ -169,7 +172,7 @@ class _Unhealthy(Exception):
 
 def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[TrainState, bool]:
     """Trains until the end, a signal (then True), or an unhealthy line (`_Unhealthy`)."""
-    config, method, generator, source, mesh, abstract = training
+    config, method, generator, source, mesh, abstract, peak = training
     settings, attempt, (state, events, history) = config.training, len(point.events), point
     if attempt:
         config = dataclasses.replace(config, method=recovery.backed_off(config.method, settings.recovery, attempt))
@@ -182,15 +185,20 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
     draw_grid = drawing(method, mesh, settings.num_samples)
     start = int(state.step)
     pending: tuple[int, Metrics] | None = None
-    speed, profiler = meters.Speed(config.data.batch_size), files.profiler
+    speed, profiler, work = meters.Speed(config.data.batch_size), files.profiler, math.nan
 
     def flush() -> None:
         nonlocal pending, history
         if pending is not None:
             done, values = pending[0], _floats(pending[1])
             pending = None
-            clock = {**speed.read(done), **meters.device_memory(), "time": round(time.time(), 3)}
-            files.metrics.write({"step": done, **values, **clock})
+            clock = speed.read(done)
+            if clock:
+                clock |= meters.utilization(work, clock["steps_per_second"], mesh.size, peak)
+            line = {**values, **clock, **meters.device_memory()}
+            written = files.metrics.write({"step": done, **line, "time": round(time.time(), 3)})
+            for writer in files.writers:
+                writer.scalars(done, {name: written[name] for name in line if written[name] is not None})
             postfix = {name: f"{value:.4g}" for name, value in values.items() if "/" not in name and "norm" not in name}
             bar.set_postfix(postfix, refresh=False)
             _require_healthy(done, recovery.diagnose(settings.recovery, history, values))
@@ -206,6 +214,8 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
     ):  # fmt: skip
         for done, batch in enumerate(loader.batches(start, settings.num_steps - start, place), start + 1):
             profiler.before(done)
+            if peak is not None and done == start + 1:  # the call below finds what is traced here
+                work = operations.count(step.trace(state, batch).jaxpr)
             state, metrics = step(state, batch)
             profiler.after(done, metrics)
             speed.started(done)
@@ -222,13 +232,17 @@ def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[T
                     _require_healthy(done, _not_finite("a sample", drawn))
                     if sharding.is_main():
                         path = files.directory.samples / f"step_{done:07d}.png"
+                        grid = images.grid(drawn)
                         with naming(path):
-                            images.save_png(path, images.grid(drawn))
+                            images.save_png(path, grid)
+                        for writer in files.writers:
+                            writer.image(done, "samples", grid)
             stopping = stop.agreed(done)  # read once: a signal that comes after this waits for the next step
             if done % settings.checkpoint_every == 0 or last or stopping:
                 flush()
                 with speed.paused():
                     _require_healthy(done, _not_finite("the state", state.method))
+                    files.metrics.sync()
                     past = {"recoveries": [event._asdict() for event in events], "history": history}
                     files.checkpoints.save(state, files.meta | past)
             if stopping:
@@ -288,6 +302,8 @@ def _recover(
     # the fold before the attempt's keeps its keys apart from those of the steps
     key = jax.random.fold_in(jax.random.fold_in(point.state.key, 2**32 - 1), event.attempt)
     files.metrics.rewind(event.restored, len(events))
+    for writer in files.writers:
+        writer.rewind(event.restored)
     files.metrics.write({"step": event.restored, "event": "recovery", **event._asdict()})
     log(f"step {step}: {reason}; attempt {event.attempt} of {allowed} resumes from step {event.restored}")
     state = point.state._replace(key=jax.device_put(key, point.state.key.sharding))
@@ -305,6 +321,7 @@ def train(
     allow_changed_data: bool = False,
     generator: Generator | None = None,
     profile: tuple[int, int] | None = None,
+    peak: float | None = None,
 ) -> TrainState:
     """Trains to ``config.training.num_steps``, from the newest whole checkpoint in ``directory`` if there is one.
 
@@ -323,6 +340,7 @@ def train(
         allow_changed_data: resume although the images, or the frozen generator, differ from those at the start.
         generator: the function that a configuration with ``method.generator="given"`` is over (`jebm.refine`).
         profile: first and last step of those that `jax.profiler` traces, into ``<directory>/profile``.
+        peak: operations a second of one device, of which ``mfu`` in the metrics is a share; None: unknown, without it.
 
     Raises:
         ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``; data or a
@@ -335,6 +353,8 @@ def train(
     mesh = mesh_of(config)
     recovery.check_back_off(config.method, config.training.recovery)
     identity.check_same_configuration(config, directory)
+    writers.check(config.training.writers, directory)
+    meters.check_folder(profile, directory.path)
     frozen = runs.given_function(config, generator) if generator else runs.frozen_generator(config, directory)
     method = runs.build(config, frozen.generator if frozen else None)
     accumulation.update_of(method, config.training.microbatches)  # refused before anything is written
@@ -345,7 +365,7 @@ def train(
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
     if frozen and not frozen.has_weights:
         log("method.generator: another run than when this one began, or none: the weights kept here are used")
-    training = _Training(config, method, frozen, source, mesh, placed(abstract_state(method, config), mesh))
+    training = _Training(config, method, frozen, source, mesh, placed(abstract_state(method, config), mesh), peak)
     facts = identity.facts(config, source, frozen)
     with contextlib.ExitStack() as held:
         problem = _lock(held, directory)
@@ -385,6 +405,7 @@ def _train(
                 f"{directory.path}: {changed}: restore it, take another --workdir, or resume with --allow-changed-data"
             )
 
+    held = contextlib.ExitStack()
     try:
         point = _start(training, checkpoints, log, check)
         start = int(point.state.step)
@@ -393,6 +414,8 @@ def _train(
             raise ConfigError(f"{given}: the run in {directory.path} is at step {start} already")
         meters.check_profile(profile, start, config.training.num_steps)
         profiler = meters.Profiler(profile, directory.path / "profile", log)
+        names = config.training.writers if sharding.is_main() else ()
+        beside = held.enter_context(writers.opened(names, directory, config, start))
         if sharding.is_main():
             with naming(directory.config):
                 directory.write_config(config)
@@ -401,7 +424,9 @@ def _train(
         fixed = {name: value for name, value in facts.items() if name != "configuration" and value is not None}
         with naming(directory.metrics):
             metrics_file = MetricsFile(directory.metrics, start, len(point.events), sharding.is_main())
-        files = _Files(directory, checkpoints, metrics_file, {"config_hash": config_hash(config), **fixed}, profiler)
+        files = _Files(
+            directory, checkpoints, metrics_file, {"config_hash": config_hash(config), **fixed}, profiler, beside
+        )
         with contextlib.closing(metrics_file):
             while True:
                 try:
@@ -409,4 +434,5 @@ def _train(
                 except _Unhealthy as unhealthy:
                     point = _recover(training, point.events, unhealthy, files, log)
     finally:
+        held.close()
         checkpoints.close()
