@@ -292,6 +292,7 @@ MISTAKES = {
     "training.seed=1\n2": ["training.seed='1\\n2'", "a whole number"],
     "data.source=npz:~nouser/x": ["data.source=npz:~nouser/x", "no home folder of '~nouser'"],
     "data.source=folder:ftp://bucket/x": ["ftp:// is not supported"],
+    'training.writers=["tensorbord"]': ["training.writers=", 'expected a list such as ["tensorboard", "wandb"]'],
     "data.source=npz:": ["no data source 'npz:'"],
 }
 
