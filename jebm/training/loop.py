@@ -434,5 +434,5 @@ def _train(
                 except _Unhealthy as unhealthy:
                     point = _recover(training, point.events, unhealthy, files, log)
     finally:
-        held.close()
-        checkpoints.close()
+        with contextlib.closing(checkpoints):
+            held.close()
