@@ -28,7 +28,8 @@ from jebm.methods import diagnostics
 from jebm.runs import run as runs
 from jebm.runs.run import load_source
 from jebm.runs.state import TrainState, initial_state
-from jebm.training.loop import NUM_PROBES, make_step
+from jebm.training.attempt import NUM_PROBES
+from jebm.training.step import make_step
 
 
 def main() -> None:

@@ -109,6 +109,8 @@ class TrainingConfig:
             result is that of 1 up to rounding. Refused for methods that need the whole batch.
         matmul_precision: of products and convolutions in training, JAX's names: on a TPU ``"default"`` multiplies
             float32 in bfloat16, on a recent NVIDIA GPU in TF32; ``"highest"`` in float32 on each device.
+        writers: where metrics and sample grids go besides the run directory's own files: "tensorboard" (event files in
+            its folder ``tensorboard``), "wandb" (Weights & Biases).
         seed: of initialisation, data order and every draw.
         recovery: what to do when the run diverges.
     """
@@ -123,6 +125,7 @@ class TrainingConfig:
     fsdp: int = 1
     microbatches: int = 1
     matmul_precision: Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"] = "default"
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: int = 0
     recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
 

@@ -1,7 +1,6 @@
 """Pictures: grids of images as PNG files."""
 
 import io
-import pathlib
 import warnings
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import files
+from jebm import files, paths
 from jebm.energy import require_int
 from jebm.errors import DataError
 
@@ -114,7 +113,7 @@ def _marked(points: np.ndarray) -> np.ndarray:
     return np.round(255.0 * np.exp(-0.7 * counts)).astype(np.uint8)[..., None]
 
 
-def save_png(path: pathlib.Path, image: np.ndarray, smallest_side: int = 512) -> None:
+def save_png(path: paths.Path, image: np.ndarray, smallest_side: int = 512) -> None:
     """Writes uint8 [H, W, 1 or 3], small ones enlarged by a whole factor so that pixels can be seen."""
     with files.whole(path) as temporary:
         picture(image, smallest_side).save(temporary, format="PNG")

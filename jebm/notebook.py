@@ -120,11 +120,11 @@ def _fit(
     return run
 
 
-def _folder(workdir: str | os.PathLike[str] | None) -> pathlib.Path:
+def _folder(workdir: str | os.PathLike[str] | None) -> paths.Path:
     if workdir is None:
         return pathlib.Path(tempfile.mkdtemp(prefix="jebm-"))
     try:
-        return paths.local(os.fspath(workdir))
+        return paths.require_checkpoints(paths.of(workdir))
     except ValueError as error:
         raise ConfigError(f"workdir={os.fspath(workdir)!r}: {error}") from None
 
@@ -134,20 +134,21 @@ def _on(config: Config, data: Data, directory: RunDirectory) -> Config:
     if isinstance(data, str | os.PathLike):
         return dataclasses.replace(config, data=dataclasses.replace(config.data, source=_name(os.fspath(data))))
     arrays = _of_source(data) if isinstance(data, Source) else {"x": _levels(data)}
-    path = directory.path.resolve() / "data.npz"
+    path = (directory.path if paths.is_remote(directory.path) else directory.path.resolve()) / "data.npz"
     if path.exists():
-        with np.load(path) as kept:
+        with path.open("rb") as stream, np.load(stream) as kept:
             same = set(kept.files) == set(arrays) and all(np.array_equal(kept[name], arrays[name]) for name in arrays)
         if not same:
             raise ConfigError(f"{directory.path} holds a run on other images: take another workdir, or remove that one")
     else:
-        with files.whole(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
+        files.write_arrays(path, arrays)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source=f"npz:{path}"))
 
 
 def _name(text: str) -> str:
     """The name of a source; a path that is there is a folder of pictures, or an archive."""
+    if ":/" in text:
+        return f"npz:{text}" if text.endswith(".npz") and text.startswith(("gs://", "s3://")) else text
     path = pathlib.Path(text).expanduser()
     if path.is_dir():
         return f"folder:{path}"

@@ -211,6 +211,8 @@ def described(kind: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(described(a) for a in arguments)
     if origin is tuple:
+        if typing.get_origin(arguments[0]) is Literal:
+            return f"a list such as {json.dumps(typing.get_args(arguments[0]))}"
         return "a list such as " + ("[[64, 2], [128, 2]]" if typing.get_origin(arguments[0]) else "[1, 2]")
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     return names.get(kind, str(kind))

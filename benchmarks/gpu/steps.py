@@ -21,7 +21,8 @@ from jebm.config import load_file, override
 from jebm.runs import run as runs
 from jebm.runs.run import load_source
 from jebm.runs.state import initial_state
-from jebm.training.loop import NUM_PROBES, make_step
+from jebm.training.attempt import NUM_PROBES
+from jebm.training.step import make_step
 
 EXPERIMENTS = {
     "configs/denoising_ebm/cifar10.py": 2.4e12,

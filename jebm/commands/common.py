@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jebm import paths
 from jebm.errors import shown
@@ -15,9 +15,11 @@ from jebm.errors import shown
 if TYPE_CHECKING:
     from jebm.runs.run import Run
 
+T = TypeVar("T")
+
 __all__ = [
     "add_config", "add_run", "add_seed", "add_step", "enable_compilation_cache", "integer", "leaving_at_once", "load",
-    "model", "path", "progress", "log", "seed",
+    "model", "path", "place", "progress", "log", "run_directory", "seed",
 ]  # fmt: skip
 
 
@@ -25,16 +27,30 @@ __all__ = [
 
 
 def path(text: str) -> pathlib.Path:
-    """A place on this machine."""
+    """A path on this machine."""
+    return _path(text, paths.local)
+
+
+def place(text: str) -> paths.Path:
+    """A path on this machine or in an object store."""
+    return _path(text, paths.place)
+
+
+def run_directory(text: str) -> paths.Path:
+    """A path that checkpoints can be written to and read from."""
+    return _path(text, lambda text: paths.require_checkpoints(paths.place(text)))
+
+
+def _path(text: str, read: Callable[[str], T]) -> T:
     try:
-        return paths.local(text)
+        return read(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def model(text: str) -> str | pathlib.Path:
-    """A trained model, see `jebm.load`: a place on this machine, a name, or an address."""
-    return text if text.startswith(("http://", "https://")) else path(text)
+def model(text: str) -> str | paths.Path:
+    """A trained model, see `jebm.load`: a path, a name, or an address."""
+    return text if text.startswith(("http://", "https://")) else run_directory(text)
 
 
 def integer(least: int, most: int = 10**10) -> Callable[[str], int]:
@@ -102,7 +118,7 @@ def log(line: str) -> None:
     print(f"jebm: {line}", flush=True)
 
 
-def load(directory: str | pathlib.Path, step: int | None = None) -> "Run":
+def load(directory: str | paths.Path, step: int | None = None) -> "Run":
     """The trained model in a directory or a file, see `jebm.load`."""
     enable_compilation_cache()
     from jebm.runs.run import load

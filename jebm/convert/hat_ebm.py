@@ -7,7 +7,6 @@ saved, ``ebm_optim_N.npz`` and ``gen_optim_N.npz`` (counter, moving averages, Ad
 
 import dataclasses
 import math
-import pathlib
 import re
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from jebm import methods
+from jebm import methods, paths
 from jebm.config import Config, DataConfig
 from jebm.convert import arrays as interop
 from jebm.convert import tensorflow as tensorflow_checkpoints
@@ -36,7 +35,7 @@ __all__ = ["hat_ebm"]
 Arrays = dict[str, np.ndarray]
 
 
-def hat_ebm(checkpoint: pathlib.Path, out: pathlib.Path, config: Config | None = None) -> RunDirectory:
+def hat_ebm(checkpoint: paths.Path, out: paths.Path, config: Config | None = None) -> RunDirectory:
     """Writes a run directory from a hat and its generator.
 
     Args:
@@ -100,7 +99,7 @@ def _variables(state: HatEBMState) -> dict[str, Any]:
 
 
 def _trained(
-    hat_prefix: pathlib.Path, hat: Arrays, generator_prefix: pathlib.Path, variables: Any, config: Config,
+    hat_prefix: paths.Path, hat: Arrays, generator_prefix: paths.Path, variables: Any, config: Config,
     like: HatEBMState, pairs: bank.Bank | None,
 ) -> tuple[HatEBMState, int]:  # fmt: skip
     """The method's state, and the number of the hat's updates, 0 if it is unknown."""
@@ -117,13 +116,13 @@ def _trained(
     return jax.tree.map(jnp.asarray, state), count
 
 
-def _with_optimizer(prefix: pathlib.Path, params: Any, like: Trained) -> tuple[Trained, int]:
+def _with_optimizer(prefix: paths.Path, params: Any, like: Trained) -> tuple[Trained, int]:
     """A network with its moving average and optimiser's state, and the number of updates."""
     count, moments = _optimizer(prefix, params)
     return Trained(params, _adam(like.optimizer, count, moments), moments["ema"]), count
 
 
-def _find(path: pathlib.Path, alone: bool) -> tuple[pathlib.Path | None, pathlib.Path]:
+def _find(path: paths.Path, alone: bool) -> tuple[paths.Path | None, paths.Path]:
     """Prefixes of the hat's and of the generator's checkpoint; with ``alone``, the hat's may be missing."""
     if path.is_dir():
         found = {}
@@ -149,7 +148,7 @@ def _find(path: pathlib.Path, alone: bool) -> tuple[pathlib.Path | None, pathlib
     return None if alone and missing else hat, prefix.with_name("gen" + match[2])
 
 
-def _named(prefix: pathlib.Path) -> Arrays:
+def _named(prefix: paths.Path) -> Arrays:
     """The variables under this library's names."""
     leaves = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
     named = {}
@@ -175,7 +174,7 @@ def _kind(arrays: Arrays) -> str:
     return "encoder" if "out_conv/kernel" in arrays else "network of another kind"
 
 
-def _require_kind(prefix: pathlib.Path, arrays: Arrays, allowed: tuple[str, ...]) -> None:
+def _require_kind(prefix: paths.Path, arrays: Arrays, allowed: tuple[str, ...]) -> None:
     if _kind(arrays) not in allowed:
         raise ConfigError(f"{prefix} holds a {_kind(arrays)}, not a {' or '.join(allowed)}")
 
@@ -236,7 +235,7 @@ def _checked(config: Config, pairs: bank.Bank | None, alone: bool) -> Config:
     return dataclasses.replace(config, method=dataclasses.replace(config.method, generator="network"))
 
 
-def _fill(prefix: pathlib.Path, arrays: Arrays, template: dict[str, Any]) -> Any:
+def _fill(prefix: paths.Path, arrays: Arrays, template: dict[str, Any]) -> Any:
     try:
         return interop.from_flat(arrays, template)
     except ValueError as error:
@@ -245,14 +244,14 @@ def _fill(prefix: pathlib.Path, arrays: Arrays, template: dict[str, Any]) -> Any
         raise ConfigError(f"{prefix} holds another network than the configuration's: {reason}") from None
 
 
-def _beside(prefix: pathlib.Path, kind: str, suffix: str) -> pathlib.Path:
+def _beside(prefix: paths.Path, kind: str, suffix: str) -> paths.Path:
     """``ebm_optim_20.npz`` beside ``ebm_20.ckpt``."""
     name, _, number = prefix.name.removesuffix(".ckpt").partition("_")
     kind = kind or f"{name}_optim"
     return prefix.with_name(f"{kind}_{number}{suffix}" if number else f"{kind}{suffix}")
 
 
-def _bank(prefix: pathlib.Path) -> bank.Bank | None:
+def _bank(prefix: paths.Path) -> bank.Bank | None:
     images, latents = _beside(prefix, "persistent", ".npy"), _beside(prefix, "persistent_z", ".npy")
     if not (images.is_file() and latents.is_file()):
         return None
@@ -263,7 +262,7 @@ def _bank(prefix: pathlib.Path) -> bank.Bank | None:
         raise ConfigError(f"{images} and {latents.name} are no bank: {error}") from None
 
 
-def _numpy_file(path: pathlib.Path) -> Any:
+def _numpy_file(path: paths.Path) -> Any:
     """The array of an ``.npy``, the list of arrays of an ``.npz`` as `numpy.savez` numbers them."""
     try:
         with path.open("rb") as stream:  # numpy leaves a damaged archive open
@@ -290,7 +289,7 @@ _ORDER = ("stem", "dense", *(f"block{i}" for i in range(2, 8)), "head", "out_bn"
 _PARTS = ("conv_1", "conv_2", "bn_1", "bn_2", "shortcut", "kernel", "scale", "bias")
 
 
-def _optimizer(prefix: pathlib.Path, params: Any) -> tuple[int, dict[str, Any]]:
+def _optimizer(prefix: paths.Path, params: Any) -> tuple[int, dict[str, Any]]:
     """Updates made, the moving average and Adam's moments; those of a fresh start if they were not saved."""
     path = _beside(prefix, "", ".npz")
     if not path.is_file():
@@ -321,7 +320,7 @@ def _adam(like: Any, count: int, moments: dict[str, Any]) -> Any:
     return jax.tree.map(fill, like, is_leaf=lambda node: isinstance(node, known))
 
 
-def _step(prefix: pathlib.Path, count: int) -> int:
+def _step(prefix: paths.Path, count: int) -> int:
     """Training iterations: the hat's updates, or the number in the name."""
     number = re.search(r"_(\d+)\.ckpt$", prefix.name)
     return count or (int(number[1]) if number else 0)

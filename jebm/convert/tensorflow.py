@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jebm import paths
 from jebm.errors import ConfigError
 
 __all__ = ["read"]
@@ -20,7 +21,7 @@ DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 19: np.float16
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-def read(prefix: pathlib.Path) -> dict[str, np.ndarray]:
+def read(prefix: paths.Path) -> dict[str, np.ndarray]:
     """The variables of the checkpoint ``prefix``, by their path in the object, as ``block2/conv_1/kernel``.
 
     Raises:
@@ -38,22 +39,25 @@ def read(prefix: pathlib.Path) -> dict[str, np.ndarray]:
             if key.decode().endswith(SUFFIX)
         }
     except FileNotFoundError as error:
-        raise ConfigError(f"the TensorFlow checkpoint {prefix} lacks {pathlib.Path(error.filename).name}") from None
+        raise ConfigError(
+            f"the TensorFlow checkpoint {prefix} lacks {pathlib.PurePath(error.filename or str(error)).name}"
+        ) from None
     except (IndexError, KeyError, ValueError, struct.error) as error:
         raise ConfigError(f"{index} cannot be read as a TensorFlow checkpoint ({error})") from error
 
 
-def _tensor(prefix: pathlib.Path, entry: bytes, num_shards: int) -> np.ndarray:
+def _tensor(prefix: paths.Path, entry: bytes, num_shards: int) -> np.ndarray:
     fields = _fields(entry)
     shard, offset, size = (fields.get(number, [0])[0] for number in (3, 4, 5))
     dimensions = _fields(fields.get(2, [b""])[0]).get(2, [])
     shape = [_fields(dimension).get(1, [0])[0] for dimension in dimensions]
     dtype = np.dtype(DTYPES[fields[1][0]]).newbyteorder("<")
-    with open(f"{prefix}.data-{shard:05d}-of-{num_shards:05d}", "rb") as file:
+    data = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
+    with data.open("rb") as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) != size:
-        raise ValueError(f"{file.name} ends early")
+        raise ValueError(f"{data} ends early")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 

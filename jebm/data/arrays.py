@@ -1,9 +1,8 @@
 """Image sets by name: ``digits`` (bundled with scikit-learn), ``npz:PATH``, ``folder:PATH``, ``tfds:NAME[:SPLIT]``."""
 
-from pathlib import Path
-
 import numpy as np
 
+from jebm import paths
 from jebm.data.loader import permutation
 from jebm.data.prepare.catalogue import ARCHIVES
 from jebm.data.source import Source, of_arrays
@@ -27,8 +26,7 @@ def digits() -> Source:
     return _split("digits", images, bundled.target.astype(np.int32), num_test=297)
 
 
-def npz(argument: str) -> Source:
-    path = Path(argument)
+def npz(path: paths.Path) -> Source:
     arrays = _read_shards(path) if path.is_dir() else _read_npz(path)
     if "x_train" in arrays:
         if "x_test" not in arrays:
@@ -53,7 +51,7 @@ def npz(argument: str) -> Source:
     return _split(path.stem, images, labels_or_none, num_test=max(1, len(images) // 10))
 
 
-def _read_shards(path: Path) -> dict[str, np.ndarray]:
+def _read_shards(path: paths.Path) -> dict[str, np.ndarray]:
     """The arrays of a folder of archives, each joined in the order of the files' names."""
     shards = {file: _read_npz(file) for file in sorted(path.glob("*.npz"))}
     if not shards:
@@ -71,10 +69,10 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([arrays[name] for arrays in shards.values()]) for name in names[first]}
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: paths.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         if path.suffix == ".npz" and path.stem in ARCHIVES:
-            out = "" if path == Path(f"data/{path.stem}.npz") else f" --out {path}"
+            out = "" if str(path) == f"data/{path.stem}.npz" else f" --out {path}"
             raise DataError(f"{path}: no such file; make it by 'jebm data prepare {path.stem}{out}'")
         raise DataError(
             f"{path}: no such file; write it by np.savez(path, x_train=..., x_test=...), uint8 [N, H, W, C], or take "
@@ -82,7 +80,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         )
     arrays, reading = {}, "the archive"
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DataError(f"{path}: a bare array, not an .npz archive; write it by np.savez(path, x=array)")
@@ -97,7 +95,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if name.startswith("x") or array.size}
 
 
-def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+def _images(path: paths.Path, key: str, images: np.ndarray) -> np.ndarray:
     if images.dtype != np.uint8:
         problem = f"is {images.dtype}"
         if np.issubdtype(images.dtype, np.floating):
@@ -115,7 +113,7 @@ def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _labels(path: Path, key: str, labels: np.ndarray, num_images: int) -> np.ndarray:
+def _labels(path: paths.Path, key: str, labels: np.ndarray, num_images: int) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num_images,):
         raise DataError(
             f"{path}: '{key}' is {labels.dtype} {labels.shape}; labels must be integers, one for each of the "

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from jebm import files, paths
 from jebm.data.geometry import Geometry
 from jebm.data.image_set import IMAGE_MODES, ImageSet
 from jebm.data.source import Source, holdout_split, of_image_sets
@@ -18,7 +19,7 @@ __all__ = ["FileReader", "folder"]
 class FileReader:
     """One image in each file."""
 
-    root: Path
+    root: paths.Path
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
@@ -41,29 +42,28 @@ class FileReader:
         return hashlib.sha256(repr((self.names, self.sizes)).encode()).hexdigest()
 
 
-def folder(argument: str, size: int | None = None, crop: str = "auto") -> Source:
+def folder(root: paths.Path, size: int | None = None, crop: str = "auto") -> Source:
     """The images below a folder; hidden files are passed over, and every other file must be an image.
 
     Raises:
         DataError: no folder, an empty one, a file that is no image, or images of several sizes without a crop.
     """
-    root = Path(argument)
     reader = find(root)
     geometry = Geometry("none" if crop == "auto" else crop, size)
     height, width, channels = _looked_at(reader, geometry)
     if geometry.crop == "none" and size in (None, height) and size in (None, width):
         geometry = Geometry()
     shape = (height, width, channels) if geometry.size is None else (geometry.size, geometry.size, channels)
-    tops = np.array([Path(name).parts[0] for name in reader.names])
+    tops = np.array([PurePosixPath(name).parts[0] for name in reader.names])
     if set(tops) == {"train", "test"}:
         train, test = np.flatnonzero(tops == "train"), np.flatnonzero(tops == "test")
     else:
         train, test = holdout_split(np.arange(len(reader)), str(root))
     train_images, test_images = (ImageSet(reader, geometry, shape, rows) for rows in (train, test))
-    return of_image_sets(root.resolve().name, train_images, test_images, geometry)
+    return of_image_sets((root if paths.is_remote(root) else root.resolve()).name, train_images, test_images, geometry)
 
 
-def find(root: Path) -> FileReader:
+def find(root: paths.Path) -> FileReader:
     """The files below ``root``, sorted by name.
 
     Raises:
@@ -71,12 +71,11 @@ def find(root: Path) -> FileReader:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    paths = [path for path in root.rglob("*") if path.is_file()]
-    relative = sorted(path.relative_to(root) for path in paths)
+    relative = sorted(path.relative_to(root) for path in files.below(root))
     names = tuple(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
     if not names:
         raise DataError(f"{root}: the folder is empty; it must hold image files")
-    return FileReader(root, names, tuple((root / name).stat().st_size for name in names))
+    return FileReader(root, names, tuple(files.size(root / name) for name in names))
 
 
 def _looked_at(reader: FileReader, geometry: Geometry) -> tuple[int, int, int]:
@@ -87,7 +86,7 @@ def _looked_at(reader: FileReader, geometry: Geometry) -> tuple[int, int, int]:
     for index in range(len(reader)):
         where = reader.where(index)
         try:
-            with Image.open(where) as image:
+            with (reader.root / reader.names[index]).open("rb") as file, Image.open(file) as image:
                 width, height, mode = *image.size, image.mode
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{where}: not an image, or a broken one; a source holds images alone") from error

@@ -52,11 +52,17 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
         ((1500, 8, 8, 1), dtype('uint8'), 297)
     """
     kind, argument = check_name(name)
+    if kind in ("npz", "folder"):
+        try:
+            place = paths.place(argument)
+        except ValueError as error:
+            raise DataError(f"{kind}:{error}") from None
     if kind in ("folder", "hf", "tfds"):
         from jebm.data import folders, parquet, tfds
 
-        reader = {"folder": folders.folder, "hf": parquet.hub, "tfds": tfds.tfds}[kind]
-        return reader(argument, size, crop)
+        if kind == "folder":
+            return folders.folder(place, size, crop)
+        return (parquet.hub if kind == "hf" else tfds.tfds)(argument, size, crop)
     if crop not in ("auto", "none"):
         raise DataError(f"crop '{crop}' is for folder:, hf: and tfds: sources; '{name}' holds images of one size")
     if kind == "points":
@@ -67,19 +73,19 @@ def load(name: str, size: int | None = None, crop: str = "auto") -> Source:
                 f"points are images of one pixel, not of {size}: set method.image_size=1 and method.channels=2"
             )
         return points(argument)
-    return digits() if kind == "digits" else npz(argument)
+    return digits() if kind == "digits" else npz(place)
 
 
 def check_name(name: str) -> tuple[str, str]:
     """The kind of source and its argument, the path of a file or a folder with its ``~`` expanded.
 
     Raises:
-        DataError: no such source, or a path that is not on this machine.
+        DataError: no such source, or a path of a kind that there is not.
     """
     kind, colon, argument = name.partition(":")
     if kind in ("npz", "folder") and argument:
         try:
-            return kind, str(paths.local(argument))
+            return kind, paths.check(argument)
         except ValueError as error:
             raise DataError(f"{kind}:{error}") from None
     if (kind in KINDS and bool(argument)) or name == "digits":

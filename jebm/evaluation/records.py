@@ -8,13 +8,12 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jebm import files
+from jebm import files, paths
 from jebm.data import Source
 from jebm.errors import DataError
 
@@ -105,7 +104,7 @@ def file_stem(name: str, protocol: Mapping[str, Any]) -> str:
     return "-".join(parts)
 
 
-def write_record(directory: str | os.PathLike, record: Record) -> Path:
+def write_record(directory: str | os.PathLike, record: Record) -> paths.Path:
     """Writes ``<file_stem>[-train]-n<n>.json``, whole or not at all; an older one is replaced.
 
     Raises:
@@ -117,7 +116,7 @@ def write_record(directory: str | os.PathLike, record: Record) -> Path:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the protocol of {record.metric} cannot be recorded: {error}") from error
     split = "-train" * (record.protocol.get("split") == "train")
-    path = Path(directory) / f"{file_stem(record.metric, record.protocol)}{split}-n{record.n}.json"
+    path = paths.of(directory) / f"{file_stem(record.metric, record.protocol)}{split}-n{record.n}.json"
     with files.whole(path) as temporary:
         temporary.write_text(text + "\n")
     return path
@@ -130,7 +129,7 @@ def read_record(path: str | os.PathLike) -> Record:
         ValueError: a file that is not such a record, or holds a number that is not finite.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(paths.of(path).read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         return Record(str(content["metric"]), float(content["value"]), int(content["n"]), dict(content["protocol"]))
@@ -140,7 +139,7 @@ def read_record(path: str | os.PathLike) -> Record:
 
 def read_all(directory: str | os.PathLike) -> list[Record]:
     """Every record of a directory, by file name; none where there is no such directory."""
-    return [read_record(path) for path in sorted(Path(directory).glob("*.json"))]
+    return [read_record(path) for path in sorted(paths.of(directory).glob("*.json"))]
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,13 @@
 """`Subject`: what is measured, on which data, and how."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
+from jebm import paths
 from jebm.data import Source, to_float
 from jebm.methods.base import Method, State
 from jebm.metrics.batches import map_batches
@@ -55,7 +55,7 @@ class Subject(NamedTuple):
     others: Mapping[str, np.ndarray] = {}
     num_resamples: int = 500
     draw: Draw | None = None
-    directory: Path | None = None
+    directory: paths.Path | None = None
 
     def feature_space(self) -> Features:
         """The feature space, made from the data where none is given."""

@@ -1,10 +1,10 @@
 """Telling outliers from images of the data's kind by a score such as the energy."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from jebm import paths
 from jebm.errors import DataError
 from jebm.files import write_arrays
 
@@ -104,7 +104,7 @@ def auroc_interval(
     return bootstrap_interval(_auroc, in_scores, out_scores, level=level, num_resamples=num_resamples, seed=seed)
 
 
-def write_scores(folder: Path, name: str, in_scores: np.ndarray, out_scores: np.ndarray) -> Path:
+def write_scores(folder: paths.Path, name: str, in_scores: np.ndarray, out_scores: np.ndarray) -> paths.Path:
     """Writes ``<name>.npz`` as OpenOOD's evaluator saves scores, and returns its path.
 
     Arrays ``pred``, ``conf``, ``label``, inliers first: a confidence (here the score's negative: OpenOOD's is higher

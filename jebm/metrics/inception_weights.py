@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jebm import paths
 from jebm.errors import DataError
 from jebm.files import cache_directory, write_arrays
 from jebm.metrics.inception_network import Inception
@@ -50,7 +51,7 @@ def installed() -> Path | None:
     return path if path.is_file() else None
 
 
-def install(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Path:
+def install(path: paths.Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Path:
     """Reads weights from a file (see the module), checks them, and puts them into the cache, whose path returns.
 
     Raises:
@@ -60,7 +61,7 @@ def install(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> 
     return _path()
 
 
-def checked_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:
+def checked_weights(path: paths.Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:
     """The named tensors of a file (`read_weights`), if they are those of the FID network.
 
     Raises:
@@ -76,7 +77,7 @@ def checked_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     return weights
 
 
-def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:
+def read_weights(path: paths.Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Arrays:
     """The named tensors of a file, float32, not yet checked by hash; ``shapes``, by default, are the network's.
 
     Raises:
@@ -85,7 +86,7 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
     if not path.is_file():
         raise DataError(f"{path}: no such file. {HOW_TO}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as whole, zipfile.ZipFile(whole) as archive:
             names = archive.namelist()
             if ARCHIVE in names:
                 with zipfile.ZipFile(io.BytesIO(archive.read(ARCHIVE))) as inner:

@@ -87,7 +87,7 @@ def conv_general_dilated(
     if implementation == "patches":
         fixed: Any = {"strides": strides, "padding": pads}
         return lax.platform_dependent(
-            lhs, rhs, cpu=functools.partial(_product_over_patches, **fixed), default=functools.partial(_direct, **fixed)
+            lhs, rhs, cpu=functools.partial(_product_over_patches, **fixed), default=functools.partial(direct, **fixed)
         )
     fast = implementation == "winograd"
     return conv_p.bind(lhs, rhs, strides=strides, padding=pads, dilation=(1, 1), adjoint=False, fast=fast)
@@ -103,7 +103,7 @@ Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 conv_p = Primitive("jebm_conv")
 
 
-def _direct(
+def direct(
     x: Array, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides = (1, 1), adjoint: bool = False,
     fast: bool = False,
 ) -> Array:  # fmt: skip
@@ -122,13 +122,13 @@ def _on_cpu(
     undilated = dilation == strides == (1, 1)
     if fast and kernel.shape[:2] == (3, 3) and undilated and height % 2 == width % 2 == 0:
         return _winograd(_pad(x, padding), kernel)
-    return _direct(x, kernel, strides=strides, padding=padding, dilation=dilation)
+    return direct(x, kernel, strides=strides, padding=padding, dilation=dilation)
 
 
 @functools.lru_cache(maxsize=4096)
 def _abstract(x: Any, kernel: Any, **parameters: Any) -> Any:
     # shape, dtype and sharding are those of XLA's convolution, as are the errors
-    return jax.make_jaxpr(functools.partial(_direct, **parameters))(x, kernel).out_avals[0]
+    return jax.make_jaxpr(functools.partial(direct, **parameters))(x, kernel).out_avals[0]
 
 
 def _transpose_to_image(
@@ -147,13 +147,13 @@ def _transpose_to_image(
 
 def _transpose_to_kernel(g: Array, x: Array, kernel: Any, *, adjoint: bool, **parameters: Any) -> Array:
     turned = adjoint_kernel if adjoint else lambda k: k
-    return jax.linear_transpose(lambda k: _direct(x, turned(k), **parameters), kernel.aval)(g)[0]
+    return jax.linear_transpose(lambda k: direct(x, turned(k), **parameters), kernel.aval)(g)[0]
 
 
 def _batch(operands: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, int]:
     (x, kernel), (x_axis, kernel_axis) = operands, axes
     if x_axis is not None and kernel_axis is not None:  # a kernel for each image: nothing to join
-        each = [jax.vmap(functools.partial(of, **parameters), axes) for of in (_on_cpu, _direct)]
+        each = [jax.vmap(functools.partial(of, **parameters), axes) for of in (_on_cpu, direct)]
         return lax.platform_dependent(x, kernel, cpu=each[0], default=each[1]), 0
     if x_axis is not None:
         x = jnp.moveaxis(x, x_axis, 0)
@@ -172,7 +172,7 @@ conv_p.def_impl(jax.jit(conv_p.bind, static_argnames=("strides", "padding", "dil
 conv_p.def_abstract_eval(_abstract)
 ad.defbilinear(conv_p, _transpose_to_image, _transpose_to_kernel)
 batching.primitive_batchers[conv_p] = _batch
-mlir.register_lowering(conv_p, mlir.lower_fun(_direct, multiple_results=False))
+mlir.register_lowering(conv_p, mlir.lower_fun(direct, multiple_results=False))
 mlir.register_lowering(conv_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
 
 

@@ -15,7 +15,7 @@ from jebm.planning import hlo
 from jebm.planning.topology import GPU_START, Topology
 from jebm.runs import run as runs
 from jebm.runs.drawing import batch_program, drawing
-from jebm.training.loop import NUM_PROBES
+from jebm.training.attempt import NUM_PROBES
 from jebm.training.placement import mesh_of, placed
 from jebm.training.step import make_step, multiplying
 

@@ -1,12 +1,11 @@
 """A Langevin chain of a trained model, as frames."""
 
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from jebm import data, images, mcmc
+from jebm import data, images, mcmc, paths
 from jebm.data import Source
 from jebm.evaluation.records import file_stem
 from jebm.evaluation.run import run_weights
@@ -26,7 +25,7 @@ class _NoFilm(Exception):
     """Chains whose film would show nothing, with the reason."""
 
 
-def walk(run: Run, source: Source | None = None) -> pathlib.Path:
+def walk(run: Run, source: Source | None = None) -> paths.Path:
     """Writes ``evaluation/chain-*.npz``: a few of training's chains on images, step by step, and their energies.
 
     Array ``x``, uint8 [frames, chains, H, W, C], the start first; ``energy``, E of each, float32 [frames, chains];

@@ -1,12 +1,12 @@
 """Files of a run directory as a report finds them; one that is damaged is named."""
 
 import math
-import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
+from jebm import paths
 from jebm.errors import JebmError
 from jebm.evaluation import Record, read_record
 from jebm.report import scores
@@ -14,7 +14,7 @@ from jebm.runs.metrics_log import read_metrics
 
 __all__ = ["DamagedFile", "Found", "all_finite", "is_number", "lines_of", "newest", "pixels", "record_of"]
 
-Found = tuple[pathlib.Path, str, dict[str, Any]]
+Found = tuple[paths.Path, str, dict[str, Any]]
 """A file, in words of which step and weights it is, and its arrays."""
 
 
@@ -22,7 +22,7 @@ class DamagedFile(JebmError):
     """A file of the run directory that is not as it was written; the message names it."""
 
 
-def lines_of(path: pathlib.Path) -> list[dict[str, Any]]:
+def lines_of(path: paths.Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl`` that are of a step."""
     try:
         lines = read_metrics(path)
@@ -31,7 +31,7 @@ def lines_of(path: pathlib.Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and type(line.get("step")) is int]
 
 
-def record_of(path: pathlib.Path) -> Record:
+def record_of(path: paths.Path) -> Record:
     """A record whose protocol has the types that the page shows."""
     try:
         record = read_record(path)
@@ -66,7 +66,7 @@ def all_finite(numbers: np.ndarray) -> bool:
     return bool(np.issubdtype(numbers.dtype, np.number) and np.isfinite(numbers).all())
 
 
-def pixels(path: pathlib.Path, arrays: dict[str, np.ndarray], axes: int, name: str = "x") -> np.ndarray:
+def pixels(path: paths.Path, arrays: dict[str, np.ndarray], axes: int, name: str = "x") -> np.ndarray:
     """Uint8 images with so many axes."""
     x = arrays.get(name, np.zeros(0))
     if x.dtype != np.uint8 or x.ndim != axes or not x.size or x.shape[-1] not in (1, 2, 3):
@@ -74,13 +74,13 @@ def pixels(path: pathlib.Path, arrays: dict[str, np.ndarray], axes: int, name: s
     return x
 
 
-def newest(folder: pathlib.Path, kind: str) -> Found | None:
+def newest(folder: paths.Path, kind: str) -> Found | None:
     """The latest step's ``<kind>-<weights>-step<step>*.npz``, in words which that is, and its arrays."""
     named = re.compile(rf"{kind}-(raw|ema)-step(\d+)(-.*)?\.npz")
     found = [(path, match) for path in folder.glob(f"{kind}-*.npz") if (match := named.fullmatch(path.name))]
     if not found:
         return None
-    path, match = max(found, key=lambda found: (int(found[1][2]), found[0].stat().st_mtime))
+    path, match = max(found, key=lambda found: (int(found[1][2]), _written(found[0])))
     with path.open("rb") as stream:  # numpy leaves damaged archives open
         try:
             file = np.load(stream, allow_pickle=False)
@@ -88,3 +88,9 @@ def newest(folder: pathlib.Path, kind: str) -> Found | None:
         except Exception as error:  # damaged archives fail in many ways: lengths, versions, headers, codecs
             raise DamagedFile(f"{path} cannot be read ({type(error).__name__}): remove it, or evaluate again") from None
     return path, f"step {int(match[2]):,}, {match[1]} weights", arrays
+
+
+def _written(path: paths.Path) -> float:
+    """When, in seconds."""
+    about = path.stat()
+    return float(about.mtime if paths.is_remote(path) else about.st_mtime)  # type: ignore[union-attr]

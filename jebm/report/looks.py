@@ -1,12 +1,10 @@
 """Pictures of a trained model that need the model: reconstructions, latents in between, chains."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jebm import data, images
+from jebm import data, images, paths
 from jebm.data import Source
 from jebm.errors import JebmError
 from jebm.evaluation.records import file_stem
@@ -38,7 +36,7 @@ def report(run: Run) -> None:
     page.write(run.directory, source)
 
 
-def look(run: Run, source: Source | None) -> pathlib.Path | None:
+def look(run: Run, source: Source | None) -> paths.Path | None:
     """Writes ``evaluation/looks-*.npz``, uint8, as far as the model has an encoder or a generator.
 
     ``original`` and ``reconstruction`` [n, H, W, C], of test images; ``interpolation`` [rows, columns, H, W, C],

@@ -5,14 +5,13 @@ images, raw scores and chains come from ``evaluation/*.npz``, which `jebm evalua
 """
 
 import base64
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jebm import data, files, images
+from jebm import data, files, images, paths
 from jebm.config import Config
 from jebm.data import Source
 from jebm.errors import JebmError
@@ -105,7 +104,7 @@ def _source(config: Config, directory: RunDirectory) -> Source | None:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _samples(config: Config, folder: pathlib.Path, source: Source | None) -> Markup:
+def _samples(config: Config, folder: paths.Path, source: Source | None) -> Markup:
     found = [
         (path, int(match[1]))
         for path in sorted(folder.glob("step_*.png"))
@@ -166,7 +165,7 @@ def _neighbours(directory: RunDirectory, source: Source | None) -> Markup:
     return section("Nearest training images", _figure(picture, "nearest", text, "wide"))
 
 
-def _chain(folder: pathlib.Path) -> Markup:
+def _chain(folder: paths.Path) -> Markup:
     found = newest(folder, "chain")
     if found is None:
         return Markup()
@@ -210,7 +209,7 @@ def _chain(folder: pathlib.Path) -> Markup:
     return section("A chain", tag("div", *parts, class_="film"))
 
 
-def _energies(folder: pathlib.Path) -> Markup:
+def _energies(folder: paths.Path) -> Markup:
     found = newest(folder, "ood_scores")
     if found is None:
         return Markup()
@@ -362,7 +361,7 @@ def _plot(name: str, lines: Sequence[Sequence[tuple[float, float]]], meaning: st
     return tag("figure", tag("h3", name.replace("_", " ")), Markup(pictures.curve(lines, **style)), *caption)
 
 
-def _recoveries(lines: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Markup:
+def _recoveries(lines: Sequence[Mapping[str, Any]], path: paths.Path) -> Markup:
     events = [line for line in lines if line.get("event") == "recovery"]
     if not events:
         return Markup()

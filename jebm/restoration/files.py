@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jebm import files, images, losses
+from jebm import files, images, losses, paths
 from jebm.data import DataError
 from jebm.metrics.image_quality import psnr
 from jebm.restoration.images import read_images
@@ -46,11 +45,11 @@ def measure(restored: Restored, operator: Operator, y: Array, original: Array | 
 def restore_files(
     run: Run,
     task: Task,
-    path: pathlib.Path,
-    out: pathlib.Path,
+    path: paths.Path,
+    out: paths.Path,
     *,
     config: RestorationConfig,
-    original: pathlib.Path | None = None,
+    original: paths.Path | None = None,
     degrade: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], Any] = lambda n, num: None,
@@ -81,7 +80,7 @@ def restore_files(
         raise DataError(f"{out}: a folder of that name is there; give another name")
     if not kind and out.is_file():
         raise DataError(f"{out}: a file of that name is there; a folder is to be written")
-    if out.exists() and any(given and given.exists() and out.samefile(given) for given in (path, original)):
+    if out.exists() and any(given and given.exists() and _same(out, given) for given in (path, original)):
         raise DataError(f"{out}: is the input, which would be overwritten; give another place")
     if degrade and original:
         raise DataError(f"{original}: an input that is degraded first is its own original; leave --original out")
@@ -116,7 +115,13 @@ def restore_files(
     return about
 
 
-def _write(out: pathlib.Path, names: list[str], x: np.ndarray, about: dict[str, Any]) -> None:
+def _same(one: paths.Path, other: paths.Path) -> bool:
+    if paths.is_remote(one) or paths.is_remote(other):
+        return one == other
+    return one.samefile(other)
+
+
+def _write(out: paths.Path, names: list[str], x: np.ndarray, about: dict[str, Any]) -> None:
     """The pictures, each file whole or not at all, and the scores last."""
     if out.suffix.lower() == ".png":
         images.save_png(out, x[0], smallest_side=1)

@@ -1,18 +1,17 @@
 """Pictures, arrays and masks as restoration reads them."""
 
 import collections
-import pathlib
 
 import numpy as np
 
-from jebm import images
+from jebm import images, paths
 from jebm.data import DataError
 from jebm.data.image_set import IMAGE_MODES
 
 __all__ = ["read_images", "read_mask"]
 
 
-def read_images(path: pathlib.Path, shape: tuple[int, ...], what: str, hint: str = "") -> tuple[list[str], np.ndarray]:
+def read_images(path: paths.Path, shape: tuple[int, ...], what: str, hint: str = "") -> tuple[list[str], np.ndarray]:
     """Names and float32 images [n, *shape] of a picture, a folder of pictures, or an array (.npy, or 'x' of .npz).
 
     uint8 images become [-1, 1]; arrays of floats must lie there, up to what noise adds (1.5), unless they are no images
@@ -50,12 +49,12 @@ LARGEST = 1.5  # of an image's absolute values: noise and the bicubic kernel ove
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
-def read_picture(path: pathlib.Path) -> np.ndarray:
+def read_picture(path: paths.Path) -> np.ndarray:
     """uint8 [H, W, 1] of a grey picture, [H, W, 3] of a coloured one."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with path.open("rb") as file, Image.open(file) as picture:
             if picture.mode not in IMAGE_MODES:
                 raise DataError(f"{path}: pixels of mode {picture.mode}; give 8 bits per channel")
             if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
@@ -71,7 +70,7 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
     return pixels[..., None] if grey else pixels
 
 
-def read_mask(path: pathlib.Path, size: int) -> np.ndarray:
+def read_mask(path: paths.Path, size: int) -> np.ndarray:
     """Known pixels, bool [size, size]: white (128 or more) in the picture.
 
     Raises:
@@ -87,7 +86,7 @@ def read_mask(path: pathlib.Path, size: int) -> np.ndarray:
     return mask
 
 
-def _read_array(path: pathlib.Path) -> np.ndarray:
+def _read_array(path: paths.Path) -> np.ndarray:
     try:
         with path.open("rb") as file:  # numpy leaves damaged archives open
             loaded = np.load(file, allow_pickle=False)
@@ -102,7 +101,7 @@ def _read_array(path: pathlib.Path) -> np.ndarray:
         raise DataError(f"{path}: neither a picture nor a numpy array that can be read") from None
 
 
-def _checked(path: pathlib.Path, x: np.ndarray, shape: tuple[int, ...], what: str, hint: str) -> np.ndarray:
+def _checked(path: paths.Path, x: np.ndarray, shape: tuple[int, ...], what: str, hint: str) -> np.ndarray:
     if x.ndim == len(shape) and len(shape) == 3 and shape[-1] == 1:  # grey images without their last axis
         x = x[..., None]
     if x.shape[1:] != shape or len(x) == 0:

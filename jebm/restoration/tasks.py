@@ -1,9 +1,9 @@
 """Restoration with a trained run: its prior, the tasks by name, pictures in and out."""
 
 import dataclasses
-import pathlib
 from typing import Literal, get_args
 
+from jebm import paths
 from jebm.errors import ConfigError
 from jebm.restoration import operators
 from jebm.restoration.images import read_mask
@@ -63,7 +63,7 @@ class Task:
         if self.mask == "random":
             fraction = 0.5 if self.fraction is None else self.fraction
             return operators.Inpainting.of(operators.random_mask(size, fraction, self.seed))
-        return operators.Inpainting.of(read_mask(pathlib.Path(self.mask), size))
+        return operators.Inpainting.of(read_mask(paths.of(self.mask), size))
 
 
 KERNELS = {

@@ -10,17 +10,15 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
-import pathlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jebm import sharding
+from jebm import files, paths, sharding
 from jebm.errors import JebmError
 from jebm.runs.state import TrainState, fingerprint
 
@@ -49,7 +47,7 @@ class Checkpoints:
     Orbax writes to a temporary name and renames when whole. A directory damaged later is noticed by the fingerprints.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int | None = None) -> None:
+    def __init__(self, directory: paths.Path, keep: int | None = None) -> None:
         """Opens ``directory``; with ``keep`` to save, too: only that many of the newest stay.
 
         With ``keep`` all processes of a run do the same at the same time; without it each reads for itself.
@@ -62,7 +60,8 @@ class Checkpoints:
         if keep is None and jax.process_count() > 1:
             own = jax.process_index()
             options.multiprocessing_options = ocp.options.MultiprocessingOptions(own, {own}, f"reader{own}")
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        absolute = directory if paths.is_remote(directory) else directory.absolute()
+        self._manager = ocp.CheckpointManager(absolute, options=options)
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints on disk, newest last."""
@@ -82,12 +81,14 @@ class Checkpoints:
 
     def _record_files(self) -> None:
         """Called by orbax's thread when all files of a checkpoint are written, before it gets its name."""
-        folders = list(self._directory.glob(f"{self._saved}.orbax-checkpoint-tmp*"))
+        if paths.is_remote(self._directory):  # it has its name from the start, and gets a mark when it is whole
+            folders: list[paths.Path] = [self._directory / str(self._saved)]
+        else:
+            folders = list(self._directory.glob(f"{self._saved}.orbax-checkpoint-tmp*"))
         if not sharding.is_main() or len(folders) != 1:  # not orbax's names of today: without the record
             return
-        files = [path for path in sorted(folders[0].rglob("*")) if path.is_file()]
-        record = {path.relative_to(folders[0]).as_posix(): _size_and_digest(path) for path in files}
-        (folders[0] / FILES).write_text(json.dumps(record))
+        record = {path.relative_to(folders[0]).as_posix(): _size_and_digest(path) for path in files.below(folders[0])}
+        (folders[0] / FILES).write_text(json.dumps(dict(sorted(record.items()))))
 
     def wait(self) -> None:
         """Returns when everything that was started is on disk; raises `CheckpointNotWritten` where it is not."""
@@ -184,8 +185,7 @@ class Checkpoints:
         sharding.wait_for_all("before checkpoints are set aside")
         aside = self._directory.with_name(self._directory.name + "_damaged")
         for newer in [s for s in self.steps() if s > step] if sharding.is_main() else []:
-            aside.mkdir(exist_ok=True)
-            (self._directory / str(newer)).rename(_free_name(aside / str(newer)))
+            files.move(self._directory / str(newer), _free_name(aside / str(newer)))
         sharding.wait_for_all("checkpoints were set aside")
         self._manager.reload()
 
@@ -206,19 +206,26 @@ def _shapes(state: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
+def _size_and_digest(path: paths.Path) -> tuple[int, str]:
     with path.open("rb") as file:
         if path.name == STAMPED:
             return 0, str(sorted(json.load(file)["item_handlers"]))
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return files.size(path), _digest(file)
 
 
-def _damage(folder: pathlib.Path, within: str = "") -> str | None:
+def _digest(file: IO[Any]) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _damage(folder: paths.Path, within: str = "") -> str | None:
     """Difference of a checkpoint from what was saved, in words; None where nothing shows it. Raises OSError."""
-    os.stat(folder)  # where all of it has gone, so may have the file system
+    folder.stat()  # where all of it has gone, so may have the file system
     for item in ("state", "meta"):
         try:
-            os.stat(folder / item)
+            (folder / item).stat()
         except (FileNotFoundError, NotADirectoryError):
             return f"{item} is missing"
     try:
@@ -244,7 +251,7 @@ def _damage(folder: pathlib.Path, within: str = "") -> str | None:
     return None
 
 
-def _free_name(path: pathlib.Path) -> pathlib.Path:
+def _free_name(path: paths.Path) -> paths.Path:
     """``path``, or the first of ``path.1``, ``path.2``, ... where nothing is."""
     names = itertools.chain([path], (path.with_name(f"{path.name}.{n}") for n in itertools.count(1)))
-    return next(name for name in names if not os.path.lexists(name))
+    return next(name for name in names if not files.lexists(name))

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jebm import files
+from jebm import files, paths
 from jebm.config import Config, from_dict, to_dict
 from jebm.errors import ConfigError
 
@@ -17,45 +16,45 @@ __all__ = ["RunDirectory"]
 class RunDirectory:
     """The paths of a run's files, and its configuration."""
 
-    path: pathlib.Path
+    path: paths.Path
 
     @property
-    def config(self) -> pathlib.Path:
+    def config(self) -> paths.Path:
         """``config.json``, fully resolved."""
         return self.path / "config.json"
 
     @property
-    def generator(self) -> pathlib.Path:
+    def generator(self) -> paths.Path:
         """``generator.json``: what the frozen generator is of, in a run that has one from another run."""
         return self.path / "generator.json"
 
     @property
-    def metrics(self) -> pathlib.Path:
+    def metrics(self) -> paths.Path:
         """``metrics.jsonl``."""
         return self.path / "metrics.jsonl"
 
     @property
-    def starts(self) -> pathlib.Path:
+    def starts(self) -> paths.Path:
         """``starts.json``: when and on what it was trained, see `jebm.runs.starts`."""
         return self.path / "starts.json"
 
     @property
-    def checkpoints(self) -> pathlib.Path:
+    def checkpoints(self) -> paths.Path:
         """``checkpoints/<step>/``."""
         return self.path / "checkpoints"
 
     @property
-    def samples(self) -> pathlib.Path:
+    def samples(self) -> paths.Path:
         """``samples/step_*.png``."""
         return self.path / "samples"
 
     @property
-    def evaluation(self) -> pathlib.Path:
+    def evaluation(self) -> paths.Path:
         """``evaluation/*.json``."""
         return self.path / "evaluation"
 
     @property
-    def report(self) -> pathlib.Path:
+    def report(self) -> paths.Path:
         """``report.html``."""
         return self.path / "report.html"
 
@@ -100,6 +99,6 @@ class RunDirectory:
             raise ConfigError(f"{self.config} cannot be read: {error}") from None
 
 
-def _write(path: pathlib.Path, tree: Any) -> None:
+def _write(path: paths.Path, tree: Any) -> None:
     with files.whole(path) as temporary:
         temporary.write_text(json.dumps(tree, indent=2) + "\n")

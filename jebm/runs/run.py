@@ -257,7 +257,7 @@ def given_function(config: Config, generator: Generator) -> FrozenGenerator:
     return FrozenGenerator((), _fingerprint(config, (generator, held)), generator)
 
 
-def load(path: str | pathlib.Path, step: int | None = None, generator: Generator | None = None) -> Run:
+def load(path: str | paths.Path, step: int | None = None, generator: Generator | None = None) -> Run:
     """A trained model: a run directory, at its newest whole checkpoint or at that of ``step``; or a file.
 
         run = jebm.load("digits/ec_vae")    # trained, part of the library
@@ -272,7 +272,7 @@ def load(path: str | pathlib.Path, step: int | None = None, generator: Generator
         generator: for a run of `jebm.refine`: the function that it is over; its weights are read from the checkpoint.
 
     Raises:
-        ConfigError: ``path`` is none of these, or not on this machine; or a run over a function, without one.
+        ConfigError: ``path`` is none of these, or cannot be reached; or a run over a function, without one.
         NoCheckpoint: it has no whole checkpoint (of that step).
         DataError: a file that is damaged, of another version, or another one than its hash says.
     """
@@ -282,7 +282,7 @@ def load(path: str | pathlib.Path, step: int | None = None, generator: Generator
     if file is not None:
         return _load_file(file, str(path), step, generator)
     try:
-        directory = RunDirectory(paths.local(str(path)))
+        directory = RunDirectory(paths.require_checkpoints(paths.of(path)))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if not directory.path.exists() and any(name.split("/")[0] == str(path).split("/")[0] for name in packed.released()):

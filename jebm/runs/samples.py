@@ -8,7 +8,6 @@ rounding. Nothing but such parts is deleted: a folder of that name with other fi
 
 import json
 import math
-import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jebm import files, images, sharding
+from jebm import files, images, paths, sharding
 from jebm.config import config_hash
 from jebm.errors import ConfigError, DataError
 from jebm.runs.drawing import Draw, batches
@@ -29,7 +28,7 @@ KINDS = (".png", ".npz", "")
 
 
 def draw_to(
-    out: pathlib.Path, run: Run, num: int, *, seed: int = 0, batch_size: int = 256,
+    out: paths.Path, run: Run, num: int, *, seed: int = 0, batch_size: int = 256,
     progress: Callable[[int], Any] = lambda n: None, draw: Draw | None = None,
 ) -> None:  # fmt: skip
     """Writes ``num`` samples to ``out``: a grid (``.png``), the uint8 array ``x`` (``.npz``), or a folder of PNGs.
@@ -74,7 +73,7 @@ def draw_to(
             with files.whole(path) as temporary, temporary.open("wb") as file:
                 np.save(file, drawn)
         progress(count)
-    kept = (np.load(_part(parts, number)) for number in numbers)
+    kept = (_read(_part(parts, number)) for number in numbers)
     if out.suffix.lower() == ".npz":
         _write_array(out, num, kept, run.method.evaluations_per_image)
     else:
@@ -82,15 +81,21 @@ def draw_to(
     _discard(parts)
 
 
-def _part(parts: pathlib.Path, number: int) -> pathlib.Path:
+def _part(parts: paths.Path, number: int) -> paths.Path:
     return parts / f"{number:06d}.npy"
+
+
+def _read(path: paths.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        batch: np.ndarray = np.load(file)
+    return batch
 
 
 NOTE = "request.json"  # the mark of a folder that this module made
 OURS = re.compile(r"(request\.json|\d{6,}\.npy)(\.\w+\.tmp)?")
 
 
-def _prepare(out: pathlib.Path, parts: pathlib.Path, request: dict[str, Any]) -> None:
+def _prepare(out: paths.Path, parts: paths.Path, request: dict[str, Any]) -> None:
     """Keeps the parts of the same request and discards those of another; refuses files of others."""
     folder = not out.suffix
     if out.is_dir() and not folder:
@@ -108,7 +113,7 @@ def _prepare(out: pathlib.Path, parts: pathlib.Path, request: dict[str, Any]) ->
         temporary.write_text(json.dumps(request))
 
 
-def _request(parts: pathlib.Path) -> dict[str, Any] | None:
+def _request(parts: paths.Path) -> dict[str, Any] | None:
     """The request that the parts in a folder belong to; None where there is no such folder, or an empty one.
 
     Raises:
@@ -131,20 +136,21 @@ def _request(parts: pathlib.Path) -> dict[str, Any] | None:
     return request
 
 
-def _discard(parts: pathlib.Path) -> None:
+def _discard(parts: paths.Path) -> None:
     """Deletes the parts, the note that marks them last."""
     for path in parts.iterdir():
         if OURS.fullmatch(path.name) and path.name != NOTE:
             path.unlink()
     (parts / NOTE).unlink()
-    parts.rmdir()
+    if parts.is_dir():  # in an object store it has gone with the last file
+        parts.rmdir()
 
 
-def _write_grid(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+def _write_grid(out: paths.Path, num: int, batches: Iterator[np.ndarray]) -> None:
     images.save_png(out, images.grid(np.concatenate(list(batches))))
 
 
-def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:
+def _write_array(out: paths.Path, num: int, batches: Iterator[np.ndarray], evaluations: int) -> None:
     first = next(batches)
     with files.whole(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("x.npy", "w", force_zip64=True) as file:
@@ -157,7 +163,7 @@ def _write_array(out: pathlib.Path, num: int, batches: Iterator[np.ndarray], eva
             np.lib.format.write_array(file, np.asarray(evaluations))
 
 
-def _write_folder(out: pathlib.Path, num: int, batches: Iterator[np.ndarray]) -> None:
+def _write_folder(out: paths.Path, num: int, batches: Iterator[np.ndarray]) -> None:
     number = 0
     for batch in batches:
         for image in batch:

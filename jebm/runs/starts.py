@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from jebm import files
+from jebm import files, paths
 from jebm.errors import ConfigError
 
 __all__ = ["Start", "add", "duration", "now", "read"]
@@ -49,7 +49,7 @@ def now(command: str) -> Start:
     )
 
 
-def add(path: pathlib.Path, start: Start) -> None:
+def add(path: paths.Path, start: Start) -> None:
     """Adds a row, the file whole or not at all.
 
     Raises:
@@ -60,7 +60,7 @@ def add(path: pathlib.Path, start: Start) -> None:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def read(path: pathlib.Path) -> Sequence[Start]:
+def read(path: paths.Path) -> Sequence[Start]:
     """The rows; none without a file.
 
     Raises:

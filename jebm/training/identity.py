@@ -32,7 +32,7 @@ COMPARED = {
 # settings of training that may differ from those of the run that is resumed: they change no draw and no gradient (how
 # often it is logged does decide when a divergence is seen)
 FREE = ("fsdp", "microbatches", "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints",
-        "num_samples", "evaluate_at_end")  # fmt: skip
+        "num_samples", "evaluate_at_end", "writers")  # fmt: skip
 
 
 def check_same_configuration(config: Config, directory: RunDirectory) -> None:

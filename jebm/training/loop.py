@@ -1,108 +1,49 @@
 """The training loop: any `Method`, one compiled step, checkpoints of everything, resumed bit for bit.
 
-The file is in the order of a training: data, the start, an attempt, a recovery, and `train` around them.
+The file is in the order of a training: the start, a recovery, and `train` around them and `jebm.training.attempt`.
 """
 
 import contextlib
-import dataclasses
-import math
 import sys
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from jebm import data, images, sharding
+from jebm import data, sharding
 from jebm.config import Config, config_hash
 from jebm.energy import Generator
 from jebm.errors import ConfigError, JebmError
 from jebm.methods import accumulation
-from jebm.methods.base import Method, Metrics
 from jebm.methods.shared import Trained
 from jebm.runs import run as runs
 from jebm.runs.checkpoints import CheckpointNotRead, Checkpoints, NoCheckpoint
 from jebm.runs.directory import RunDirectory
-from jebm.runs.drawing import drawing
 from jebm.runs.metrics_log import MetricsFile
-from jebm.runs.run import FrozenGenerator, abstract_state, load_source
+from jebm.runs.run import abstract_state, load_source
 from jebm.runs.state import TrainState, initial_state
-from jebm.training import identity, meters, recovery
+from jebm.training import identity, meters, recovery, writers
+from jebm.training.attempt import Files, ResumePoint, Training, Unhealthy, attempt
 from jebm.training.lock import locked
-from jebm.training.output import naming, progress, surviving_log, ticking
+from jebm.training.output import naming, surviving_log
 from jebm.training.placement import mesh_of, placed
-from jebm.training.signals import StopSignal
-from jebm.training.step import make_step, multiplying
 
-__all__ = ["Diverged", "make_step", "train"]
+__all__ = ["Diverged", "train"]
 
 ADVICE = "Lower the learning rates or the step size, or change training.seed"
-NUM_PROBES = 8  # images of the training set that the monitors watch
-GRID_FOLD = 2**32 - 2  # no step's number, and not that of a recovery's key
 
 
 class Diverged(RuntimeError):
     """The run is no longer healthy, and no recovery is left."""
 
 
-# --- data --------------------------------------------------------------------------------------------------------
-
-
-def _loader(config: Config, source: data.Source, mesh: jax.sharding.Mesh, attempt: int) -> data.Loader:
-    """Each recovery attempt shuffles the data with its own seed; attempt 0 uses training.seed."""
-    seed = (config.training.seed + attempt * 0x9E3779B97F4A7C15) % 2**63
-    rows = None if jax.process_count() == 1 else sharding.local_rows(mesh, config.data.batch_size)
-    return data.Loader(source.train, config.data.batch_size, seed, config.data.workers, rows)
-
-
 # --- the start ---------------------------------------------------------------------------------------------------
 
 
-class _Training(NamedTuple):
-    """Shared parts of all attempts of a training.
-
-    Attributes:
-        config: the experiment.
-        method: its method, before any back-off.
-        generator: the frozen generator of another run under it, loaded once; or None.
-        source: the images.
-        mesh: the devices.
-        abstract: shapes, dtypes and shardings of the state.
-    """
-
-    config: Config
-    method: Method
-    generator: FrozenGenerator | None
-    source: data.Source
-    mesh: jax.sharding.Mesh
-    abstract: TrainState
-
-
-class _Files(NamedTuple):
-    """The files of a training, and the facts that go into each checkpoint."""
-
-    directory: RunDirectory
-    checkpoints: Checkpoints
-    metrics: MetricsFile
-    meta: dict[str, Any]
-    profiler: meters.Profiler
-    on_grid: Callable[[], None]
-    log: Callable[[str], None]
-
-
-class _ResumePoint(NamedTuple):
-    """State, past recoveries, and recent healthy metrics."""
-
-    state: TrainState
-    events: list[recovery.Event]
-    history: list[dict[str, float]]
-
-
 def _start(
-    training: _Training, checkpoints: Checkpoints, log: Callable[[str], None], check: Callable[[dict[str, Any]], None]
-) -> _ResumePoint:
+    training: Training, checkpoints: Checkpoints, log: Callable[[str], None], check: Callable[[dict[str, Any]], None]
+) -> ResumePoint:
     """The newest whole checkpoint, if ``check`` of its meta raises nothing; or a fresh start."""
     if checkpoints.steps():
         try:
@@ -111,7 +52,7 @@ def _start(
             events, history = _read_meta(meta, int(state.step))
             checkpoints.discard_after(int(state.step))
             log(f"resuming from step {int(state.step)}")
-            return _ResumePoint(state, events, history)
+            return ResumePoint(state, events, history)
         except NoCheckpoint:
             log("no checkpoint is whole: starting again from step 0; the old ones are in checkpoints_damaged")
             checkpoints.discard_after(-1)
@@ -124,10 +65,10 @@ def _start(
         # it runs once: on a CPU most of its time would go into optimising the random draws
         compiler_options={"xla_backend_optimization_level": 0} if sharding.platform(training.mesh) == "cpu" else None,
     )
-    return _ResumePoint(make(), [], [])
+    return ResumePoint(make(), [], [])
 
 
-def _require_frozen_weights(training: _Training) -> None:
+def _require_frozen_weights(training: Training) -> None:
     """A network that does not learn gets no random weights."""
     generator, networks = training.generator, training.method.networks(training.abstract.method)
     frozen = [name for name, network in networks.items() if not isinstance(network, Trained)]
@@ -158,119 +99,12 @@ def _read_meta(meta: dict[str, Any], step: int) -> tuple[list[recovery.Event], l
     return events, history
 
 
-# --- an attempt --------------------------------------------------------------------------------------------------
-
-
-class _Unhealthy(Exception):
-    """Metrics, or a state, that must not be trained further."""
-
-    def __init__(self, step: int, reason: str, senseless: recovery.Senseless | None = None) -> None:
-        super().__init__(step, reason)
-        self.step, self.reason, self.senseless = step, reason, senseless
-
-
-def _attempt(training: _Training, point: _ResumePoint, files: _Files) -> tuple[TrainState, bool]:
-    """Trains until the end, a signal (then True), or an unhealthy line (`_Unhealthy`)."""
-    config, method, generator, source, mesh, abstract = training
-    settings, attempt, (state, events, history) = config.training, len(point.events), point
-    if attempt:
-        config = dataclasses.replace(config, method=recovery.backed_off(config.method, settings.recovery, attempt))
-        method = runs.build(config, generator.generator if generator else None)
-    loader = _loader(config, source, mesh, attempt)
-    # every process reads the same rows: a program's constants must be equal everywhere
-    probe = data.Loader(source.train, min(NUM_PROBES, len(source.train)), settings.seed).batch(0)
-    step = make_step(config, method, jax.tree.map(lambda a: a.sharding, abstract), probe)
-    scale = recovery.Scale(probe[0].size, method.temperature)
-    draw_grid = drawing(method, mesh, settings.num_samples)
-    start = int(state.step)
-    pending: tuple[int, Metrics] | None = None
-    speed, profiler, finished = meters.Speed(config.data.batch_size), files.profiler, meters.Finished()
-
-    def flush() -> None:
-        nonlocal pending, history
-        if pending is not None:
-            done, values = pending[0], _floats(pending[1])
-            pending = None
-            clock = {**speed.read(done), **meters.device_memory(), "time": round(time.time(), 3)}
-            files.metrics.write({"step": done, **values, **clock})
-            shown = [name for name in config.method.SUMMARY.progress if name in values]
-            bar.set_postfix({name: f"{values[name]:.4g}" for name in shown}, refresh=False)
-            _require_healthy(done, recovery.diagnose(settings.recovery, history, values))
-            if settings.recovery.absolute and (senseless := recovery.senseless(scale, history, values)):
-                raise _Unhealthy(done, senseless.reason, senseless)
-            history = [*history, recovery.watched(values)][-recovery.WINDOW :]
-
-    stop, stopping = StopSignal(), False
-    place = lambda batch: sharding.shard_batch(batch, mesh)  # noqa: E731
-    with (
-        stop.listening(), jax.set_mesh(mesh), multiplying(config), contextlib.closing(profiler),
-        progress(settings.num_steps, start, sharding.is_main()) as bar,
-    ):  # fmt: skip
-        for done, batch in enumerate(loader.batches(start, settings.num_steps - start, place), start + 1):
-            profiler.before(done)
-            with ticking(bar, "compiling") if done == start + 1 else contextlib.nullcontext():
-                state, metrics = step(state, batch)
-            profiler.after(done, metrics)
-            speed.started(done)
-            finished.started(done, next(iter(metrics.values())))
-            bar.update(max(0, finished.newest() - bar.n))
-            last = done == settings.num_steps
-            # read a logged step's metrics when the next one is due: the device is never waited for
-            if done % settings.log_every == 0 or last:
-                flush()
-                pending = (done, metrics)
-            if settings.sample_every and (done % settings.sample_every == 0 or last):
-                flush()
-                with speed.paused(), ticking(bar, "sample grid"):
-                    drawn = draw_grid(jax.random.fold_in(state.key, GRID_FOLD), state.method)  # always the same latents
-                    _require_healthy(done, _not_finite("a sample", drawn))
-                    if sharding.is_main():
-                        path = files.directory.samples / f"step_{done:07d}.png"
-                        with naming(path):
-                            images.save_png(path, images.grid(drawn))
-                        files.on_grid()
-            stopping = stop.agreed(done)  # read once: a signal that comes after this waits for the next step
-            if done % settings.checkpoint_every == 0 or last or stopping:
-                flush()
-                with speed.paused():
-                    _require_healthy(done, _not_finite("the state", state.method))
-                    past = {"recoveries": [event._asdict() for event in events], "history": history}
-                    files.checkpoints.save(state, files.meta | past)
-            if stopping:
-                break
-        files.checkpoints.wait()
-        bar.update(int(state.step) - bar.n)
-    if (done := int(state.step)) > start:
-        files.log(speed.last_line(start, done))
-    return state, stopping
-
-
-def _require_healthy(step: int, reason: str | None) -> None:
-    if reason:
-        raise _Unhealthy(step, reason)
-
-
-def _not_finite(name: str, tree: Any) -> str | None:
-    return None if math.isfinite(float(_sum_of_magnitudes(tree))) else f"{name} is not finite"
-
-
-@jax.jit
-def _sum_of_magnitudes(tree: Any) -> Array:
-    """Not finite if an entry of ``tree`` is not."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.sum(jnp.stack([jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in leaves]))
-
-
-def _floats(metrics: Metrics) -> dict[str, float]:
-    return {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
-
-
 # --- a recovery --------------------------------------------------------------------------------------------------
 
 
 def _recover(
-    training: _Training, events: list[recovery.Event], unhealthy: _Unhealthy, files: _Files, log: Callable[[str], None]
-) -> _ResumePoint:
+    training: Training, events: list[recovery.Event], unhealthy: Unhealthy, files: Files, log: Callable[[str], None]
+) -> ResumePoint:
     """The healthy point that the next attempt starts from; raises `Diverged` if no attempt is left."""
     step, reason, senseless = unhealthy.step, unhealthy.reason, unhealthy.senseless
     allowed = training.config.training.recovery.max_attempts
@@ -296,10 +130,12 @@ def _recover(
     # the fold before the attempt's keeps its keys apart from those of the steps
     key = jax.random.fold_in(jax.random.fold_in(point.state.key, 2**32 - 1), event.attempt)
     files.metrics.rewind(event.restored, len(events))
+    for writer in files.writers:
+        writer.rewind(event.restored)
     files.metrics.write({"step": event.restored, "event": "recovery", **event._asdict()})
     log(f"step {step}: {reason}; attempt {event.attempt} of {allowed} resumes from step {event.restored}")
     state = point.state._replace(key=jax.device_put(key, point.state.key.sharding))
-    return _ResumePoint(state, [*events, event], point.history)
+    return ResumePoint(state, [*events, event], point.history)
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -314,6 +150,7 @@ def train(
     generator: Generator | None = None,
     profile: tuple[int, int] | None = None,
     on_grid: Callable[[data.Source], Any] | None = None,
+    peak: float | None = None,
 ) -> TrainState:
     """Trains to ``config.training.num_steps``, from the newest whole checkpoint in ``directory`` if there is one.
 
@@ -334,6 +171,7 @@ def train(
         profile: first and last step of those that `jax.profiler` traces, into ``<directory>/profile``.
         on_grid: called on process 0, when training begins and after each sample grid, with the images; what it raises
             is logged, and ends nothing.
+        peak: operations a second of one device, of which ``mfu`` in the metrics is a share; None: unknown, without it.
 
     Raises:
         ConfigError: a configuration that does not fit the data, the devices or the run in ``directory``; data or a
@@ -345,7 +183,8 @@ def train(
     log = surviving_log(log)
     training, facts, problem = None, None, None
     try:
-        training, facts = _prepared(config, directory, log, generator)
+        meters.check_folder(profile, directory.path)
+        training, facts = _prepared(config, directory, log, generator, peak)
     except JebmError as error:
         if jax.process_count() == 1:
             raise
@@ -365,12 +204,13 @@ def train(
 
 
 def _prepared(
-    config: Config, directory: RunDirectory, log: Callable[[str], None], generator: Generator | None
-) -> tuple[_Training, identity.Facts]:
+    config: Config, directory: RunDirectory, log: Callable[[str], None], generator: Generator | None, peak: float | None
+) -> tuple[Training, identity.Facts]:
     """What a process does before it meets the others; nothing is written."""
     mesh = mesh_of(config)
     recovery.check_back_off(config.method, config.training.recovery)
     identity.check_same_configuration(config, directory)
+    writers.check(config.training.writers, directory)
     frozen = runs.given_function(config, generator) if generator else runs.frozen_generator(config, directory)
     method = runs.build(config, frozen.generator if frozen else None)
     accumulation.update_of(method, config.training.microbatches)  # refused before anything is written
@@ -381,7 +221,7 @@ def _prepared(
         raise ConfigError(f"data.batch_size={config.data.batch_size}: {error}") from None
     if frozen and not frozen.has_weights:
         log("method.generator: another run than when this one began, or none: the weights kept here are used")
-    training = _Training(config, method, frozen, source, mesh, placed(abstract_state(method, config), mesh))
+    training = Training(config, method, frozen, source, mesh, placed(abstract_state(method, config), mesh), peak)
     return training, identity.facts(config, source, frozen)
 
 
@@ -412,7 +252,7 @@ def _looking(
 
 
 def _train(
-    training: _Training, directory: RunDirectory, facts: identity.Facts, log: Callable[[str], None],
+    training: Training, directory: RunDirectory, facts: identity.Facts, log: Callable[[str], None],
     allow_changed_data: bool, profile: tuple[int, int] | None, on_grid: Callable[[data.Source], Any] | None,
 ) -> tuple[TrainState, bool]:  # fmt: skip
     """The state, and whether a signal stopped it."""
@@ -426,6 +266,7 @@ def _train(
                 f"{directory.path}: {changed}: restore it, take another --workdir, or resume with --allow-changed-data"
             )
 
+    held = contextlib.ExitStack()
     try:
         point = _start(training, checkpoints, log, check)
         start = int(point.state.step)
@@ -434,6 +275,8 @@ def _train(
             raise ConfigError(f"{given}: the run in {directory.path} is at step {start} already")
         meters.check_profile(profile, start, config.training.num_steps)
         profiler = meters.Profiler(profile, directory.path / "profile", log)
+        names = config.training.writers if sharding.is_main() else ()
+        beside = held.enter_context(writers.opened(names, directory, config, start))
         if sharding.is_main():
             with naming(directory.config):
                 directory.write_config(config)
@@ -444,13 +287,14 @@ def _train(
             metrics_file = MetricsFile(directory.metrics, start, len(point.events), sharding.is_main())
         meta = {"config_hash": config_hash(config), **fixed}
         look = _looking(on_grid, training.source, log)
-        files = _Files(directory, checkpoints, metrics_file, meta, profiler, look, log)
+        files = Files(directory, checkpoints, metrics_file, meta, profiler, look, log, beside)
         with contextlib.closing(metrics_file):
             look()
             while True:
                 try:
-                    return _attempt(training, point, files)
-                except _Unhealthy as unhealthy:
+                    return attempt(training, point, files)
+                except Unhealthy as unhealthy:
                     point = _recover(training, point.events, unhealthy, files, log)
     finally:
-        checkpoints.close()
+        with contextlib.closing(checkpoints):
+            held.close()

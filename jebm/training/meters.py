@@ -4,20 +4,21 @@ import collections
 import contextlib
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from jebm import sharding
+from jebm import paths, sharding
 from jebm.config import Config
 from jebm.energy import PyTree
 from jebm.errors import ConfigError
 from jebm.runs.starts import duration
 
-__all__ = ["Finished", "Profiler", "Speed", "check_profile", "device_memory", "first_lines"]
+__all__ = [
+    "Finished", "Profiler", "Speed", "check_folder", "check_profile", "device_memory", "first_lines", "utilization",
+]  # fmt: skip
 
 ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU", "/dev/accel0": "a TPU"}
 
@@ -148,10 +149,25 @@ class Speed:
         return f"{took} (compilation {duration(self._compiling)}), {rate:,.0f} images/s"
 
 
+def utilization(operations: float, steps_per_second: float, devices: int, peak: float | None) -> dict[str, float]:
+    """``flops_per_second`` of all devices and ``mfu``, their share of the peak; empty where either is not known.
+
+    Args:
+        operations: of a step over all devices, `jebm.training.operations.count`.
+        steps_per_second: as measured.
+        devices: how many.
+        peak: operations a second of one device.
+    """
+    if peak is None or not math.isfinite(operations):
+        return {}
+    rate = operations * steps_per_second
+    return {"flops_per_second": float(f"{rate:.6g}"), "mfu": round(rate / (devices * peak), 5)}
+
+
 class Profiler:
     """A trace of some steps by `jax.profiler`, for TensorBoard's profile page, Perfetto or XProf."""
 
-    def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path, log: Callable[[str], None]) -> None:
+    def __init__(self, steps: tuple[int, int] | None, folder: paths.Path, log: Callable[[str], None]) -> None:
         """Traces ``steps``, first and last, into ``folder``; nothing for None."""
         self._steps, self._folder, self._log = steps, folder, log
         self._running = False
@@ -175,6 +191,16 @@ class Profiler:
             jax.profiler.stop_trace()
             if sharding.is_main():
                 self._log(f"profile: {self._folder}")
+
+
+def check_folder(steps: tuple[int, int] | None, folder: paths.Path) -> None:
+    """Looks whether a trace can be written.
+
+    Raises:
+        ConfigError: into an object store.
+    """
+    if steps is not None and paths.is_remote(folder):
+        raise ConfigError(f"--profile: traces go to local folders alone, and {folder} is none; take a local --workdir")
 
 
 def check_profile(steps: tuple[int, int] | None, start: int, end: int) -> None:

@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import os
-import pathlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from jebm import paths
 
 __all__ = ["Surviving", "naming", "progress", "surviving_log", "surviving_streams", "ticking"]
 
@@ -77,7 +78,7 @@ def surviving_log(log: Callable[[str], None]) -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def naming(path: pathlib.Path) -> Iterator[None]:
+def naming(path: paths.Path) -> Iterator[None]:
     """Adds ``path`` to an OSError that names no file."""
     try:
         yield

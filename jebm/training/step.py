@@ -1,7 +1,6 @@
 """The compiled training step of any `Method`."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ __all__ = ["make_step", "multiplying"]
 
 def make_step(
     config: Config, method: Method, placement: Any = None, probe: np.ndarray | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """The compiled training step ``(state, uint8 images) -> (state, metrics)``; it donates the old state.
 
     ``placement``, a tree of shardings, keeps the new state on the devices of the old one. With ``probe``, a few uint8

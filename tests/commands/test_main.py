@@ -18,6 +18,7 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 import jebm
+from jebm import paths
 from jebm.commands import common, configs, sample, train
 from jebm.commands.main import VERBS, main
 from jebm.data import DataError, tfds
@@ -162,10 +163,10 @@ MISTAKES = {
     "convert hat-ebm --out x": ["needs --checkpoint PATH"],
     "report nowhere": ["nowhere is no run directory"],
     "configs --dir nowhere": ["no configurations in 'nowhere'", "--dir"],
-    # what is not on this machine
+    # what is not on this machine, and has no package
     "train gs://b/c.py --workdir run": ["CONFIG: 'gs://b/c.py'", "gs:// is not supported"],
-    "train c.py --workdir gs://bucket/run": ["--workdir: 'gs://bucket/run'", "gs:// is not supported", "local path"],
-    "train c.py --workdir s3:/run": ["--workdir: 's3:/run'", "s3:// is not supported"],
+    "train c.py --workdir gs://bucket/run": ["--workdir: 'gs://bucket/run'", "gs:// needs gcsfs", "jebm[gcs]"],
+    "train c.py --workdir s3:/run": ["--workdir: 's3:/run'", "there is no bucket in it"],
     "train c.py --workdir ~nouser/run": ["--workdir: '~nouser/run'", "no home folder of '~nouser'"],
     "train c.py --workdir NULL": ["--workdir: '\\x00'", "null character"],
     "train c.py --workdir EMPTY": ["--workdir", "empty path"],
@@ -174,16 +175,16 @@ MISTAKES = {
     "export RUN": ["--out FILE.jebm"],
     "export RUN --out x.npz": ["--out x.npz", ".jebm"],
     "export RUN --out x.jebm --card Licence": ["--card 'Licence'", "NAME=TEXT"],
-    "sample RUN --out gs://b/x.png": ["--out: 'gs://b/x.png'", "gs:// is not supported"],
+    "sample RUN --out gs://b/x.png": ["--out: 'gs://b/x.png'", "gs:// needs gcsfs"],
     "evaluate gs://run": ["DIR: 'gs://run'"],
-    "evaluate RUN --ood npz:gs://b/x.npz --metrics ood": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
+    "evaluate RUN --ood npz:gs://b/x.npz --metrics ood": ["npz:'gs://b/x.npz'", "gs:// needs gcsfs"],
     "report gs://run": ["DIR: 'gs://run'"],
     "restore gs://run --task inpaint --input a --out b": ["DIR: 'gs://run'"],
     "restore RUN --task inpaint --input gs://a --out b": ["--input: 'gs://a'"],
     "restore RUN --task inpaint --input a --mask gs://m.png --out b": ["--mask: 'gs://m.png'"],
     "convert inception --weights s3://b/w.npz": ["--weights: 's3://b/w.npz'"],
     "convert hat-ebm --checkpoint gs://c --out x": ["--checkpoint: 'gs://c'"],
-    "data info npz:gs://b/x.npz": ["npz:'gs://b/x.npz'", "gs:// is not supported"],
+    "data info npz:gs://b/x.npz": ["npz:'gs://b/x.npz'", "gs:// needs gcsfs"],
     "data info folder:~nouser/": ["no home folder of '~nouser'"],
     "data info npz:nowhere.npz": ["nowhere.npz: no such file", "np.savez", "tfds:NAME"],
     "data info digits --size 99999999999": ["--size: 99999999999", "at most 4,096"],
@@ -196,6 +197,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_status_2(line, finished_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(paths, "_installed", lambda package: False)
     assert main(words(line, finished_run)) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -291,7 +291,8 @@ MISTAKES = {
     "x" * 5000 + "=1": ["unknown key 'xxxx", "(5,002 characters)", "method, data"],
     "training.seed=1\n2": ["training.seed='1\\n2'", "a whole number"],
     "data.source=npz:~nouser/x": ["data.source=npz:~nouser/x", "no home folder of '~nouser'"],
-    "data.source=folder:gs://bucket/x": ["gs:// is not supported"],
+    "data.source=folder:ftp://bucket/x": ["ftp:// is not supported"],
+    'training.writers=["tensorbord"]': ["training.writers=", 'expected a list such as ["tensorboard", "wandb"]'],
     "data.source=npz:": ["no data source 'npz:'"],
 }
 

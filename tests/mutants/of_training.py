@@ -11,7 +11,43 @@ RULES = tuple(
 RUNS = ("tests/training/test_recovery.py",)
 RESUMED = ("tests/training/test_loop.py::test_terminated_and_started_again", "tests/runs/test_lifecycle.py")
 
+OPERATIONS = ("tests/training/test_operations.py",)
+REMOTE = tuple(
+    f"tests/runs/test_remote.py::{name}" for name in (
+        "test_a_file_is_written_whole_or_not_at_all",
+        "test_lines_are_sent_now_and_then_at_a_checkpoint_and_at_the_end",
+    )
+)  # fmt: skip
+
 MUTANTS = (
+    *of(
+        "jebm/training/operations.py", OPERATIONS,
+        ("return 2.0 * math.prod(shapes[2])", "return math.prod(shapes[2])", "an operation for two, in products"),
+        ("for axis in contracted", "for axis in contracted[1:]", "nothing is contracted"),
+        ('times = parameters["length"] if name == "scan"', 'times = 1 if name == "scan"', "loops run once"),
+        ("return max((count(branch)", "return sum((count(branch)", "all branches run",),
+        ('np.arange(taps) * spread) - before', 'np.arange(taps) * spread)', "padding is read"),
+        ("(where % dilation == 0) &", "(where >= 0) &", "zeros between pixels are multiplied"),
+        ("return 2.0 * rows * channels", "return 2.0 * channels", "one image of a batch"),
+        ("return math.nan if any", "return 1.0 if any", "loops of unknown length run once"),
+    ),
+    *of(
+        "jebm/training/meters.py", OPERATIONS,
+        ("round(rate / (devices * peak), 5)", "round(rate / peak, 5)", "one device's peak for all"),
+        ("if peak is None or not math.isfinite(operations)", "if peak is None", "a share that nobody knows"),
+    ),
+    *of(
+        "jebm/runs/metrics_log.py", REMOTE,
+        ("if self._written < len(self._lines):", "if not self._written:", "new lines are not sent"),
+        ("if time.monotonic() - self._time >= INTERVAL:", "if True:", "every line is sent"),
+        ("return _Kept(path, path.read_text() if path.exists() else \"\")", "return _Kept(path, \"\")",
+         "the lines of before are lost"),
+    ),
+    *of(
+        "jebm/training/writers.py", ("tests/training/test_writers.py",),
+        ("purge_step=start + 1", "purge_step=None", "steps that are trained again are shown twice"),
+        ("json.loads(note.read_text())[\"id\"]", "secrets.token_hex(8)", "a resumed run is another"),
+    ),
     *of(
         "jebm/training/recovery.py", RULES,
         ("history = history[-WINDOW:]", "history = history[:WINDOW]", "the oldest lines"),
@@ -36,12 +72,8 @@ MUTANTS = (
         ('"displacement", "drift"))', '"displacement"))', "drifts are not watched"),
     ),
     *of(
-        "jebm/training/loop.py", RUNS,
+        "jebm/training/attempt.py", RUNS,
         ("config.training.seed + attempt * 0x", "config.training.seed + 0 * 0x", "the same order of data again"),
-        ("key = jax.random.fold_in(jax.random.fold_in(point.state.key, 2**32 - 1), event.attempt)",
-         "key = point.state.key", "the same keys again"),
-        ("for s in files.checkpoints.steps() if s < step]", "for s in files.checkpoints.steps()]",
-         "an unhealthy checkpoint is gone on from"),
         ('"history": history}', '"history": []}', "the rules forget over a break"),
         ("loader.batches(start, settings.num_steps - start,", "loader.batches(0, settings.num_steps - start,",
          "the data begin again after a break", RESUMED),
@@ -52,6 +84,13 @@ MUTANTS = (
         ("fold_in(state.key, GRID_FOLD), state.method)", "fold_in(state.key, GRID_FOLD), point.state.method)",
          "grids of the first state",
          ("tests/training/test_loop.py", "tests/runs/test_lifecycle.py")),
+    ),
+    *of(
+        "jebm/training/loop.py", RUNS,
+        ("key = jax.random.fold_in(jax.random.fold_in(point.state.key, 2**32 - 1), event.attempt)",
+         "key = point.state.key", "the same keys again"),
+        ("for s in files.checkpoints.steps() if s < step]", "for s in files.checkpoints.steps()]",
+         "an unhealthy checkpoint is gone on from"),
     ),
     *of(
         "jebm/training/step.py", RUNS,

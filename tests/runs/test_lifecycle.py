@@ -12,7 +12,7 @@ from jebm import data, evaluation, restoration
 from jebm.commands import common, report
 from jebm.commands.main import main
 from jebm.methods import FAMILIES
-from jebm.training import loop
+from jebm.training import attempt
 
 RUN = '''
 """A tiny run of one family."""
@@ -77,12 +77,12 @@ def _cheap(tmp_path, monkeypatch):
     """Less of what says nothing of a family: features, resamples, chains of restoration, one program for three runs."""
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("jebm.evaluation.run.source_features", evaluation.random_features)
-    config, make_step, made = restoration.RestorationConfig, loop.make_step, []
+    config, make_step, made = restoration.RestorationConfig, attempt.make_step, []
     few = {"descent_steps": 2, "num_steps": 2, "step_size": 1e-3}
     cheap = lambda **given: config(**{**given, **few})  # noqa: E731
     monkeypatch.setattr(restoration, "RestorationConfig", cheap)
     once = lambda *given: made[0] if made else made.append(make_step(*given)) or made[0]  # noqa: E731
-    monkeypatch.setattr(loop, "make_step", once)
+    monkeypatch.setattr(attempt, "make_step", once)
 
 
 # the longest to compile; what is theirs alone is in test_generator_runs and test_denoising_runs, too

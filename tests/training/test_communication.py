@@ -27,7 +27,7 @@ SCRIPT = textwrap.dedent(
     from jebm.planning import hlo
     from jebm.runs.drawing import batch_program, drawing
     from jebm.runs.run import abstract_state
-    from jebm.training.loop import make_step
+    from jebm.training.step import make_step
     from jebm.training.placement import mesh_of, placed
 
     # networks of a few channels are split, too
