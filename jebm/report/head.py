@@ -27,7 +27,7 @@ def head(directory: RunDirectory, config: Config, lines: Sequence[Mapping[str, A
         "family": f"{summary.name} ({type(method).__name__})",
         "paper": summary.paper,
         "data": f"{config.data.source}, {width} × {height} px, {colours}",
-        "trained": f"step {_step(lines):,} of {config.training.num_steps:,}, batches of {config.data.batch_size:,}, "
+        "trained": f"step {max(_step(lines), *_drawn(directory)):,} of {config.training.num_steps:,}, batches of {config.data.batch_size:,}, "
         f"seed {config.training.seed}",
     }
     times = [line["time"] for line in lines if is_number(line.get("time"))]
@@ -106,6 +106,11 @@ def _bar(name: str, value: float, share: float) -> tuple[Markup, ...]:
 
 def _step(lines: Sequence[Mapping[str, Any]]) -> int:
     return max((line["step"] for line in lines), default=0)
+
+
+def _drawn(directory: RunDirectory) -> list[int]:
+    """Steps of the sample grids; 0 among them."""
+    return [0, *(int(path.stem[5:]) for path in directory.samples.glob("step_*.png") if path.stem[5:].isdigit())]
 
 
 def _when(seconds: float) -> str:

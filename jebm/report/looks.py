@@ -31,6 +31,9 @@ def report(run: Run) -> None:
         source = load_source(run.config, run.method.image_shape)
     except JebmError:  # the images are not where they were
         source = None
+    if not any(run.directory.samples.glob("step_*.png")):  # a model without the pictures of its training
+        drawn = run.generate(jax.random.key(run.config.evaluation.seed), run.config.training.num_samples)
+        images.save_png(run.directory.samples / f"step_{run.step:07d}.png", images.grid(drawn))
     look(run, source)
     walk(run, source)
     page.write(run.directory, source)

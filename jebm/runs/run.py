@@ -317,7 +317,8 @@ def _load_file(file: pathlib.Path, name: str, step: int | None, generator: Gener
     model = packed.read(file)
     if step not in (None, model.step):
         raise NoCheckpoint(f"{name} is a file of one checkpoint, that of step {model.step}")
-    directory = RunDirectory(files.cache_directory() / "models" / model.sha256[:16])
+    title = name.replace("/", "-") if name in packed.released() else file.stem
+    directory = RunDirectory(files.cache_directory() / "models" / f"{title}-{model.sha256[:16]}")
     if not directory.config.is_file():
         if model.generator is not None:
             directory.write_generator(*model.generator)

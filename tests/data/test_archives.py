@@ -226,7 +226,9 @@ def test_a_mistake_is_one_line(line, capsys):
 # --- the first command of each configuration ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in named() if not name.startswith("digits/") and not name.endswith("points")])
+@pytest.mark.parametrize(
+    "name", [name for name in named() if not name.startswith("digits/") and not name.endswith("points")]
+)
 def test_where_data_are_missing_the_error_names_the_command(name):
     """That command is one, and it is of the file or set that the configuration reads."""
     config = load_file(ROOT / "configs" / f"{name}.py")

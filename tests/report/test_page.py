@@ -396,7 +396,9 @@ def chain_run(tmp_path, energy, step_size, num_steps=10, temperature=1e-14):
         energy=lambda state: bind(lambda x: energy(x) / temperature),
     )  # fmt: skip
     config = SimpleNamespace(evaluation=SimpleNamespace(seed=0))
-    return SimpleNamespace(directory=RunDirectory(tmp_path), config=config, method=method, state=jnp.zeros(()), step=3, meta={})
+    return SimpleNamespace(
+        directory=RunDirectory(tmp_path), config=config, method=method, state=jnp.zeros(()), step=3, meta={}
+    )
 
 
 @pytest.mark.parametrize("step_size", [1e-2, 1e-3, 1e-4])
