@@ -1,4 +1,4 @@
-"""Plans of all experiments of paper size, for devices that are not here: a program at a time.
+"""Plans of all experiments of paper size, for devices that are not here, a program at a time.
 
     pip install '.[plan]' '.[cuda12]'
     python benchmarks/plans.py --out results/plans.json

@@ -16,11 +16,13 @@ PAGES = (
     "launch/README.md",
     "benchmarks/README.md",
     "notebooks/README.md",
+    "jebm/models/README.md",
 )
 LINKED = ("results/*.png", "results/*.json", "notebooks/*.ipynb", "CITATION.cff")
 OUTSIDE = re.compile(
-    r"(\]\(|src=\")\.\./((?:\.\./)*(?:results|launch|benchmarks|notebooks|CONTRIBUTING\.md|CHANGELOG\.md))"
+    r"(\]\(|src=\")\.\./((?:\.\./)*(?:results|launch|benchmarks|notebooks|jebm|CONTRIBUTING\.md|CHANGELOG\.md))"
 )
+INSIDE = re.compile(r"(\]\((?:\.\./)*)docs/")
 EXECUTED = ROOT / "build"  # docs/notebooks.py writes notebooks with their outputs below it
 
 
@@ -62,9 +64,9 @@ def _pictures(markdown: str) -> str:
 
 
 def on_page_markdown(markdown, page, config, files):
-    r"""Links out of ``docs/`` as they are on the site; ``$...$`` and ``$$...$$`` as MathML, which browsers draw."""
+    r"""Links out of ``docs/`` and into it as on the site; ``$...$`` and ``$$...$$`` as MathML, which browsers draw."""
     if not pathlib.Path(page.file.abs_src_path).is_relative_to(config.docs_dir):
-        return markdown + _pictures(markdown)
+        return INSIDE.sub(r"\1", markdown) + _pictures(markdown)
     markdown = OUTSIDE.sub(r"\1\2", markdown)
     parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", markdown, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("`") else _equations(part) for part in parts)

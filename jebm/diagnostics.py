@@ -279,7 +279,7 @@ def _stein(energy: Energy, positions: PyTree, temperature: Array, scale: Array) 
 
 
 def to_arviz(info: Mapping[str, Any]) -> Any:
-    """Draws as ArviZ's data (``pip install 'jebm[arviz]'``), for its plots and its comparisons.
+    """Draws as ArviZ's data (``pip install arviz``), for its plots and its comparisons.
 
     Args:
         info: of `jebm.sample_chains` with ``positions_every=1``. Positions become the posterior (leaves that have no
@@ -293,9 +293,7 @@ def to_arviz(info: Mapping[str, Any]) -> Any:
     try:
         import arviz
     except ImportError:
-        raise ConfigError(
-            "to_arviz needs ArviZ, which is not installed: pip install 'jebm[arviz]', or arviz alone"
-        ) from None
+        raise ConfigError("to_arviz needs ArviZ, which is not installed: pip install arviz") from None
     positions = _positions(info)
     posterior = {
         ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path) or "x": np.asarray(

@@ -47,8 +47,8 @@ def place(text: str) -> Path:
     import fsspec
 
     if not ({scheme, "gcs" if scheme == "gs" else scheme} & set(fsspec.registry) or _installed(PACKAGES[scheme])):
-        package = f"pip install 'jebm[{'gcs' if scheme == 'gs' else scheme}]'"
-        raise ValueError(f"{text!r}: {scheme}:// needs {PACKAGES[scheme]}, which is not installed: {package}")
+        package = PACKAGES[scheme]
+        raise ValueError(f"{text!r}: {scheme}:// needs {package}, which is not installed: pip install {package}")
     from etils import epath
 
     path = epath.Path(text)

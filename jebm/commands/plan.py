@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_config(parser)
     parser.add_argument(
         "--topology", required=True,
-        help="kind and shape of a slice: cpu:8, with pip install 'jebm[plan]' v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:4x4, "
-        "with 'jebm[cuda12]' nodes x GPUs: a100:1x8, h100:2x8, h200:2x8",
+        help="kind and shape of a slice: cpu:8, with pip install libtpu v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:4x4, "
+        "with 'jax[cuda12]' nodes x GPUs: a100:1x8, h100:2x8, h200:2x8",
     )  # fmt: skip
     parser.add_argument(
         "--slices", type=common.integer(1, 1000), default=1, help="how many of them (default %(default)s)"

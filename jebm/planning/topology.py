@@ -65,8 +65,8 @@ GPU_START = 2e-6  # seconds from one small kernel to the next, as is usual; no d
 GPU_SHARE = 0.75  # of a GPU's memory is what JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 KINDS = "cpu:8, v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:4x4, or nodes x GPUs, a100:1x8, h100:2x8, h200:2x8"
 NONE = "which is not installed: pip install"
-EXTRA = f"TPUs are planned by their own compiler, {NONE} 'jebm[plan]' (or libtpu)"
-EXTRA_GPU = f"GPUs are planned by their own compiler, {NONE} 'jebm[cuda12]' (or 'jax[cuda12]'; no GPU is needed)"
+EXTRA = f"TPUs are planned by their own compiler, {NONE} libtpu"
+EXTRA_GPU = f"GPUs are planned by their own compiler, {NONE} 'jax[cuda12]' (no GPU is needed)"
 
 
 class Topology(NamedTuple):

@@ -60,7 +60,7 @@ def _unused(platform: str, exists: Callable[[str], bool] = os.path.exists) -> st
     if chosen := os.environ.get("JAX_PLATFORMS"):
         reason = f"JAX_PLATFORMS={chosen} says so"
     else:
-        reason = "this jaxlib cannot use it: install the extra for it, such as pip install -e '.[cuda12]'"
+        reason = "this jaxlib cannot use it: install JAX for it, such as pip install 'jax[cuda12]'"
     return f"WARNING: {present[0]} is present and NOT used, the run is on the CPU: {reason}"
 
 

@@ -142,7 +142,7 @@ def check(names: Sequence[str], directory: RunDirectory) -> None:
             importlib.import_module(package)
         except ImportError:
             raise ConfigError(
-                f"training.writers={name} needs {package}, which is not installed: pip install 'jebm[{name}]'"
+                f"training.writers={name} needs {package}, which is not installed: pip install {package}"
             ) from None
         if name == "tensorboard" and paths.is_remote(directory.path):
             raise ConfigError(

@@ -165,7 +165,7 @@ MISTAKES = {
     "configs --dir nowhere": ["no configurations in 'nowhere'", "--dir"],
     # what is not on this machine, and has no package
     "train gs://b/c.py --workdir run": ["CONFIG: 'gs://b/c.py'", "gs:// is not supported"],
-    "train c.py --workdir gs://bucket/run": ["--workdir: 'gs://bucket/run'", "gs:// needs gcsfs", "jebm[gcs]"],
+    "train c.py --workdir gs://bucket/run": ["--workdir: 'gs://bucket/run'", "gs:// needs gcsfs", "pip install gcsfs"],
     "train c.py --workdir s3:/run": ["--workdir: 's3:/run'", "there is no bucket in it"],
     "train c.py --workdir ~nouser/run": ["--workdir: '~nouser/run'", "no home folder of '~nouser'"],
     "train c.py --workdir NULL": ["--workdir: '\\x00'", "null character"],

@@ -17,7 +17,7 @@ ASSIGNED = re.compile(r"--set \"?[\w.]+=[^\s`]+(?:\s+(?:--set )?\"?[a-z]+\.[\w.]
 # words that stand for a user's own
 STANDS_FOR = {
     "CONFIG": "configs/digits/ec_vae.py", "DIR": "runs/x", "SOURCE": "digits", "PATH": "x", "N": "3",
-    "FILE": "x.jebm", "NAME": "digits/ec_vae",
+    "gs://BUCKET/runs/digits": "x", "FILE": "x.jebm", "NAME": "digits/ec_vae",
     "tfds:NAME": "tfds:cifar10", "key.path=value": "training.num_steps=3", "...": "",
 }  # fmt: skip
 # a page may name one option of a command: what else the command must have

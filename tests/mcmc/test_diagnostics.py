@@ -192,7 +192,7 @@ def test_to_arviz_hands_over_groups(monkeypatch):
 def arviz():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own announcements
-        return pytest.importorskip("arviz", reason="ArviZ is not installed: pip install 'jebm[arviz]'")
+        return pytest.importorskip("arviz", reason="ArviZ is not installed: pip install arviz")
 
 
 def test_summary_is_that_of_arviz(arviz):
@@ -219,7 +219,7 @@ def test_summary_is_that_of_arviz(arviz):
 
 def test_arviz_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
-    with pytest.raises(ConfigError, match="needs ArviZ, which is not installed: pip install") as error:
+    with pytest.raises(ConfigError, match="needs ArviZ, which is not installed: pip install arviz") as error:
         diagnostics.to_arviz({"position": jnp.zeros((3, 5))})
     assert "\n" not in str(error.value)
 

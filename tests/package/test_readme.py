@@ -15,7 +15,7 @@ def blocks(language):
 
 
 def test_the_notebook_snippet_is_python():
-    """Its names and shapes: `tests/runs/test_run.py` has the run that it loads."""
+    """Its names and shapes: `tests/runs/test_packed.py` loads that model."""
     (snippet,) = blocks("python")
     compile(snippet, "README.md", "exec")
     assert 3 <= len(snippet.splitlines()) <= 4

@@ -102,8 +102,8 @@ def test_refusals_are_one_line(toy_experiment, capsys, arguments, said):
 @pytest.mark.parametrize(
     ("topology", "module", "said"),
     [
-        ("v5e:4x4", "libtpu", "pip install 'jebm[plan]'"),
-        ("h100:2x8", "jax_cuda12_plugin", "pip install 'jebm[cuda12]'"),
+        ("v5e:4x4", "libtpu", "pip install libtpu"),
+        ("h100:2x8", "jax_cuda12_plugin", "pip install 'jax[cuda12]'"),
     ],
 )
 def test_without_a_compiler_one_line_says_how_to_get_it(toy_experiment, capsys, monkeypatch, topology, module, said):
@@ -115,7 +115,7 @@ def test_without_a_compiler_one_line_says_how_to_get_it(toy_experiment, capsys, 
     assert said in error
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jebm[plan]'")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu")
 def test_a_plan_for_tpus_has_no_communication_in_chains_and_a_time(toy_experiment):
     result = command(str(toy_experiment), "--topology", "v5e:2x4", "--json", "--set", "training.fsdp=4")
     assert result.returncode == 0, result.stderr
@@ -127,7 +127,7 @@ def test_a_plan_for_tpus_has_no_communication_in_chains_and_a_time(toy_experimen
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jebm[plan]'")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu")
 def test_a_plan_for_two_slices(toy_experiment):
     sets = ("--set", "training.fsdp=4", "--slices", "2", "--json")
     result = command(str(toy_experiment), "--topology", "v5e:2x2", *sets)
@@ -141,7 +141,7 @@ def test_a_plan_for_two_slices(toy_experiment):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs a plugin for GPUs: pip install 'jebm[cuda12]'"
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs a plugin for GPUs: pip install 'jax[cuda12]'"
 )
 def test_a_plan_for_two_nodes_of_gpus_is_a_roofline(toy_experiment):
     result = command(str(toy_experiment), "--topology", "h100:2x8", "--json", "--only", "step")

@@ -197,7 +197,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(objects, toy_exper
     for words, part in {
         (*run, "--profile", "1:1"): "traces go to local folders alone",
         (*run, "--set", 'training.writers=["tensorboard"]'): "event files are appended to",
-        tuple(command(toy_experiment, "s3://bucket/run")): "s3:// needs s3fs, which is not installed: pip install",
+        tuple(command(toy_experiment, "s3://bucket/run")): "s3:// needs s3fs, which is not installed: pip install s3fs",
         tuple(command(toy_experiment, "ftp://bucket/run")): "ftp:// is not supported",
         tuple(command(toy_experiment, "gs:/bucket/run")): "there is no bucket in it",
     }.items():

@@ -121,7 +121,7 @@ def test_each_device_computes_what_one_does_with_as_many_rows(programs, name, pr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jebm[plan]'")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_loop_communicates_on_tpus(name):
     found = compiled("v5e:2x4", [(DEVICES, 1), (DEVICES, 4)], [name])

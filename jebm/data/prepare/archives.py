@@ -20,7 +20,7 @@ from jebm.errors import DataError
 
 __all__ = ["info", "prepare", "prepare_archive"]
 
-WITH_TENSORFLOW = "pip install -e '.[prepare]' in a clone of the repository"
+WITH_TENSORFLOW = "pip install tensorflow"
 
 
 def info(source: str, size: int | None = None, crop: str = "auto") -> list[str]:
