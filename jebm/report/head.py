@@ -22,12 +22,13 @@ def head(directory: RunDirectory, config: Config, lines: Sequence[Mapping[str, A
     """The name of the run, and facts about it."""
     starts, summary, method = read(directory.starts), config.method.SUMMARY, config.method
     height, width, channels = method.image_shape
+    step = _step(directory, lines)
     colours = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     facts: dict[str, Any] = {
         "family": f"{summary.name} ({type(method).__name__})",
         "paper": summary.paper,
         "data": f"{config.data.source}, {width} × {height} px, {colours}",
-        "trained": f"step {max(_step(lines), *_drawn(directory)):,} of {config.training.num_steps:,}, batches of {config.data.batch_size:,}, "
+        "trained": f"step {step:,} of {config.training.num_steps:,}, batches of {config.data.batch_size:,}, "
         f"seed {config.training.seed}",
     }
     times = [line["time"] for line in lines if is_number(line.get("time"))]
@@ -51,13 +52,15 @@ def head(directory: RunDirectory, config: Config, lines: Sequence[Mapping[str, A
     return tag("div", tag("h1", directory.path.name), *going, tag("dl", *rows, class_="facts"))
 
 
-def headline(config: Config, records: Sequence[Record], lines: Sequence[Mapping[str, Any]]) -> Markup:
+def headline(
+    directory: RunDirectory, config: Config, records: Sequence[Record], lines: Sequence[Mapping[str, Any]]
+) -> Markup:
     """The first score of the family that was measured, beside its yardstick; before there is one, how far it is."""
     newest = max((record.protocol.get("step", 0) for record in records), default=0)
     of_step = {record.metric: record for record in records if record.protocol.get("step", 0) == newest}
     chosen = next((of_step[name] for name in config.method.SUMMARY.headlines if name in of_step), None)
     if chosen is None:
-        return _progress(config, lines)
+        return _progress(directory, config, lines)
     score = scores.explained(chosen.metric, config.method.SUMMARY.scores)
     mark = tag("span", f" {scores.ARROWS[score.better]}", class_="arrow")
     space = chosen.protocol.get("features", {}).get("feature_space")
@@ -85,8 +88,8 @@ def trained_seconds(starts: Sequence[float], times: Sequence[float]) -> float:
     return float(sum(max(part) - start for start, part in zip(starts, parts, strict=True) if part))
 
 
-def _progress(config: Config, lines: Sequence[Mapping[str, Any]]) -> Markup:
-    step, steps = _step(lines), config.training.num_steps
+def _progress(directory: RunDirectory, config: Config, lines: Sequence[Mapping[str, Any]]) -> Markup:
+    step, steps = _step(directory, lines), config.training.num_steps
     if step >= steps:
         return Markup()
     done = tag("div", tag("span", class_="bar", style=f"width: {100 * step / steps:.1f}%"), class_="meter")
@@ -104,13 +107,10 @@ def _bar(name: str, value: float, share: float) -> tuple[Markup, ...]:
     return tag("span", name), tag("span", bar), tag("span", short(value))
 
 
-def _step(lines: Sequence[Mapping[str, Any]]) -> int:
-    return max((line["step"] for line in lines), default=0)
-
-
-def _drawn(directory: RunDirectory) -> list[int]:
-    """Steps of the sample grids; 0 among them."""
-    return [0, *(int(path.stem[5:]) for path in directory.samples.glob("step_*.png") if path.stem[5:].isdigit())]
+def _step(directory: RunDirectory, lines: Sequence[Mapping[str, Any]]) -> int:
+    """The newest that is logged or drawn: a packed model has no log."""
+    drawn = [int(path.stem[5:]) for path in directory.samples.glob("step_*.png") if path.stem[5:].isdigit()]
+    return max([0, *(line["step"] for line in lines), *drawn])
 
 
 def _when(seconds: float) -> str:

@@ -59,7 +59,7 @@ def write(directory: RunDirectory, source: Source | None = None, *, live: bool =
         tag("head", *metas, tag("title", directory.path.name), tag("style", Markup(STYLE))),
         tag(
             "body",
-            tag("header", head(directory, config, lines, live), headline(config, records, lines)),
+            tag("header", head(directory, config, lines, live), headline(directory, config, records, lines)),
             _samples(config, directory.samples, source),
             _pairs(looks, records),
             _interpolation(looks),
