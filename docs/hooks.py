@@ -1,11 +1,13 @@
 """What MkDocs needs to know of this repository: pages that stay where they are, and equations without scripts."""
 
 import pathlib
+import posixpath
 import re
 
 from latex2mathml.converter import convert
-from mkdocs.plugins import event_priority
+from mkdocs.plugins import event_priority, get_plugin_logger
 from mkdocs.structure.files import File
+from mkdocs.utils import get_relative_url
 
 ROOT = pathlib.Path(__file__).parents[1]
 # included, not copied: a page keeps its place, so that its links hold in the repository and on the site
@@ -23,6 +25,7 @@ OUTSIDE = re.compile(
     r"(\]\(|src=\")\.\./((?:\.\./)*(?:results|launch|benchmarks|notebooks|jebm|CONTRIBUTING\.md|CHANGELOG\.md))"
 )
 INSIDE = re.compile(r"(\]\((?:\.\./)*)docs/")
+LINK = re.compile(r'(?<= href=")(?!https?:)([^"#]+\.(?:ipynb|md))(?=["#])')
 EXECUTED = ROOT / "build"  # docs/notebooks.py writes notebooks with their outputs below it
 
 
@@ -70,3 +73,19 @@ def on_page_markdown(markdown, page, config, files):
     markdown = OUTSIDE.sub(r"\1\2", markdown)
     parts = re.split(r"(^```.*?^```[^\n]*$|`[^`\n]+`)", markdown, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("`") else _equations(part) for part in parts)
+
+
+def on_page_content(html, page, config, files):
+    """Links of notebooks, which MkDocs does not follow; a strict build fails where one leads nowhere."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+
+    def address(found):
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), found[1]))
+        file = files.get_file_from_path(name.removeprefix("docs/"))
+        if file is None:
+            get_plugin_logger(__name__).warning("%s: no page %s", page.file.src_uri, found[1])
+            return found[1]
+        return get_relative_url(file.url, page.file.url)
+
+    return LINK.sub(address, html)

@@ -18,7 +18,9 @@ def main(names: list[str]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for path in map(pathlib.Path, names) if names else sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+        folder = {"metadata": {"path": str(path.parent)}}
+        # a stream in one piece: of a progress bar the last state
+        NotebookClient(notebook, timeout=600, resources=folder, coalesce_streams=True).execute()
         nbformat.write(notebook, OUT / path.name)
         print(path)
 

@@ -4,6 +4,7 @@ figure = jebm.plot.landscape(problem.energy, problem.extent, chains=info["positi
 figure.savefig("landscape.png")
 """
 
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -265,10 +266,22 @@ def ladder(info: Mapping[str, Any], temperatures: Array, *, chain: int = 0) -> A
 
 
 def _figure(panels: int, size: tuple[float, float], sharex: bool = True) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot, which would keep it
-
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure_type()(figsize=size, layout="constrained")
     return figure, figure.subplots(panels, 1, squeeze=False, sharex=sharex)[:, 0]
+
+
+@functools.cache
+def _figure_type() -> Any:
+    """A figure that a notebook shows as it is, where matplotlib's own are shown once pyplot has drawn one."""
+    from matplotlib import figure  # not pyplot, which would keep it
+
+    class Figure(figure.Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Figure
 
 
 def _paths(chains: Array) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 import jebm
@@ -40,6 +41,12 @@ def test_landscape_has_the_density_and_the_paths():
     ends = [line.get_xydata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
     np.testing.assert_allclose(ends, WALK[:, [0, -1]].reshape(-1, 2))
     assert rendered(figure).std() > 10
+
+
+def test_a_notebook_shows_a_figure_as_it_is():
+    """A formatter that has not heard of matplotlib, as in a notebook where pyplot has drawn nothing yet."""
+    shown, _ = DisplayFormatter().format(plot.autocorrelation(WALK[..., 0], max_lag=5))
+    assert np.asarray(Image.open(io.BytesIO(shown["image/png"])).convert("L")).std() > 10
 
 
 def test_landscape_on_a_line_and_of_infinite_energies():
