@@ -85,8 +85,8 @@ def test_repeats_are_of_training_images():
 
 def test_spoilt_images():
     images = np.full((60, 8, 8, 1), 127, np.uint8)
-    images[:, 4:] = 227  # an edge
-    images += np.arange(60, dtype=np.uint8)[:, None, None, None] // 2
+    images[:, 4:] = 217  # an edge
+    images += (7 * np.arange(60) % 30).astype(np.uint8)[:, None, None, None]  # neighbours in the file differ
     labels = np.arange(60) % 3
     found = null_models.corruptions(images, labels, 40)
     names = ["real", "noise_weak", "noise_strong", "blur_weak", "blur_strong", "half_of_the_classes", "one_class"]
@@ -96,13 +96,14 @@ def test_spoilt_images():
         error = found[name][:, :4].astype(float) - images[:40, :4]
         assert error[np.abs(images[:40, :4].astype(float) - 140) < 10].std() == pytest.approx(127.5 * scale, rel=0.1)
     steps = [np.abs(np.diff(found[name].astype(float), axis=1)).max() for name in ("real", "blur_weak", "blur_strong")]
-    assert steps[0] == 100 > steps[1] > steps[2] > 10
+    assert steps[0] == 90 > steps[1] > steps[2] > 10
+    np.testing.assert_allclose(found["blur_strong"].mean((1, 2, 3)), images[:40].mean((1, 2, 3)), atol=0.6)
     np.testing.assert_array_equal(found["half_of_the_classes"], images[labels == 0])
     np.testing.assert_array_equal(found["one_class"][:8], images[[0, 3, 6, 9] * 2])  # a tenth of 40
     assert found["one_class"].shape == (40, 8, 8, 1)
     # without labels tenths of the images along their main direction, here brightness
     one = null_models.corruptions(images, None, 40)["one_class"]
-    assert set(one[:, 0, 0, 0]) in ({127, 128}, {154, 155, 156}, {155, 156})
+    assert set(one[:, 0, 0, 0]) <= {127, 128, 129} or set(one[:, 0, 0, 0]) <= {154, 155, 156}
     assert "blur_weak" not in null_models.corruptions(images[:, :2, :2], labels, 40)
 
 
