@@ -131,13 +131,21 @@ def test_a_second_evaluation_measures_the_model_alone(key, cache):
     # other images, another number or another space are measured
     for other in (subject(images(61), source, counting), subject(images(60), a_source(201, 100), counting)):
         seen[:] = []
-        evaluated(key, other)
+        others = evaluated(key, other)
         assert sum(seen) > 160 + 60
+        assert others["frechet_distance_gaussian"].value != first["frechet_distance_gaussian"].value
     for path in (cache / "yardsticks").iterdir():
         path.write_text("{")
     assert evaluated(key, subject(images(60, seed=1), source))["recall_mixture"].value == first["recall_mixture"].value
     whole = [text for path in (cache / "yardsticks").iterdir() if (text := path.read_text()) != "{"]
     assert [sorted(json.loads(text)["result"]) for text in whole] == [sorted(YARDSTICKS)]
+
+
+def test_null_models_know_training_images_alone(key):
+    dark, bright = images(300) // 4, images(100) // 4 + 150
+    found = evaluated(key, subject(dark[:60], Source("two", dark, bright, None, None, None, ""), reference="train"))
+    for name in ("gaussian", "mixture", "repeats"):
+        assert found[f"frechet_distance_{name}"].value < 0.1 * found["frechet_distance_real"].value
 
 
 # the space
