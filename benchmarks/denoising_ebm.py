@@ -6,7 +6,8 @@
 
 Each model is trained once per seed and sampled in two or three ways: ``two_stage``; ``texture_only``, refinement from
 pure noise down a ladder as long as makes both cost the same evaluations (a gradient counts as one); ``semantic_only``.
-``--levels 3 6 30`` compares the first two at several lengths of refinement.
+``--levels 3 6 30`` compares the first two at several lengths of refinement. Unless ``--reference test`` asks for the
+final figures, a tenth of the training images is set aside, and distances are from these.
 Beside the file lies a picture per model: semantic images on top, then refinement steps, then samples. Frechet
 distances are in the feature space that the file names; they are not FID.
 """
@@ -36,6 +37,7 @@ from jebm.runs.directory import RunDirectory
 from jebm.runs.run import Run, load_source
 from jebm.training import loop
 
+VALIDATION = 0.1  # of the training images
 MODELS: dict[str, dict[str, Any]] = {
     "pixel": {"semantic_chain": "pixel"},
     "latent": {"semantic_chain": "latent"},
@@ -110,7 +112,7 @@ def measured(
             if features is None or held_out is None:
                 source = load_source(run.config, run.method.image_shape)
                 features = source_features(source)
-                held_out = statistics(features.function(source.test))
+                held_out = statistics(features.function(source.for_tuning))
             picture = strip(run.config.method, run)
             ways = [(*way, length) for length in levels for way in variants(run.config.method, length).items()]
             for sampling, chosen, length in ways:
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY.PATH=VALUE")
     parser.add_argument("--num", type=int, default=1000, help="images per distance")
+    parser.add_argument("--reference", choices=["validation", "test"], default="validation")
     parser.add_argument("--levels", type=int, nargs="+", default=[None], help="of refinement")
     parser.add_argument("--batch", type=int, default=250, help="images sampled at once")
     parser.add_argument(
@@ -142,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a .json; pictures lie beside it")
     options = parser.parse_args()
-    written = {**about(options.seeds), "rows": []}
+    written = {**about(options.seeds), "reference": options.reference, "rows": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(row: dict[str, Any], features: dict[str, Any], picture: np.ndarray) -> None:
@@ -153,8 +156,9 @@ def main() -> None:
             images.save_png(options.out.with_name(f"{options.out.stem}_{row['model']}.png"), picture, 256)
         print(json.dumps(row), flush=True)
 
+    aside = [f"data.validation={VALIDATION}"] if options.reference == "validation" else []
     measured(
-        options.config, options.models, options.seeds, options.settings, options.num, options.batch,
+        options.config, options.models, options.seeds, [*aside, *options.settings], options.num, options.batch,
         options.levels, options.workdir, keep,
     )  # fmt: skip
 

@@ -36,6 +36,8 @@ class DataConfig:
         workers: processes that decode images which do not fit in memory; 0 for threads. Batches do not depend on it.
         flip: mirror left-right with probability one half.
         dequantize: add uniform noise of one grey level.
+        validation: share of the training images that is set aside, always the same ones, for
+            ``jebm evaluate --reference validation``: tune on these, and look at test images once.
     """
 
     source: str = "digits"
@@ -44,11 +46,12 @@ class DataConfig:
     workers: int = 0
     flip: bool = False
     dequantize: bool = False
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         from jebm.data import DataError, Geometry, check_name
 
-        check(self, batch_size=">=1", workers=">=0")
+        check(self, batch_size=">=1", workers=">=0", validation="in [0, 1)")
         for key, parse in (("source", check_name), ("crop", lambda crop: crop == "auto" or Geometry(crop, 1))):
             try:
                 parse(getattr(self, key))

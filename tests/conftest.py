@@ -17,6 +17,9 @@ os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers, for processes of tests, and for all mutants
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jebm-xla-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if "JEBM_CACHE" not in os.environ:  # tests write none of their null models into a user's cache
+    os.environ["JEBM_CACHE"] = tempfile.mkdtemp(prefix="jebm-cache-")
+    atexit.register(shutil.rmtree, os.environ["JEBM_CACHE"], ignore_errors=True)
 
 import functools
 import pathlib

@@ -39,8 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images of 32 px and more if 'jebm convert inception' has installed its weights)",
     )  # fmt: skip
     parser.add_argument(
-        "--reference", choices=["test", "train"], default="test",
-        help="the split to compare with (default: %(default)s)",
+        "--reference", choices=["test", "train", "validation"], default="test",
+        help="the split to compare with; validation, of a run with data.validation, is for tuning and stands for the "
+        "test images in all metrics (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--longest", type=int, choices=[1, 10, 100, 1000], default=100,
+        help="of long_run: how many times the steps of training (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--ood", metavar="SOURCE", action="append", default=[],
@@ -61,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = {"metrics": metrics} if metrics else {}
     score(
         trained, seed=options.seed, n=options.num, weights=options.weights, space=options.features,
-        reference=options.reference, outliers=tuple(options.ood), ask=options.ask, **chosen,
+        reference=options.reference, longest=options.longest, outliers=tuple(options.ood), ask=options.ask, **chosen,
     )  # fmt: skip
     page.write(trained.directory)
     print(f"records: {trained.directory.evaluation}   report: {trained.directory.report}")
@@ -72,6 +77,7 @@ def score(trained: "Run", weights: "Weights | None" = None, ask: "Ask | None" = 
     from tqdm import tqdm
 
     from jebm.evaluation.run import evaluate_run
+    from jebm.evaluation.yardsticks import is_yardstick
     from jebm.report import scores
 
     headline = f"scores of step {trained.step}, ↓ lower or ↑ higher is better (each record says how it was measured):"
@@ -79,14 +85,18 @@ def score(trained: "Run", weights: "Weights | None" = None, ask: "Ask | None" = 
 
     def show(record: "Record") -> None:
         nonlocal headline
+        if is_yardstick(record.metric):  # in the table below
+            return
         if headline:
             print(headline)
             headline = ""
-        arrow = scores.ARROWS[scores.explained(record.metric, own).better] or " "
+        arrow = scores.ARROWS[scores.direction(record, own)] or " "
         print(f"  {record.metric:28s} {record.value:12.5g} {arrow}  (n = {record.n})", flush=True)
 
     with tqdm(desc="features", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-        evaluate_run(
+        records = evaluate_run(
             trained, weights=weights, draw=hosts.drawing(trained, weights, ask), log=common.log, on_record=show,
             on_features=bar.update, **options,
         )  # fmt: skip
+    for line in scores.beside(records):
+        print(line)

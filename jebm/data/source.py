@@ -10,7 +10,7 @@ from jebm.data.image_set import ImageSet, decoded
 from jebm.data.loader import permutation
 from jebm.errors import DataError
 
-__all__ = ["Source", "fingerprint", "holdout_split"]
+__all__ = ["Source", "fingerprint", "holdout_split", "with_validation"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +26,9 @@ class Source:
         num_classes: labels lie in ``0..num_classes - 1``; None without labels.
         fingerprint: 16 hexadecimal digits over images and labels as they are here.
         steps: what was done to the images since they were read, in order.
+        validation: uint8 [V, H, W, C], images of the training split that are not trained on (`with_validation`); None
+            where none were set aside.
+        validation_labels: int32 [V], or None.
     """
 
     name: str
@@ -36,11 +39,18 @@ class Source:
     num_classes: int | None
     fingerprint: str
     steps: tuple[str, ...] = ()
+    validation: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return self.train.shape[1:]
+
+    @property
+    def for_tuning(self) -> np.ndarray:
+        """Held-out images to choose settings by: validation images where there are some, else the test images."""
+        return self.test if self.validation is None else self.validation
 
 
 def fingerprint(*arrays: np.ndarray | None) -> str:
@@ -98,3 +108,48 @@ def holdout_split(rows: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]
     order = rows[permutation(0, 0, len(rows))]
     num_test = max(1, len(rows) // 10)
     return order[:-num_test], order[-num_test:]
+
+
+def with_validation(source: Source, share: float) -> Source:
+    """The source with a share of its training images set aside, chosen by a fixed permutation; 0 changes nothing.
+
+    Tuning looks at these, so that test images are looked at once.
+
+    Args:
+        source: the images.
+        share: of the training images, in [0, 1); rounded, at least one of each remains.
+
+    Raises:
+        DataError: a single training image.
+
+    Examples:
+        >>> from jebm.data.source import with_validation
+        >>> source = with_validation(jebm.data.load("digits"), 0.1)
+        >>> len(source.train), len(source.validation), len(source.test)
+        (1350, 150, 297)
+    """
+    if share == 0:
+        return source
+    n = len(source.train)
+    if n < 2:
+        raise DataError(f"{n} training image; a validation split needs at least 2")
+    order = permutation(0, 0, n)
+    size = min(max(1, round(share * n)), n - 1)
+    rows = np.sort(order[size:]), np.sort(order[:size])
+    train, validation = (_rows(source.train, chosen) for chosen in rows)
+    labels = [None if source.train_labels is None else source.train_labels[chosen] for chosen in rows]
+    return dataclasses.replace(
+        source,
+        train=train,
+        validation=validation,
+        train_labels=labels[0],
+        validation_labels=labels[1],
+        fingerprint=fingerprint(train, source.test, labels[0], source.test_labels, validation),
+        steps=(*source.steps, f"{size} of {n} training images set aside for validation"),
+    )
+
+
+def _rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    if isinstance(images, ImageSet):  # read when they are asked for
+        return dataclasses.replace(images, indices=images.indices[rows])
+    return images[rows]

@@ -9,8 +9,10 @@ from jebm.evaluation.measurements import DEFAULT_METRICS, METRICS, evaluate
 from jebm.evaluation.reconstruction import evaluate_reconstruction
 from jebm.evaluation.records import Record, read_all, read_record, run_protocol, write_record
 from jebm.evaluation.run import evaluate_run
+from jebm.evaluation.space import space_quality
 from jebm.evaluation.step_sizes import evaluate_step_sizes
 from jebm.evaluation.subject import Samples, Subject
+from jebm.evaluation.yardsticks import verdict
 from jebm.metrics.annealed_importance import bracket, forward_weights, reverse_weights, tune_steps
 from jebm.metrics.detection import aupr, auroc, auroc_interval, bootstrap_interval, fpr95
 from jebm.metrics.feature_statistics import FeatureSet, feature_set
@@ -29,5 +31,6 @@ __all__ = [
     "evaluate_scores", "evaluate_step_sizes", "extrapolated", "feature_set", "forward_weights", "fpr95",
     "frechet_distance", "generate_images", "inception_features", "kernel_distance", "long_chains", "merge",
     "match_resolutions", "outliers", "precision_recall", "psnr", "random_features", "read_all", "read_record",
-    "reverse_weights", "run_protocol", "source_features", "ssim", "statistics", "tune_steps", "write_record",
+    "reverse_weights", "run_protocol", "source_features", "space_quality", "ssim", "statistics", "tune_steps",
+    "verdict", "write_record",
 ]  # fmt: skip

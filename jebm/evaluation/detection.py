@@ -39,23 +39,23 @@ def evaluate_ood(key: Array, subject: Subject) -> list[Record]:
 
     start = time.perf_counter()
     sets: dict[str, tuple[np.ndarray, np.ndarray, list[str]]] = {
-        name: (source.test, images, []) for name, images in outliers(key, source.test).items()
+        name: (subject.held_out, images, []) for name, images in outliers(key, subject.held_out).items()
     }
     for name, images in subject.others.items():
         plain = _plain(name)
         plain += "-given" * (plain in sets)  # called as one of those that are made
-        sets[plain] = match_resolutions(source.test, images, source.image_shape[0])
-    inliers = scores(source.test)
+        sets[plain] = match_resolutions(subject.held_out, images, source.image_shape[0])
+    inliers = scores(subject.held_out)
     shared_time = time.perf_counter() - start
     records, arrays = [], {f"{kind}/in": values for kind, values in inliers.items()}
     for name, (inside_images, images, steps) in sets.items():
         start = time.perf_counter()
-        inside = inliers if inside_images is source.test else scores(inside_images)
+        inside = inliers if inside_images is subject.held_out else scores(inside_images)
         outside = scores(images)
         n = len(inside_images)
         about = {
             **subject.protocol,
-            "split": "test",
+            "split": subject.split,
             "score": "energy, higher is further from the data",
             "outliers": name,
             "n_outliers": len(images),
@@ -78,7 +78,7 @@ def evaluate_ood(key: Array, subject: Subject) -> list[Record]:
             detection.write_scores(folder, name, inside["energy"], outside["energy"])
     if directory is not None:
         if subject.samples is not None:
-            some = subject.samples.images[: len(source.test)]
+            some = subject.samples.images[: len(subject.held_out)]
             arrays |= {f"{kind}/samples": values for kind, values in scores(some).items()}
         write_arrays(directory / f"{file_stem('ood_scores', subject.protocol)}.npz", arrays)
     return records

@@ -1,7 +1,7 @@
 """Sample quality: Fréchet and kernel distances, precision and recall."""
 
-import functools
 import time
+from typing import Any
 
 import numpy as np
 from jax import Array
@@ -10,17 +10,17 @@ from jebm import sharding
 from jebm.data import permutation, to_uint8
 from jebm.errors import DataError
 from jebm.evaluation.records import Record, cost, file_stem
+from jebm.evaluation.space import space_quality
 from jebm.evaluation.subject import Samples, Subject
+from jebm.evaluation.yardsticks import Estimate, compared, measured, nearest_training
 from jebm.files import write_arrays
 from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
-from jebm.metrics.frechet import extrapolated, frechet_distance
-from jebm.metrics.kernel import classifier_score, energy_distance, kernel_distance, precision_recall
+from jebm.metrics.frechet import extrapolated
+from jebm.metrics.kernel import classifier_score, duplicate_threshold, energy_distance
 from jebm.runs.drawing import Draw, batches
 
 __all__ = ["draw_samples", "evaluate_generation", "generate_images"]
-
-NEIGHBOURS = 3
 
 
 def generate_images(
@@ -70,20 +70,27 @@ def draw_samples(key: Array, subject: Subject) -> Subject:
 
 
 def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MOST_KEPT) -> list[Record]:
-    """Distances of generated images to real ones, and what other real images get.
+    """Distances of generated images to real ones, and what real images and null models get.
 
-    In Inception's space the records are ``fid``, ``fid_real``, ``fid_infinity`` and ``kid``; in any other they are
-    ``frechet_distance``, ``frechet_distance_real``, ``frechet_distance_infinity`` and ``kernel_distance``. Then
-    ``precision`` and ``recall``, ``classifier_score`` where the space has a classifier, and of points
-    ``energy_distance`` and ``energy_distance_real``.
+    In Inception's space the distances are ``fid``, ``fid_infinity`` and ``kid``; in any other they are
+    ``frechet_distance``, ``frechet_distance_infinity`` and ``kernel_distance``. Then ``precision`` and ``recall``,
+    ``duplicates`` (`jebm.metrics.kernel.duplicate_rate`), ``nearest_training``, the median distance of an image to its
+    nearest training image in grey levels, ``classifier_score`` where the space has a classifier, and of points
+    ``energy_distance``.
 
-    ``*_real`` is for scale: as many images of the other split (all, if there are fewer) against the same reference.
+    Beside each, at the same number of images: ``*_real``, images of the other split (all, if there are fewer) against
+    the same reference, for ``nearest_training`` held-out ones; and of three null models that know training images
+    alone (`jebm.metrics.null_models`) ``*_gaussian``, ``*_mixture`` and ``*_repeats``. They are measured once and kept
+    in the cache directory. `jebm.evaluation.yardsticks.verdict` says in a line what comes of it; ``space`` in the
+    protocol is `jebm.evaluation.space.space_quality`.
+
     ``*_infinity`` is left out where a quarter of n is less than the number of features: its line would not be one.
 
     Args:
         key: a typed key.
         subject: see `Subject`; at least 20 images.
-        most_compared: images of each set, drawn at random, that kernel distance, precision and recall compare.
+        most_compared: images of each set, drawn at random, that kernel distance, precision, recall and duplicates
+            compare.
 
     Raises:
         ValueError: fewer than 20 images on a side, generated images that are not finite or of another size.
@@ -93,20 +100,25 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
     assert subject.samples is not None
     images, n = subject.samples.images, len(subject.samples.images)
     inception = features.declaration["feature_space"] == "Inception"
-    frechet, kernel = ("fid", "kid") if inception else ("frechet_distance", "kernel_distance")
+    names = ("fid", "kid") if inception else ("frechet_distance", "kernel_distance")
     start = time.perf_counter()
-    real_images, others = (source.test, source.train) if reference == "test" else (source.train, source.test)
+    real_images, others = (subject.held_out, source.train)[:: -1 if reference == "train" else 1]
     real = feature_set(real_images, features, most_kept=most_compared, cache=inception)
-    target = real.statistics
     fake = feature_set(images, features, most_kept=most_compared)
-    distance = frechet_distance(fake.statistics, target)
+    m = min(len(fake.kept), len(real.kept))
+    found = measured(fake, real, duplicate_threshold(real.kept[:m]), m, names)
+    found["nearest_training"] = nearest_training(images, source.train)
+    target = real.statistics
     common = {
         **subject.protocol,
         "split": reference,
         "n_reference": target.n,
         "reference_statistics_sha256": real.sha256,
         "features": features.declaration,
+        "space": space_quality(source, features),
         "rounding": "uint8",
+        "most_compared": most_compared,
+        "compared": "a random choice, seed 0",
     }
     generated = {
         **common,
@@ -116,37 +128,44 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
         "generation_time_seconds": subject.samples.seconds,
         "batch_size": subject.batch_size,
     }
-    record = functools.partial(Record, n=n)
-    records = [record(frechet, distance, protocol=generated)]
+    some = {**generated, "n_compared": m}
 
-    start = time.perf_counter()
-    chosen = permutation(0, 0, len(others))[:n]
-    other = feature_set(others[np.sort(chosen)], features, cache=inception)
-    compared = {"compared": "real images of the other split", **cost(None, 0, time.perf_counter() - start)}
-    records.append(
-        Record(f"{frechet}_real", frechet_distance(other.statistics, target), len(chosen), {**common, **compared})
-    )
+    def record(metric: str, estimate: Estimate, protocol: dict[str, Any], n: int = n) -> Record:
+        error = {} if estimate.error is None else {"standard_error": estimate.error}
+        return Record(metric, estimate.value, n, {**protocol, **error, **estimate.about})
+
+    yardsticks = compared(
+        real,
+        {"reference": real_images, "others": others, "train": source.train, "held_out": subject.held_out},
+        features, n=n, most_compared=most_compared, names=names, cache_statistics=inception,
+    )  # fmt: skip
+    beside = {
+        f"{metric}_{suffix}": record(
+            f"{metric}_{suffix}",
+            Estimate(**estimate),
+            {**common, **cost(None, 0, 0.0), **of["about"], "n_compared": of["n_compared"]},
+            of["n"],
+        )
+        for suffix, of in yardsticks.items()
+        for metric, estimate in of["scores"].items()
+    }
+    frechet, kernel = names
+    records = [record(frechet, found.pop(frechet), generated), beside.pop(f"{frechet}_real")]
     if min(part.n for part in fake.parts) >= len(target.mean):
         how = {"regression": "mean distance of the quarters, halves and whole on 1/n, read at 0"}
-        limit = extrapolated(fake.parts, target)
-        records.append(record(f"{frechet}_infinity", limit, protocol={**generated, **how}))
-
-    m = min(len(fake.kept), len(real.kept))
-    some = {**generated, "n_compared": m, "most_compared": most_compared, "compared": "a random choice, seed 0"}
-    kid = kernel_distance(fake.kept[:m], real.kept[:m])
-    blocks = {"standard_error": kid.standard_error, "num_blocks": kid.num_blocks, "block_size": kid.block_size}
-    records.append(record(kernel, kid.value, protocol={**some, "kernel": "(x · y / d + 1)^3", **blocks}))
-    for name, value in zip(
-        ("precision", "recall"), precision_recall(real.kept[:m], fake.kept[:m], neighbours=NEIGHBOURS), strict=True
-    ):
-        records.append(record(name, value, protocol={**some, "neighbours": NEIGHBOURS}))
+        records.append(record(f"{frechet}_infinity", Estimate(extrapolated(fake.parts, target)), {**generated, **how}))
+    records += [record(metric, found.pop(metric), some) for metric in (kernel, "precision", "recall")]
     if features.declaration["feature_space"] == "coordinates":
-        records.append(record("energy_distance", energy_distance(fake.kept[:m], real.kept[:m]), protocol=some))
+        value = energy_distance(fake.kept[:m], real.kept[:m])
+        records.append(record("energy_distance", Estimate(value), some))
+        other = feature_set(others[np.sort(permutation(0, 0, len(others))[:n])], features, most_kept=most_compared)
         k = min(m, len(other.kept))
         value = energy_distance(other.kept[:k], real.kept[:k])
-        records.append(Record("energy_distance_real", value, k, {**common, **compared, "n_compared": k}))
+        about = {**common, "model": "real images of the other split", "n_compared": k}
+        records.append(record("energy_distance_real", Estimate(value), about, k))
     if features.logits is not None:
         score, deviation = classifier_score(features.logits(images))
         about = {"num_splits": 10, "deviation_of_splits": deviation, "note": "not the Inception score"}
-        records.append(record("classifier_score", score, protocol={**generated, **about}))
-    return records
+        records.append(record("classifier_score", Estimate(score), {**generated, **about}))
+    records += [record(metric, estimate, some) for metric, estimate in found.items()]
+    return records + list(beside.values())

@@ -25,7 +25,7 @@ def evaluate_scores(key: Array, subject: Subject) -> list[Record]:
         ValueError: a score that is NaN or infinite.
     """
     start = time.perf_counter()
-    test = subject.source.test
+    test = subject.held_out
     num_batches = -(-len(test) // subject.batch_size)
     size = len(test) // num_batches
     # by a permutation: in the order of a file a batch may be of one class
@@ -39,7 +39,7 @@ def evaluate_scores(key: Array, subject: Subject) -> list[Record]:
     n = num_batches * size
     shared = {
         **subject.protocol,
-        "split": "test",
+        "split": subject.split,
         "batch_size": size,
         **cost("scores", n, time.perf_counter() - start),
     }

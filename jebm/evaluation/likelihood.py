@@ -47,7 +47,7 @@ def evaluate_likelihood(
     reverse = ais.reverse_weights(reverse_key, energy, base, steps, samples)
     found = ais.bracket(forward.log_weights, reverse.log_weights)
     reached = float(jax.jit(jax.vmap(energy))(samples).min())
-    on_test = energies(subject)(source.test).astype(np.float64)
+    on_test = energies(subject)(subject.held_out).astype(np.float64)
     dimension = int(np.prod(source.image_shape))
     about = {
         **subject.protocol,
@@ -62,7 +62,7 @@ def evaluate_likelihood(
         **cost("energy", num_chains, time.perf_counter() - start, 2 * num_levels + equilibration_steps),
     }
     bits = lambda log_z: (on_test.mean() + log_z) / (dimension * np.log(2)) + np.log2(127.5)  # noqa: E731
-    mean_energy = {**about, "split": "test", "mean_energy": float(on_test.mean()), "n_chains": num_chains}
+    mean_energy = {**about, "split": subject.split, "mean_energy": float(on_test.mean()), "n_chains": num_chains}
     records = [
         Record("log_partition_lower", found.lower, num_chains, about),
         Record("bits_per_dimension_lower", float(bits(found.lower)), len(on_test), mean_energy),

@@ -26,28 +26,28 @@ def evaluate_reconstruction(key: Array, subject: Subject) -> list[Record]:
     Raises:
         ValueError: an error that is NaN or infinite.
     """
-    reconstruct, source = subject.method.reconstruct, subject.source
+    reconstruct, source, images = subject.method.reconstruct, subject.source, subject.held_out
     if reconstruct is None:
         return []
     start = time.perf_counter()
 
     @jax.jit
-    def reconstructed(key: Array, i: int, state: State, images: Array) -> Array:
-        return reconstruct(jax.random.fold_in(key, i), state, to_float(images))
+    def reconstructed(key: Array, i: int, state: State, x: Array) -> Array:
+        return reconstruct(jax.random.fold_in(key, i), state, to_float(x))
 
-    x = map_batches(lambda i, batch: reconstructed(key, i, subject.state, batch), source.test, subject.batch_size)
-    n = len(source.test)
-    shared = {**subject.protocol, "split": "test", **cost("reconstruct", n, time.perf_counter() - start, 1)}
-    errors = np.square(x - np.asarray(to_float(source.test))).mean((1, 2, 3))
+    x = map_batches(lambda i, batch: reconstructed(key, i, subject.state, batch), images, subject.batch_size)
+    n = len(images)
+    shared = {**subject.protocol, "split": subject.split, **cost("reconstruct", n, time.perf_counter() - start, 1)}
+    errors = np.square(x - np.asarray(to_float(images))).mean((1, 2, 3))
     scale = "mean squared error per number, images in [-1, 1]"
     records = [Record("reconstruction_error", float(errors.mean(dtype=np.float64)), n, {**shared, "scale": scale})]
     levels = np.asarray(to_uint8(x))
-    error = np.square(levels.astype(np.float64) - source.test).mean()
+    error = np.square(levels.astype(np.float64) - images).mean()
     if error > 0:
         about = {**shared, "scale": "dB of the mean over images, range 255", "rounding": "uint8"}
         records.append(Record("reconstruction_psnr", float(10 * np.log10(255**2 / error)), n, about))
     if min(source.image_shape[:2]) >= 11:
         about = {**shared, "window": "Gaussian 11x11, deviation 1.5", "rounding": "uint8"}
-        value = float(ssim(levels, source.test, data_range=255).mean())
+        value = float(ssim(levels, images, data_range=255).mean())
         records.append(Record("reconstruction_ssim", value, n, about))
     return records

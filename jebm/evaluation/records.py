@@ -105,7 +105,7 @@ def file_stem(name: str, protocol: Mapping[str, Any]) -> str:
 
 
 def write_record(directory: str | os.PathLike, record: Record) -> paths.Path:
-    """Writes ``<file_stem>[-train]-n<n>.json``, whole or not at all; an older one is replaced.
+    """Writes ``<file_stem>[-train|-validation]-n<n>.json``, whole or not at all; an older one is replaced.
 
     Raises:
         ValueError: a protocol that holds NaN, an infinity, or what JSON cannot hold.
@@ -115,7 +115,7 @@ def write_record(directory: str | os.PathLike, record: Record) -> paths.Path:
         text = json.dumps(content, indent=2, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the protocol of {record.metric} cannot be recorded: {error}") from error
-    split = "-train" * (record.protocol.get("split") == "train")
+    split = f"-{of}" if (of := record.protocol.get("split")) in ("train", "validation") else ""
     path = paths.of(directory) / f"{file_stem(record.metric, record.protocol)}{split}-n{record.n}.json"
     with files.whole(path) as temporary:
         temporary.write_text(text + "\n")

@@ -37,9 +37,10 @@ def evaluate_run(
     n: int | None = None,
     weights: Weights | None = None,
     space: Space = "auto",
-    reference: Literal["test", "train"] = "test",
+    reference: Literal["test", "train", "validation"] = "test",
     outliers: tuple[str, ...] = (),
     num_resamples: int = 500,
+    longest: int = 100,
     draw: Draw | None = None,
     log: Callable[[str], Any] = lambda line: None,
     on_record: Callable[[Record], Any] = lambda record: None,
@@ -54,9 +55,11 @@ def evaluate_run(
         n: generated images; by default ``evaluation.num_samples``.
         weights: raw weights or their moving average; by default those that the family generates with.
         space: see `choose_features`.
-        reference: the split that generated images are compared with.
+        reference: the split that generated images are compared with; ``"validation"`` stands for the test images in all
+            measurements.
         outliers: data sources whose test images the energy should separate from the run's.
         num_resamples: bootstrap resamples of an interval.
+        longest: of a long run, times the steps of training: 1, 10, 100 or 1000.
         draw: how batches of images are generated, with the ``weights``; None: by the devices of this process.
         log: called with a line for the user.
         on_record: called with each record once it is written.
@@ -95,6 +98,7 @@ def evaluate_run(
         reference=reference,
         others={_unique(name, other, others): other.test for name, other in others.items()},
         num_resamples=num_resamples,
+        longest=longest,
         draw=draw,
         directory=directory,
     )

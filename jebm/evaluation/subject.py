@@ -9,6 +9,7 @@ from jax import Array
 
 from jebm import paths
 from jebm.data import Source, to_float
+from jebm.errors import ConfigError
 from jebm.methods.base import Method, State
 from jebm.metrics.batches import map_batches
 from jebm.metrics.features import Features, source_features
@@ -36,9 +37,11 @@ class Subject(NamedTuple):
         num_samples: how many images are generated.
         samples: images generated before; None: they are generated when they are needed.
         batch_size: images at once.
-        reference: the split that generated images are compared with; published FIDs often take ``"train"``.
+        reference: the split that generated images are compared with; published FIDs often take ``"train"``. With
+            ``"validation"`` the validation images stand for the test images in all measurements.
         others: names and uint8 images [N, H, W, C] of any size: outliers beside those that are made.
         num_resamples: bootstrap resamples of an interval.
+        longest: of a long run, times the steps of training: of `jebm.evaluation.long_run.MULTIPLES`.
         draw: how batches of images are generated; None: by the devices of this process.
         directory: where generated images, raw scores and chains are kept beside the records; None: nowhere.
     """
@@ -51,11 +54,32 @@ class Subject(NamedTuple):
     num_samples: int = 1000
     samples: Samples | None = None
     batch_size: int = 256
-    reference: Literal["test", "train"] = "test"
+    reference: Literal["test", "train", "validation"] = "test"
     others: Mapping[str, np.ndarray] = {}
     num_resamples: int = 500
+    longest: int = 100
     draw: Draw | None = None
     directory: paths.Path | None = None
+
+    @property
+    def split(self) -> Literal["test", "validation"]:
+        """The held-out images that are looked at."""
+        return "validation" if self.reference == "validation" else "test"
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Test images, or validation images where these are the reference: uint8 [M, H, W, C].
+
+        Raises:
+            ConfigError: validation images of data that have none.
+        """
+        if self.split == "test":
+            return self.source.test
+        if self.source.validation is None:
+            raise ConfigError(
+                "--reference validation: this run has no validation images; train one with --set data.validation=0.1"
+            )
+        return self.source.validation
 
     def feature_space(self) -> Features:
         """The feature space, made from the data where none is given."""

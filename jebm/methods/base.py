@@ -10,8 +10,9 @@ from jebm.energy import Energy, Generator
 State = Any
 Metrics = dict[str, Array]
 Weights = Literal["raw", "ema"]
+Better = Literal["lower", "higher"] | None
 
-__all__ = ["Chain", "Method", "Metrics", "Score", "State", "Summary", "Weights"]
+__all__ = ["Better", "Chain", "Method", "Metrics", "Score", "State", "Summary", "Weights"]
 
 
 class Score(NamedTuple):
@@ -23,7 +24,7 @@ class Score(NamedTuple):
     """
 
     meaning: str
-    better: Literal["lower", "higher"] | None = None
+    better: Better = None
 
 
 class Summary(NamedTuple):
@@ -88,6 +89,10 @@ class Method(NamedTuple):
         latent_shape: of the latent that ``generator`` takes; None without one.
         temperature: T, in the units of the family's paper; ``T * energy`` is its f, H or F.
         chain: what long runs and the report walk; None where the chains of training are annealed or on latents.
+        chain_starts: ``(key, state, n) -> images`` where chains of training start, and long runs; None where that is
+            what ``generate`` returns.
+        bank: ``state -> images`` [N, H, W, C] of persistent chains on images, or None of a state without; None where
+            there are none.
         evaluations_per_image: network evaluations that one generated image costs (a gradient counts as one).
         weights: which weights generate and score unless others are asked for (`jebm.methods.shared.with_weights`).
         whole_batch: why ``update`` takes no microbatches, a clause for an error message; None where it does.
@@ -105,6 +110,8 @@ class Method(NamedTuple):
     latent_shape: tuple[int, ...] | None = None
     temperature: float = 1.0
     chain: Chain | None = None
+    chain_starts: Callable[[Array, State, int], Array] | None = None
+    bank: Callable[[State], Array | None] | None = None
     evaluations_per_image: int = 1
     weights: Weights = "ema"
     whole_batch: str | None = "whose update is written for a whole batch"

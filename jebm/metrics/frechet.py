@@ -7,7 +7,7 @@ import numpy as np
 
 from jebm.errors import DataError
 
-__all__ = ["Statistics", "extrapolated", "frechet_distance", "merge", "statistics"]
+__all__ = ["Statistics", "extrapolated", "frechet_distance", "merge", "standard_error", "statistics"]
 
 
 class Statistics(NamedTuple):
@@ -78,6 +78,25 @@ def extrapolated(parts: Sequence[Statistics], reference: Statistics) -> float:
             break
         groups = [merge(groups[i : i + 2]) for i in range(0, len(groups), 2)]
     return float(np.polyfit(inverses, distances, 1)[1])
+
+
+def standard_error(parts: Sequence[Statistics], reference: Statistics) -> float:
+    """The standard error of the Fréchet distance of all parts, from leaving out each in turn (jackknife of groups).
+
+    It is of the samples alone: the reference is taken as it is, and the bias of n is not in it. Four parts know it to
+    some 40 %.
+
+    Args:
+        parts: statistics of independent samples, about equally many each; two or more.
+        reference: against which.
+
+    Raises:
+        ValueError: fewer than two parts.
+    """
+    if len(parts) < 2:
+        raise ValueError(f"{len(parts)} part; a standard error needs two or more")
+    left = [frechet_distance(merge([*parts[:i], *parts[i + 1 :]]), reference) for i in range(len(parts))]
+    return float(np.sqrt((len(parts) - 1) * np.var(left)))
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

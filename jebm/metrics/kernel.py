@@ -1,4 +1,4 @@
-"""Distances between sets of features that look at the samples themselves: kernel distance, precision and recall."""
+"""Distances between sets of features that look at the samples themselves: kernel, precision, recall, neighbours."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,13 @@ import scipy.spatial.distance
 
 from jebm.errors import DataError
 
-__all__ = ["KernelDistance", "classifier_score", "energy_distance", "kernel_distance", "precision_recall"]
+__all__ = [
+    "KernelDistance", "classifier_score", "duplicate_rate", "duplicate_threshold", "energy_distance", "kernel_distance",
+    "nearest_distances", "precision_recall",
+]  # fmt: skip
 
 BLOCK = 1000  # rows of a distance matrix at once
+DUPLICATES = 1.0  # percent of real images that count as duplicates
 
 
 class KernelDistance(NamedTuple):
@@ -125,6 +129,54 @@ def _share_inside(centres: np.ndarray, points: np.ndarray, neighbours: int) -> f
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.square(a).sum(1)[:, None] - 2 * a @ b.T + np.square(b).sum(1)
+
+
+def nearest_distances(points: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """The Euclidean distance of each point to its nearest neighbour, float64 [n].
+
+    Args:
+        points: [n, ...], of any number type; rows are flattened.
+        others: [m, ...], where neighbours are looked for, in blocks; None: among the other points.
+
+    Raises:
+        ValueError: no neighbours.
+
+    Examples:
+        >>> from jebm.metrics.kernel import nearest_distances
+        >>> nearest_distances(np.array([[0.0], [3.0], [4.0]]))
+        array([3., 1., 1.])
+    """
+    own = others is None
+    neighbours = points if others is None else others
+    if len(neighbours) < 1 + own:
+        raise DataError(f"{len(neighbours)} points have no neighbours; give more")
+    points = np.asarray(points, np.float64).reshape(len(points), -1)
+    best = np.full(len(points), np.inf)
+    for start in range(0, len(neighbours), BLOCK):
+        block = np.asarray(neighbours[start : start + BLOCK], np.float64).reshape(-1, points.shape[1])
+        squared = _squared_distances(points, block)
+        if own:
+            squared[np.arange(start, start + len(block)), np.arange(len(block))] = np.inf
+        best = np.minimum(best, squared.min(1))
+    best[best < 1e-12 * np.square(points).sum(1)] = 0.0  # rounding: they are equal
+    return np.sqrt(best)
+
+
+def duplicate_threshold(real: np.ndarray) -> float:
+    """The distance below which two features are duplicates: 1 % of real images have a neighbour as near.
+
+    It is the first percentile of the distances of ``real`` [n, d] to their nearest neighbours, and falls with n: what
+    is compared with it needs as many features.
+    """
+    return float(np.percentile(nearest_distances(real), DUPLICATES))
+
+
+def duplicate_rate(features: np.ndarray, threshold: float) -> float:
+    """The share of features [n, d] whose nearest neighbour among them is no farther than `duplicate_threshold`.
+
+    1 % of as many independent real images, more of a model that makes some images again and again, 1 of repetitions.
+    """
+    return float((nearest_distances(features) <= threshold).mean())
 
 
 def classifier_score(logits: np.ndarray, *, num_splits: int = 10) -> tuple[float, float]:

@@ -62,14 +62,15 @@ def headline(
     if chosen is None:
         return _progress(directory, config, lines)
     score = scores.explained(chosen.metric, config.method.SUMMARY.scores)
-    mark = tag("span", f" {scores.ARROWS[score.better]}", class_="arrow")
+    better = scores.direction(chosen, config.method.SUMMARY.scores)
+    mark = tag("span", f" {scores.ARROWS[better]}", class_="arrow") if better else ""
     space = chosen.protocol.get("features", {}).get("feature_space")
     parts = [
         tag("h3", scores.title(chosen.metric)),
         tag("div", short(chosen.value), mark, class_="big"),
-        tag("p", score.meaning, f" {score.better.capitalize()} is better." if score.better else "", class_="soft"),
+        tag("p", score.meaning, f" {better.capitalize()} is better." if better else "", class_="soft"),
     ]
-    beside = {"this model": chosen.value, **dict([found] if (found := scores.yardstick(chosen, records)) else [])}
+    beside = {"this model": chosen.value, **scores.yardsticks(chosen, records)}
     if len(beside) > 1:
         top = max(max(beside.values()), 1e-12)
         cells = [cell for name, value in beside.items() for cell in _bar(name, value, value / top)]

@@ -16,6 +16,9 @@ from jebm.config import Config
 from jebm.data import Source
 from jebm.errors import JebmError
 from jebm.evaluation import Record
+from jebm.evaluation.long_run import LIMITS, nature
+from jebm.evaluation.yardsticks import is_yardstick, verdict
+from jebm.methods.base import Better
 from jebm.report import plots as pictures
 from jebm.report import scores
 from jebm.report.film import MOVES, movement
@@ -31,6 +34,15 @@ REFRESH = 20  # seconds after which a browser reads the page of a training that 
 NUM_NEIGHBOURS = 8  # generated images shown with their nearest training images
 MOST_GRIDS = 6  # earlier sample grids
 NUM_CURVES = 6  # unfolded
+
+WORDS = {
+    "density": "a density: distances stay within "
+    + " and ".join(f"{most} times at {m:,}" for m, most in LIMITS.items()),
+    "short-run sampler": "a short-run sampler, not a density: distances from held-out images grow",
+    "unknown": "neither known to be a density nor a short-run sampler: distances at "
+    + " and ".join(f"{m:,}" for m in LIMITS)
+    + " times training's steps say which",
+}
 
 
 def write(directory: RunDirectory, source: Source | None = None, *, live: bool = False) -> None:
@@ -240,7 +252,11 @@ def _scores(config: Config, records: Sequence[Record]) -> Markup:
     last = max(record.protocol.get("step", 0) for record in records)
     chosen = [record for record in records if record.protocol.get("step", 0) == last]
     of_outliers = [r for r in chosen if r.metric.partition("_")[0] in scores.DETECTORS]
-    shown = [r for r in chosen if not re.search(r"_real$|^long_run_", r.metric) and r not in of_outliers]
+    shown = [
+        r
+        for r in chosen
+        if not (is_yardstick(r.metric) or re.search(r"_real$|^long_run_", r.metric) or r in of_outliers)
+    ]
     cards = []
     for group, members in scores.grouped(shown).items():
         rows = [_score(record, chosen, config) for record in members]
@@ -252,7 +268,8 @@ def _scores(config: Config, records: Sequence[Record]) -> Markup:
     text = (
         f"Of step {last:,}. ↓ lower is better, ↑ higher is better. A record in evaluation/ says how each was measured."
     )
-    return section("Scores", note(text), tag("div", *cards, class_="cards"), *folded)
+    said = [tag("p", tag("b", line))] if (line := verdict(chosen)) else []
+    return section("Scores", note(text), *said, tag("div", *cards, class_="cards"), *folded)
 
 
 def _score(record: Record, records: Sequence[Record], config: Config) -> Markup:
@@ -262,15 +279,17 @@ def _score(record: Record, records: Sequence[Record], config: Config) -> Markup:
     beside = [f"n = {record.n:,}"]
     if len({other.protocol.get("weights") for other in records}) > 1:
         beside.append(f"{record.protocol.get('weights')} weights")
-    if found := scores.yardstick(record, records):
-        beside.insert(0, f"{found[0]}: {pictures.short(found[1])}")
-    left = tag("div", tag("b", scores.title(record.metric)), _arrow(score), tag("div", score.meaning, class_="soft"))
+    beside = [
+        f"{words}: {pictures.short(found)}" for words, found in scores.yardsticks(record, records).items()
+    ] + beside
+    arrow = _arrow(scores.direction(record, config.method.SUMMARY.scores))
+    left = tag("div", tag("b", scores.title(record.metric)), arrow, tag("div", score.meaning, class_="soft"))
     right = tag("div", tag("b", value), *(tag("div", text, class_="soft") for text in beside), class_="value")
     return tag("div", left, right, class_="score")
 
 
-def _arrow(score: Any) -> Markup:
-    mark = scores.ARROWS[score.better]
+def _arrow(better: Better) -> Markup:
+    mark = scores.ARROWS[better]
     return tag("span", f" {mark}", class_="arrow") if mark else Markup()
 
 
@@ -287,7 +306,10 @@ def _outliers(records: Sequence[Record]) -> Markup:
         for measure in scores.DETECTORS:
             cells.append(number("td", *(_detector(of_set[measure]) if measure in of_set else [])))
         body.append(cells)
-    heads = ["outliers", *(number("th", name.upper(), _arrow(score)) for name, score in scores.DETECTORS.items())]
+    heads = [
+        "outliers",
+        *(number("th", name.upper(), _arrow(score.better)) for name, score in scores.DETECTORS.items()),
+    ]
     text = (
         "How well the energy tells test images from outliers; below each AUROC its 95 % interval, and what file size, "
         "or brightness and contrast, achieve without a model. Chance is an AUROC of 0.5."
@@ -332,6 +354,9 @@ def _long_run(records: Sequence[Record]) -> Markup:
         "Against multiples of training's chain; the drift is 0 for the image that a chain started from, 1 for an "
         "unrelated one."
     )
+    of_last = max(record.protocol.get("step", 0) for record in records)
+    word = nature([record for record in records if record.protocol.get("step", 0) == of_last])
+    text += f" By them this run is {WORDS[word]}."
     return section("Long run", tag("div", *plots, class_="row"), note(text))
 
 

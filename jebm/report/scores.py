@@ -1,12 +1,16 @@
-"""What the scores of `jebm.evaluation` mean, for a reader: group, direction, a sentence, the yardstick."""
+"""What the scores of `jebm.evaluation` mean, for a reader: group, direction, a sentence, yardsticks."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 from jebm.evaluation import Record
-from jebm.methods.base import Score
+from jebm.evaluation.yardsticks import COMPARED, YARDSTICKS, same, verdict
+from jebm.methods.base import Better, Score
 
-__all__ = ["ARROWS", "DETECTORS", "GROUPS", "NULLS", "explained", "grouped", "nulls", "title", "yardstick"]
+__all__ = [
+    "ARROWS", "DETECTORS", "GROUPS", "NULLS", "beside", "direction", "explained", "grouped", "nulls", "title",
+    "yardsticks",
+]  # fmt: skip
 
 ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 """Beside a score: the better direction."""
@@ -25,6 +29,12 @@ GROUPS: dict[str, dict[str, Score]] = {
         ),
         "precision": Score("Share of generated images that lie among the test images.", "higher"),
         "recall": Score("Share of test images that lie among the generated ones.", "higher"),
+        "duplicates": Score(
+            "Share of generated images with another one nearer than real images ever come: 1 % of real ones.", "lower"
+        ),
+        "nearest_training": Score(
+            "Median distance to the nearest training image, in grey levels: copies of training images are at 0."
+        ),
         "classifier_score": Score("Confidence and variety of a classifier's answers on generated images.", "higher"),
     },
     "Reconstruction": {
@@ -85,16 +95,37 @@ def title(metric: str) -> str:
     return re.sub(r"^frechet", "Fréchet", known.get(name, name))
 
 
-def yardstick(record: Record, records: Sequence[Record]) -> tuple[str, float] | None:
-    """What a record is to be compared with, in words and as a number: real images, or None.
+def direction(record: Record, own: Mapping[str, Score]) -> Better:
+    """Which way a record gets better; None where neither, and of any in a weak space, which ranks nothing."""
+    return None if record.protocol.get("space", {}).get("weak") else explained(record.metric, own).better
 
-    It is measured against the same images, in the same features and at the same step.
+
+def yardsticks(record: Record, records: Sequence[Record]) -> dict[str, float]:
+    """What a record is to be compared with: real images and null models in words, and their values.
+
+    They are measured against the same images, in the same features and at the same step.
     """
-    for other in records:
-        same = all(other.protocol.get(k) == record.protocol.get(k) for k in ("step", "weights", "split", "features"))
-        if other.metric == f"{record.metric}_real" and same:
-            return "real images", other.value
-    return None
+    return {
+        words: other.value
+        for suffix, words in YARDSTICKS.items()
+        for other in records
+        if other.metric == f"{record.metric}_{suffix}" and same(other, record)
+    }
+
+
+def beside(records: Sequence[Record]) -> list[str]:
+    """Lines of text: each score of generated images beside its yardsticks, and what comes of it; none without any."""
+    rows = []
+    for record in records:
+        if record.metric in COMPARED and (found := yardsticks(record, records)):
+            values = [record.value, *(found.get(words) for words in YARDSTICKS.values())]
+            rows.append([record.metric, *("-" if value is None else f"{value:.4g}" for value in values)])
+    if not rows:
+        return []
+    lines = ["beside real images and null models, as many and in the same space:"]
+    for row in [["", "this model", *YARDSTICKS], *rows]:
+        lines.append(f"  {row[0]:28s} " + " ".join(f"{cell:>10s}" for cell in row[1:]))
+    return [*lines, *([f"  {line}"] if (line := verdict(records)) else [])]
 
 
 def nulls(record: Record) -> dict[str, float]:

@@ -15,6 +15,7 @@ from jax import Array
 
 from jebm import data, files, images, mcmc, methods, partials, paths
 from jebm.config import Config, to_dict
+from jebm.data.source import with_validation
 from jebm.energy import Energy, Generator, as_partial, require_int
 from jebm.errors import ConfigError, nearest
 from jebm.methods.base import Method
@@ -347,7 +348,8 @@ def _warning(method: Method) -> Method:
 
 
 def load_source(config: Config, image_shape: tuple[int, int, int]) -> data.Source:
-    """The images of a configuration, resized for its method (`jebm.methods.base.Method.image_shape`).
+    """The images of a configuration, resized for its method (`jebm.methods.base.Method.image_shape`); validation set
+    aside.
 
     Raises:
         ConfigError: a source that is missing or cannot be read, images that cannot be brought to the method's size,
@@ -356,7 +358,7 @@ def load_source(config: Config, image_shape: tuple[int, int, int]) -> data.Sourc
     height, _, channels = image_shape
     try:
         source = data.load(config.data.source, height, config.data.crop)
-        source = data.resize_source(source, height)
+        source = with_validation(data.resize_source(source, height), config.data.validation)
     except data.DataError as error:
         raise ConfigError(f"data.source={config.data.source}: {error}") from error
     if source.image_shape[-1] != channels:

@@ -10,6 +10,7 @@ import pytest
 from jebm import data, evaluation, mcmc
 from jebm.data import Source, to_float
 from jebm.energy import as_partial
+from jebm.evaluation.yardsticks import is_yardstick
 from jebm.methods.base import Chain, Method
 from jebm.metrics.batches import map_batches
 
@@ -62,7 +63,7 @@ PIXELS = evaluation.Features(lambda x: np.asarray(to_float(x)).reshape(len(x), -
 def test_generation_at_the_bias_of_real_images(key):
     # d = 6, n against m: d σ² (1/n + 1/m) from the mean, and d (d + 1) / 8 σ² (2/n + 2/m) from the covariance
     n, m, d = 1500, 1001, 6
-    generated, real, limit, kernel, precision, recall = evaluation.evaluate_generation(
+    generated, real, limit, kernel, precision, recall, *_ = evaluation.evaluate_generation(
         key, subject(method(), source(), num_samples=n, features=PIXELS, protocol=PROTOCOL, batch_size=400)
     )
     assert [r.metric for r in (limit, kernel, precision, recall)] == [
@@ -157,7 +158,9 @@ def test_only_inceptions_distance_is_called_fid(key, tmp_path, monkeypatch):
     given = subject(method(), source(200, 100), num_samples=60, features=space, protocol=PROTOCOL, reference="train")
     records = evaluation.evaluate_generation(key, given)
     names = ["fid", "fid_real", "fid_infinity", "kid", "precision", "recall", "classifier_score"]
+    beside, records = records[len(names) :], records[: len(names)]
     assert [record.metric for record in records] == names
+    assert {"fid_mixture", "kid_real", "kid_gaussian", "duplicates_repeats"} < {record.metric for record in beside}
     assert [record.n for record in records[:2]] == [60, 60]  # of 100 test images as many as were generated
     assert records[0].protocol["split"] == "train"
     assert records[0].protocol["n_reference"] == 200
@@ -355,8 +358,8 @@ def test_evaluate_makes_the_records_asked_for(key):
     groups = []
     given = subject(method(), source(120, 60), num_samples=50, protocol=PROTOCOL)
     records = evaluation.evaluate(key, given, on_records=groups.append)
-    assert [record.metric for record in records] == [
-        "frechet_distance", "frechet_distance_real", "kernel_distance", "precision", "recall",
+    assert [record.metric for record in records if not is_yardstick(record.metric)] == [
+        "frechet_distance", "kernel_distance", "precision", "recall", "duplicates", "nearest_training",
         "reconstruction_error", "score_mean", "score_size",
         *(f"{measure}_{name}" for name in ("uniform_noise", "constant", "shuffled", "interpolation")
           for measure in ("auroc", "aupr", "fpr95")),
@@ -456,16 +459,99 @@ def test_records_of_a_long_run(key):
     given = subject(quadratic, source(50, 400), features=PIXELS, protocol=PROTOCOL)
     records = long_run.evaluate_long_run(key, given, multiples=(1, 10))
     values = {record.metric: record for record in records}
-    assert len(values) == 6
+    assert len(values) == 8
     # at stationarity E = d/2 σ_∞²/σ², and an image is unrelated to its start, up to that inflation (4/3)
     assert values["long_run_energy_10x"].value == pytest.approx(3 * 4 / 3, rel=0.5)
     assert values["long_run_feature_drift_1x"].value < 1.05
     assert values["long_run_feature_drift_10x"].value == pytest.approx(np.sqrt(7 / 6), rel=0.2)
     protocol = values["long_run_energy_10x"].protocol
     assert (protocol["chain_steps"], protocol["chain"]["num_steps"]) == (20, 2)
+    assert protocol["started_at"] == "generated images"
+    # variances of 4/3 against 1: six times (2/sqrt(3) - 1)² σ², and the bias of 200 against 400 images
+    bias = SIGMA**2 * (6 * 4 / 3 + 6 * 7 / 4) * (1 / 200 + 1 / 400)
+    expected = 6 * SIGMA**2 * (np.sqrt(4 / 3) - 1) ** 2 + bias
+    assert values["long_run_distance_10x"].value == pytest.approx(expected, rel=0.6)
     away = given._replace(method=quadratic._replace(chain=Chain(2, 1e9)))
     with pytest.raises(ValueError, match="long_run|NaN or an infinity"):
         long_run.evaluate_long_run(key, away, multiples=(1, 10))
+
+
+def test_long_runs_from_the_starts_of_training_and_from_the_bank(key, tmp_path):
+    from jebm.evaluation import long_run
+
+    # without noise each step multiplies by a: what is left of a start says where it was
+    a, temperature = 0.5, 1e-14
+    bank = jnp.full((300, *SHAPE), 0.5)
+    given = method(
+        energy=lambda state: lambda x: jnp.square(x).sum() / (2 * temperature), chain=Chain(1, 1 - a),
+        temperature=temperature, chain_starts=lambda key, state, n: jnp.full((n, *SHAPE), -1.0),
+        bank=lambda state: bank,
+    )  # fmt: skip
+    images = of_modes(modes(0, n=60), modes(0, n=60))
+    asked = subject(given, images, features=PIXELS, directory=tmp_path, longest=10)
+    records = long_run.evaluate_long_run(key, asked)
+    assert sorted({record.metric for record in records}) == sorted(
+        f"{name}_{what}_{m}x" for name in ("long_run", "long_run_bank") for m in (1, 10)
+        for what in ("distance", "energy", "gradient_norm", "feature_drift")
+    )  # fmt: skip
+    values = {record.metric: record for record in records}
+    real = evaluation.statistics(PIXELS.function(images.test))
+    for name, level in (("long_run", -1.0), ("long_run_bank", 0.5)):
+        with np.load(tmp_path / f"{name}.npz") as file:
+            np.testing.assert_allclose(file["positions"][0], level * a, rtol=1e-4)
+            assert file["positions"].shape == (2, 200, *SHAPE)
+        # one image: its distance is that of means and the variance of the data
+        expected = np.square(np.asarray(to_float(data.to_uint8(level * a))) - real.mean).sum() + np.trace(
+            real.covariance
+        )
+        assert values[f"{name}_distance_1x"].value == pytest.approx(expected, rel=1e-5)
+    assert values["long_run_bank_energy_1x"].protocol["started_at"] == "persistent chains"
+    without = long_run.evaluate_long_run(key, asked._replace(method=given._replace(bank=lambda state: None)))
+    assert [(r.metric, r.value) for r in without] == [(r.metric, r.value) for r in records[:8]]
+
+
+@pytest.mark.parametrize(
+    ("fresh", "bank", "word"),
+    [
+        ({1: 10, 100: 12.5, 1000: 15}, {}, "density"),
+        ({1: 10, 100: 12.6, 1000: 15}, {}, "short-run sampler"),
+        ({1: 10, 100: 12.5, 1000: 15.1}, {}, "short-run sampler"),
+        ({1: 10, 100: 20}, {}, "short-run sampler"),
+        ({1: 10, 10: 30, 100: 11}, {}, "unknown"),
+        ({1: 10, 1000: 11}, {}, "unknown"),
+        ({100: 10}, {}, "unknown"),
+        ({}, {}, "unknown"),
+        ({1: 10, 100: 10, 1000: 10}, {1: 5, 100: 7, 1000: 7}, "short-run sampler"),
+        ({1: 10, 100: 10, 1000: 10}, {1: 5, 100: 6, 1000: 7}, "density"),
+    ],
+)
+def test_what_a_run_is_by_its_long_chains(fresh, bank, word):
+    from jebm.evaluation.long_run import nature
+
+    def records(**protocol):
+        return [
+            evaluation.Record(f"{name}_distance_{m}x", float(value), 200, protocol)
+            for name, values in (("long_run", fresh), ("long_run_bank", bank))
+            for m, value in values.items()
+        ]
+
+    assert nature(records()) == word
+    assert nature(records(space={"weak": ["it is blind"]})) == "unknown"
+
+
+def test_chains_of_training_start_where_their_family_says(key):
+    from helpers import families
+
+    from jebm import methods
+
+    tiny = families.CONFIGS
+    hat = methods.build(tiny["hat_ebm"])
+    state = jax.jit(hat.init)(key, families.IMAGES)
+    z = jax.vmap(lambda k: jax.random.normal(jax.random.split(k)[0], hat.latent_shape))(mcmc.chain_keys(key, 3))
+    expected = jax.vmap(hat.generator(state))(z)
+    scale = tiny["hat_ebm"].test_chain.residual_start_scale
+    found = hat.chain_starts(key, state, 3)
+    assert float(jnp.abs(found - expected).max()) <= 6 * scale + 1e-5
 
 
 def test_step_sizes_are_found_and_kept(key, tmp_path):

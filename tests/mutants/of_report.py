@@ -42,8 +42,8 @@ MUTANTS = (
     ),
     *of(
         "jebm/report/scores.py", nodes("arrows_point_to_the_better", "a_yardstick_is_of_the_same_measurement"),
-        ('other.metric == f"{record.metric}_real" and same', 'other.metric == f"{record.metric}_real"',
-         "the yardstick of another measurement"),
+        ('other.metric == f"{record.metric}_{suffix}" and same(other, record)',
+         'other.metric == f"{record.metric}_{suffix}"', "the yardstick of another measurement"),
         ('{"lower": "↓", "higher": "↑", None: ""}', '{"lower": "↑", "higher": "↓", None: ""}', "arrows the wrong way"),
     ),
     *of(

@@ -128,9 +128,30 @@ def test_a_yardstick_is_of_the_same_measurement():
     space = {"features": {"feature_space": "A"}, "split": "test", **PROTOCOL}
     model = Record("fid", 3.0, 10, space)
     real = Record("fid_real", 1.0, 10, space)
-    assert scores.yardstick(model, [model, real]) == ("real images", 1.0)
+    null = Record("fid_mixture", 2.0, 10, space)
+    assert scores.yardsticks(model, [null, model, real]) == {"real images": 1.0, "mixture of Gaussians": 2.0}
     for other in ({"step": 41}, {"split": "train"}, {"features": {"feature_space": "B"}}):
-        assert scores.yardstick(model, [model, Record("fid_real", 1.0, 10, {**space, **other})]) is None
+        assert scores.yardsticks(model, [model, Record("fid_real", 1.0, 10, {**space, **other})]) == {}
+
+
+def test_null_models_and_long_runs_are_told(directory, tmp_path):
+    run = RunDirectory(shutil.copytree(directory.path, tmp_path / "run"))
+    assert "neither known to be a density nor a short-run sampler" in directory.report.read_text()
+    space = {"features": {"feature_space": "FD-random"}, "standard_error": 0.1}
+    write_record(run.evaluation, Record("frechet_distance_mixture", 2.0, 100, {**PROTOCOL, **space}))
+    for m, distance in ((1, 10.0), (100, 13.0)):
+        write_record(run.evaluation, Record(f"long_run_distance_{m}x", distance, 200, PROTOCOL))
+    report.write(run)
+    page = run.report.read_text()
+    assert "frechet_distance 3.25: behind the mixture of Gaussians (2)" in page
+    assert "mixture of Gaussians: 2" in page
+    assert "By them this run is a short-run sampler" in page
+    weak = {"space": {"weak": ["its classifier is right in 46% of test images"]}}
+    write_record(run.evaluation, Record("frechet_distance", 3.25, 100, {**PROTOCOL, **space, **weak}))
+    report.write(run)
+    page = run.report.read_text()
+    assert "FD-random is a weak space (its classifier is right in 46% of test images): it ranks nothing" in page
+    assert "3.25<span class='arrow'>" not in page[: page.index("<h2>")]
 
 
 def test_time_of_training_leaves_out_what_lies_between_its_parts():

@@ -200,7 +200,10 @@ def build(config: EBMConfig) -> Method:
         image_shape=config.image_shape, init=init, update=update, generate=generate,
         energy=lambda state: energy_of(state.energy.ema), scores=scores,
         networks=lambda state: {"energy": state.energy}, temperature=config.temperature,
-        chain=Chain(config.num_steps, config.step_size, config.max_drift), evaluations_per_image=config.generate_steps,
+        chain=Chain(config.num_steps, config.step_size, config.max_drift),
+        chain_starts=lambda key, state, n: starts(key, n),
+        bank=lambda state: None if state.bank is None else state.bank.entries,
+        evaluations_per_image=config.generate_steps,
     )  # fmt: skip
 
 

@@ -313,6 +313,12 @@ def starts(config: HatEBMConfig, key: Array, n: int) -> tuple[Array, Array]:
     return z, config.test_chain.residual_start_scale * y
 
 
+def chain_starts(config: HatEBMConfig, base: BaseGenerator, key: Array, state: HatEBMState, n: int) -> Array:
+    """Images ``G(z) + y`` at the start of ``n`` test chains."""
+    z, y = starts(config, key, n)
+    return jax.vmap(networks(config, base, state)[1])(z) + y
+
+
 def generate(config: HatEBMConfig, base: BaseGenerator, key: Array, state: HatEBMState, n: int) -> Array:
     """``n`` samples ``G(z) + y`` at the end of test chains from z ~ N(0, I); with no steps, of the generator alone.
 
@@ -370,6 +376,7 @@ def build(config: HatEBMConfig, generator: Generator | None = None) -> Method:
         latent_shape=config.latent_shape,
         temperature=config.temperature,
         chain=chain(config),
+        chain_starts=functools.partial(chain_starts, config, base),
         evaluations_per_image=_evaluations(config),
         weights="raw",
         whole_batch=None,
