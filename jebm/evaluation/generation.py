@@ -14,7 +14,7 @@ from jebm.evaluation.subject import Samples, Subject
 from jebm.files import write_arrays
 from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
-from jebm.metrics.frechet import extrapolated, frechet_distance
+from jebm.metrics.frechet import extrapolated, frechet_distance, square_root
 from jebm.metrics.kernel import classifier_score, energy_distance, kernel_distance, precision_recall
 from jebm.runs.drawing import Draw, batches
 
@@ -99,7 +99,8 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
     real = feature_set(real_images, features, most_kept=most_compared, cache=inception)
     target = real.statistics
     fake = feature_set(images, features, most_kept=most_compared)
-    distance = frechet_distance(fake.statistics, target)
+    root = square_root(target)
+    distance = frechet_distance(fake.statistics, target, root)
     common = {
         **subject.protocol,
         "split": reference,
@@ -124,11 +125,11 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
     other = feature_set(others[np.sort(chosen)], features, cache=inception)
     compared = {"compared": "real images of the other split", **cost(None, 0, time.perf_counter() - start)}
     records.append(
-        Record(f"{frechet}_real", frechet_distance(other.statistics, target), len(chosen), {**common, **compared})
+        Record(f"{frechet}_real", frechet_distance(other.statistics, target, root), len(chosen), {**common, **compared})
     )
     if min(part.n for part in fake.parts) >= len(target.mean):
         how = {"regression": "mean distance of the quarters, halves and whole on 1/n, read at 0"}
-        limit = extrapolated(fake.parts, target)
+        limit = extrapolated(fake.parts, target, root)
         records.append(record(f"{frechet}_infinity", limit, protocol={**generated, **how}))
 
     m = min(len(fake.kept), len(real.kept))

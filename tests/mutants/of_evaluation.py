@@ -41,6 +41,8 @@ MUTANTS = (
          "the covariance for its root"),
         ("max(float(distance), 0.0)", "float(distance)", "rounding below 0"),
         ("np.asarray(scatter) / (n - 1))", "np.asarray(scatter) / n)", "merged with n"),
+        ('    _non_negative("the first covariance, seen from the second,", eigenvalues, product)\n', "",
+         "a first covariance that is none"),
     ),
     *of(
         "jebm/metrics/detection.py", OOD,
@@ -89,11 +91,11 @@ MUTANTS = (
         ('if reference == "test" else (source.train, source.test)',
          'if reference != "test" else (source.train, source.test)',
          "the other split is the reference"),
-        ("frechet_distance(other.statistics, target)", "frechet_distance(fake.statistics, target)",
+        ("frechet_distance(other.statistics, target, root)", "frechet_distance(fake.statistics, target, root)",
          "generated for other real images"),
         ("kernel_distance(fake.kept[:m], real.kept[:m])", "kernel_distance(fake.kept[:m], fake.kept[:m])",
          "generated against itself"),
-        ("frechet_distance(fake.statistics, target)\n", "frechet_distance(fake.parts[0], target)\n",
+        ("frechet_distance(fake.statistics, target, root)\n", "frechet_distance(fake.parts[0], target, root)\n",
          "a quarter of the images"),
     ),
     *of(
