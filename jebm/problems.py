@@ -20,7 +20,7 @@ import scipy.special
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import bind, require, require_int
+from jebm.energy import bind, require, require_int, sum_of_few
 
 __all__ = [
     "PROBLEMS", "Problem", "banana", "checkerboard", "double_well", "eight_gaussians", "funnel", "gaussian_mixture",
@@ -140,7 +140,7 @@ def gaussian_mixture(
 
 
 def _mixture(means: Array, deviations: Array, weights: Array, x: Array) -> Array:
-    squared = jnp.sum(jnp.square(x[None] - means), 1) / jnp.square(deviations)
+    squared = sum_of_few(jnp.square(x[None] - means)) / jnp.square(deviations)
     log_scale = x.size * (jnp.log(deviations) + HALF_LOG_TWO_PI)
     return -jax.nn.logsumexp(jnp.log(weights) - 0.5 * squared - log_scale)
 
