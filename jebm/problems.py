@@ -9,6 +9,7 @@ but the lattice. A data set is a problem as well: its draws are the data, its en
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import scipy.special
 from jax import Array
 from jax.tree_util import Partial
 
-from jebm.energy import bind, require, require_int, sum_of_few
+from jebm.energy import bind, require, require_int
 
 __all__ = [
     "PROBLEMS", "Problem", "banana", "checkerboard", "double_well", "eight_gaussians", "funnel", "gaussian_mixture",
@@ -140,7 +141,11 @@ def gaussian_mixture(
 
 
 def _mixture(means: Array, deviations: Array, weights: Array, x: Array) -> Array:
-    squared = sum_of_few(jnp.square(x[None] - means)) / jnp.square(deviations)
+    if x.size <= 8:  # written out: a CPU is slow at so short a reduction
+        distances = functools.reduce(jnp.add, [jnp.square(x[i] - means[:, i]) for i in range(x.size)])
+    else:
+        distances = jnp.sum(jnp.square(x[None] - means), 1)
+    squared = distances / jnp.square(deviations)
     log_scale = x.size * (jnp.log(deviations) + HALF_LOG_TWO_PI)
     return -jax.nn.logsumexp(jnp.log(weights) - 0.5 * squared - log_scale)
 

@@ -124,12 +124,12 @@ def _on_cpu(
         return as_jax_writes(direct, a, b, wanted="k", image=image, window=window, strides=strides, padding=padding)
     dilation = (1, 1)
     if wanted == "x":
-        pads = []
+        pads: list[tuple[int, int]] = []
         for i, places in enumerate((height, width)):
             low = window[i] - 1 - padding[i][0]
             spread = (places - 1) * strides[i] + 1  # extent of y with strides - 1 zeros between
             pads.append((low, image[i] + window[i] - 1 - spread - low))
-        b, padding, dilation, strides, (height, width) = adjoint_kernel(b), tuple(pads), strides, (1, 1), image
+        b, padding, dilation, strides, (height, width) = adjoint_kernel(b), (pads[0], pads[1]), strides, (1, 1), image
     if fast and height % 2 == width % 2 == 0:
         return _winograd(_pad(a, padding), b)
     return direct(a, b, strides=strides, padding=padding, dilation=dilation)
