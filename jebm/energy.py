@@ -18,6 +18,7 @@ under `jax.checkpoint`, has kept of its closure: give it such things as argument
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -335,9 +336,19 @@ def _gaussian(mean: PyTree, precision: PyTree, x: PyTree) -> Array:
         centred = a - m
         if p.ndim == 2 and m.ndim == 1:
             return 0.5 * jnp.dot(centred, jnp.dot(p, centred, precision="highest"), precision="highest")
-        return 0.5 * jnp.sum(p * jnp.square(centred))
+        return 0.5 * sum_of_few((p * jnp.square(centred)).ravel())
 
     return jax.tree.reduce(jnp.add, jax.tree.map(one, mean, precision, x))
+
+
+def sum_of_few(a: Array) -> Array:
+    """The sum over the last axis, written out for up to 8: a CPU is slow at so short a reduction.
+
+    [..., d] -> [...].
+    """
+    if not 0 < a.shape[-1] <= 8 or a.dtype.itemsize < 4:
+        return jnp.sum(a, -1)
+    return functools.reduce(jnp.add, [a[..., i] for i in range(a.shape[-1])])
 
 
 def standard_normal(x: PyTree) -> Array:

@@ -9,6 +9,7 @@ but the lattice. A data set is a problem as well: its draws are the data, its en
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,7 +141,11 @@ def gaussian_mixture(
 
 
 def _mixture(means: Array, deviations: Array, weights: Array, x: Array) -> Array:
-    squared = jnp.sum(jnp.square(x[None] - means), 1) / jnp.square(deviations)
+    if x.size <= 8:  # written out: a CPU is slow at so short a reduction
+        distances = functools.reduce(jnp.add, [jnp.square(x[i] - means[:, i]) for i in range(x.size)])
+    else:
+        distances = jnp.sum(jnp.square(x[None] - means), 1)
+    squared = distances / jnp.square(deviations)
     log_scale = x.size * (jnp.log(deviations) + HALF_LOG_TWO_PI)
     return -jax.nn.logsumexp(jnp.log(weights) - 0.5 * squared - log_scale)
 

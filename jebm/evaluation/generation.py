@@ -16,7 +16,7 @@ from jebm.evaluation.yardsticks import Estimate, compared, measured, nearest_tra
 from jebm.files import write_arrays
 from jebm.methods.base import Method, State
 from jebm.metrics.feature_statistics import MOST_KEPT, feature_set
-from jebm.metrics.frechet import extrapolated
+from jebm.metrics.frechet import extrapolated, square_root
 from jebm.metrics.kernel import classifier_score, duplicate_threshold, energy_distance
 from jebm.runs.drawing import Draw, batches
 
@@ -106,9 +106,10 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
     real = feature_set(real_images, features, most_kept=most_compared, cache=inception)
     fake = feature_set(images, features, most_kept=most_compared)
     m = min(len(fake.kept), len(real.kept))
-    found = measured(fake, real, duplicate_threshold(real.kept[:m]), m, names)
-    found["nearest_training"] = nearest_training(images, source.train)
     target = real.statistics
+    root = square_root(target)
+    found = measured(fake, real, root, duplicate_threshold(real.kept[:m]), m, names)
+    found["nearest_training"] = nearest_training(images, source.train)
     common = {
         **subject.protocol,
         "split": reference,
@@ -153,7 +154,9 @@ def evaluate_generation(key: Array, subject: Subject, *, most_compared: int = MO
     records = [record(frechet, found.pop(frechet), generated), beside.pop(f"{frechet}_real")]
     if min(part.n for part in fake.parts) >= len(target.mean):
         how = {"regression": "mean distance of the quarters, halves and whole on 1/n, read at 0"}
-        records.append(record(f"{frechet}_infinity", Estimate(extrapolated(fake.parts, target)), {**generated, **how}))
+        records.append(
+            record(f"{frechet}_infinity", Estimate(extrapolated(fake.parts, target, root)), {**generated, **how})
+        )
     records += [record(metric, found.pop(metric), some) for metric in (kernel, "precision", "recall")]
     if features.declaration["feature_space"] == "coordinates":
         value = energy_distance(fake.kept[:m], real.kept[:m])

@@ -14,7 +14,7 @@ from jebm.evaluation.records import Record
 from jebm.metrics import null_models
 from jebm.metrics.feature_statistics import FeatureSet, feature_set
 from jebm.metrics.features import Features
-from jebm.metrics.frechet import frechet_distance, standard_error
+from jebm.metrics.frechet import frechet_distance, square_root, standard_error
 from jebm.metrics.kernel import (
     duplicate_rate,
     duplicate_threshold,
@@ -50,12 +50,15 @@ class Estimate(NamedTuple):
     about: dict[str, Any] = {}  # noqa: RUF012
 
 
-def measured(found: FeatureSet, real: FeatureSet, threshold: float, m: int, names: tuple[str, str]) -> dict[str, Any]:
+def measured(
+    found: FeatureSet, real: FeatureSet, root: np.ndarray, threshold: float, m: int, names: tuple[str, str]
+) -> dict[str, Any]:
     """All scores of one set of images against the real ones.
 
     Args:
         found: the set.
         real: the reference.
+        root: `jebm.metrics.frechet.square_root` of the reference.
         threshold: `jebm.metrics.kernel.duplicate_threshold` of m real images.
         m: how many of each are compared one by one.
         names: of the Fréchet and of the kernel distance in this space.
@@ -64,11 +67,13 @@ def measured(found: FeatureSet, real: FeatureSet, threshold: float, m: int, name
     kernel = kernel_distance(some, others)
     precision, recall = precision_recall(others, some, neighbours=NEIGHBOURS)
     parts, target = found.parts, real.statistics
-    error = standard_error(parts, target)
+    error = standard_error(parts, target, root)
     about = {"kernel": "(x · y / d + 1)^3", "num_blocks": kernel.num_blocks, "block_size": kernel.block_size}
     duplicates = {"duplicate_threshold": threshold, "nominal": 0.01}
     return {
-        names[0]: Estimate(frechet_distance(found.statistics, target), error, {"standard_error_of": "four quarters"}),
+        names[0]: Estimate(
+            frechet_distance(found.statistics, target, root), error, {"standard_error_of": "four quarters"}
+        ),
         names[1]: Estimate(kernel.value, kernel.standard_error, about),
         "precision": Estimate(precision, None, {"neighbours": NEIGHBOURS}),
         "recall": Estimate(recall, None, {"neighbours": NEIGHBOURS}),
@@ -123,7 +128,7 @@ def _compare(
     reference: FeatureSet, images: Mapping[str, np.ndarray], features: Features, n: int, most_compared: int,
     names: tuple[str, str], cache_statistics: bool,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    train, others = images["train"], images["others"]
+    train, others, root = images["train"], images["others"], square_root(reference.statistics)
     chosen = np.sort(permutation(0, 0, len(others))[:n])
     real = null_models.Drawn(others[chosen], {"model": "real images of the other split"})
     result = {}
@@ -137,7 +142,7 @@ def _compare(
         drawn = make()
         seen = feature_set(drawn.images, features, most_kept=most_compared, cache=cache_statistics and name == "real")
         m = min(len(seen.kept), len(reference.kept))
-        scores = measured(seen, reference, duplicate_threshold(reference.kept[:m]), m, names)
+        scores = measured(seen, reference, root, duplicate_threshold(reference.kept[:m]), m, names)
         # real images of the training split are there: held-out ones stand for them
         scores["nearest_training"] = nearest_training(images["held_out"] if name == "real" else drawn.images, train)
         plain = {metric: estimate._asdict() for metric, estimate in scores.items()}

@@ -8,11 +8,13 @@ naive routine takes over (jax-ml/jax#12868). Writing the flipped, transposed ker
 *The batch.* Under `jax.vmap` over images the mapped axis joins the batch axis, before differentiation:
 ``grad(mean(vmap(E)))`` with respect to the parameters of an energy of one image is the program that a batch gives,
 with one kernel gradient. (A `jax.custom_vjp` would make a kernel gradient per image, to sum them afterwards.)
+`jebm.networks.trilinear` has the primitives.
 
 *The arithmetic.* Wide 3x3 convolutions are done by Winograd's algorithm: 2x2 output pixels from a 4x4 patch with 16
 products per pair of channels instead of 36 (Lavin and Gray, "Fast algorithms for convolutional neural networks",
-arXiv 1509.09308). Rounding differs from the direct sum, by a few 1e-6 of the largest output. Maps with fewer pixels
-than the kernel, at which XLA:CPU exchanges the two and falls into its naive routine, are one product over patches.
+arXiv 1509.09308), and their gradients in the kernel by its transpose. Rounding differs from the direct sum, by a few
+1e-6 of the largest output. Maps with fewer pixels than the kernel, at which XLA:CPU exchanges the two and falls into
+its naive routine, are one product over patches.
 
 For other platforms XLA's own convolution and gradient are used. The choice is made when a program is lowered, by the
 platform that it is compiled for: a host without accelerator compiles for one that is elsewhere.
@@ -28,14 +30,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from jebm.networks.trilinear import Wanted, as_jax_writes, trilinear
 
 __all__ = ["Conv", "conv_general_dilated"]
 
 Implementation = Literal["auto", "canonical", "patches", "winograd", "xla"]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-ADJOINT_LAYOUT = ("NHWC", "HWOI", "NHWC")
 Strides = tuple[int, int]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -79,101 +80,62 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     strides, pads = tuple(window_strides), tuple((low, high) for low, high in padding)
     if implementation == "auto":
-        wide = min(rhs.shape[2:]) >= WINOGRAD_CHANNELS and min(lhs.shape[1:3]) >= WINOGRAD_SIZE
         if math.prod(lhs.shape[1:3]) < math.prod(rhs.shape[:2]):
             implementation = "patches"
         else:
-            implementation = "winograd" if wide and lhs.dtype == rhs.dtype == jnp.float32 else "canonical"
+            wide = is_wide(lhs, rhs) and min(lhs.shape[1:3]) >= WINOGRAD_SIZE
+            implementation = "winograd" if wide else "canonical"
     if implementation == "patches":
         fixed: Any = {"strides": strides, "padding": pads}
         return lax.platform_dependent(
             lhs, rhs, cpu=functools.partial(_product_over_patches, **fixed), default=functools.partial(direct, **fixed)
         )
-    fast = implementation == "winograd"
-    return conv_p.bind(lhs, rhs, strides=strides, padding=pads, dilation=(1, 1), adjoint=False, fast=fast)
+    return conv_p.bind(
+        lhs, rhs, wanted="y", image=lhs.shape[1:3], window=rhs.shape[:2],
+        strides=strides, padding=pads, fast=implementation == "winograd",
+    )  # fmt: skip
+
+
+def is_wide(x: Array, kernel: Array) -> bool:
+    """Whether products are so large a part of a convolution that fewer of them pay for the additions around."""
+    return min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and x.dtype == kernel.dtype == jnp.float32
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 """`flax.linen.Conv` with the convolution of this module."""
 
 
-# A primitive, since it alone can have a batching rule, derivatives, and a program for each platform. It is bilinear:
-# its tangents are the primitive again, its transposes are below. ``dilation`` is that of the image; with ``adjoint``
-# the kernel [h, w, O, I] is flipped in space and its channels are exchanged first: each platform writes that its way.
-conv_p = Primitive("jebm_conv")
-
-
 def direct(
-    x: Array, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides = (1, 1), adjoint: bool = False,
-    fast: bool = False,
-) -> Array:  # fmt: skip
-    """As JAX writes convolutions and their gradients."""
-    layout = LAYOUT
-    if adjoint:
-        kernel, layout = jnp.flip(kernel, (0, 1)), ADJOINT_LAYOUT
-    return lax.conv_general_dilated(x, kernel, strides, padding, dilation, dimension_numbers=layout)
+    x: Array, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides = (1, 1), fast: bool = False
+) -> Array:
+    """As JAX writes convolutions; ``dilation`` is that of the image, ``fast`` means nothing here."""
+    return lax.conv_general_dilated(x, kernel, strides, padding, dilation, dimension_numbers=LAYOUT)
 
 
 def _on_cpu(
-    x: Array, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides, adjoint: bool, fast: bool
-) -> Array:
-    kernel = adjoint_kernel(kernel) if adjoint else kernel
-    height, width = (x.shape[1 + i] + sum(padding[i]) - kernel.shape[i] + 1 for i in (0, 1))
-    undilated = dilation == strides == (1, 1)
-    if fast and kernel.shape[:2] == (3, 3) and undilated and height % 2 == width % 2 == 0:
-        return _winograd(_pad(x, padding), kernel)
-    return direct(x, kernel, strides=strides, padding=padding, dilation=dilation)
+    a: Array, b: Array, *, wanted: Wanted, image: Strides, window: Strides, strides: Strides, padding: Padding,
+    fast: bool,
+) -> Array:  # fmt: skip
+    height, width = ((image[i] + sum(padding[i]) - window[i]) // strides[i] + 1 for i in (0, 1))
+    fast = fast and window == (3, 3) and strides == (1, 1)
+    if wanted == "k":
+        if fast and height % 2 == width % 2 == 0:
+            return _winograd_kernel_gradient(_pad(a, padding), b)
+        return as_jax_writes(direct, a, b, wanted="k", image=image, window=window, strides=strides, padding=padding)
+    dilation = (1, 1)
+    if wanted == "x":
+        pads: list[tuple[int, int]] = []
+        for i, places in enumerate((height, width)):
+            low = window[i] - 1 - padding[i][0]
+            spread = (places - 1) * strides[i] + 1  # extent of y with strides - 1 zeros between
+            pads.append((low, image[i] + window[i] - 1 - spread - low))
+        b, padding, dilation, strides, (height, width) = adjoint_kernel(b), (pads[0], pads[1]), strides, (1, 1), image
+    if fast and height % 2 == width % 2 == 0:
+        return _winograd(_pad(a, padding), b)
+    return direct(a, b, strides=strides, padding=padding, dilation=dilation)
 
 
-@functools.lru_cache(maxsize=4096)
-def _abstract(x: Any, kernel: Any, **parameters: Any) -> Any:
-    # shape, dtype and sharding are those of XLA's convolution, as are the errors
-    return jax.make_jaxpr(functools.partial(direct, **parameters))(x, kernel).out_avals[0]
-
-
-def _transpose_to_image(
-    g: Array, x: Any, kernel: Array, *, strides: Strides, padding: Padding, dilation: Strides, adjoint: bool, fast: bool
-) -> Array:
-    pads = []
-    for axis in (0, 1):
-        low = kernel.shape[axis] - 1 - padding[axis][0]
-        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # extent of g with strides - 1 zeros between
-        size = (x.aval.shape[1 + axis] - 1) * dilation[axis] + 1
-        pads.append((low, size + kernel.shape[axis] - 1 - spread - low))
-    return conv_p.bind(
-        g, kernel, strides=dilation, padding=tuple(pads), dilation=strides, adjoint=not adjoint, fast=fast
-    )
-
-
-def _transpose_to_kernel(g: Array, x: Array, kernel: Any, *, adjoint: bool, **parameters: Any) -> Array:
-    turned = adjoint_kernel if adjoint else lambda k: k
-    return jax.linear_transpose(lambda k: direct(x, turned(k), **parameters), kernel.aval)(g)[0]
-
-
-def _batch(operands: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, int]:
-    (x, kernel), (x_axis, kernel_axis) = operands, axes
-    if x_axis is not None and kernel_axis is not None:  # a kernel for each image: nothing to join
-        each = [jax.vmap(functools.partial(of, **parameters), axes) for of in (_on_cpu, direct)]
-        return lax.platform_dependent(x, kernel, cpu=each[0], default=each[1]), 0
-    if x_axis is not None:
-        x = jnp.moveaxis(x, x_axis, 0)
-        y = conv_p.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), kernel, **parameters)
-        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-    assert kernel_axis is not None
-    if parameters["adjoint"]:
-        kernel, kernel_axis = jax.vmap(adjoint_kernel, kernel_axis)(kernel), 0
-        parameters = {**parameters, "adjoint": False}
-    kernel = jnp.moveaxis(kernel, kernel_axis, 3)  # many kernels on one image: more output channels
-    y = conv_p.bind(x, kernel.reshape(*kernel.shape[:3], kernel.shape[3] * kernel.shape[4]), **parameters)
-    return y.reshape(*y.shape[:3], *kernel.shape[3:]), 3
-
-
-conv_p.def_impl(jax.jit(conv_p.bind, static_argnames=("strides", "padding", "dilation", "adjoint", "fast")))
-conv_p.def_abstract_eval(_abstract)
-ad.defbilinear(conv_p, _transpose_to_image, _transpose_to_kernel)
-batching.primitive_batchers[conv_p] = _batch
-mlir.register_lowering(conv_p, mlir.lower_fun(direct, multiple_results=False))
-mlir.register_lowering(conv_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
+conv_p = trilinear("jebm_conv", direct, _on_cpu)
 
 
 def _pad(x: Array, padding: Padding) -> Array:
@@ -201,14 +163,37 @@ def adjoint_kernel(kernel: Array) -> Array:
 @jax.jit  # traced once for each shape
 def _winograd(x: Array, kernel: Array) -> Array:
     """``Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`` summed over input channels, for the 4x4 patches ``d`` of a padded ``x``."""
-    n, height, width = x.shape[0], x.shape[1] - 2, x.shape[2] - 2
+    n, height, width, outputs = x.shape[0], x.shape[1] - 2, x.shape[2] - 2, kernel.shape[-1]
     kernels = jnp.einsum("abij,ijco->abco", _KERNEL_TRANSFORM, kernel)
-    products = []
-    for a, row in enumerate(_patch_transform([x[:, i : i + height - 1 : 2] for i in range(4)])):
-        patches = jnp.stack(_patch_transform([row[:, :, j : j + width - 1 : 2] for j in range(4)]))
-        products.append(jnp.einsum("bnhwc,bco->bnhwo", patches, kernels[a]))
+    products = [jnp.einsum("bpc,bco->bpo", *row) for row in zip(_transformed_patches(x), kernels, strict=True)]
+    products = [product.reshape(4, n, height // 2, width // 2, outputs) for product in products]
     rows = [jnp.stack(_output_transform(product), axis=3) for product in _output_transform(products)]
-    return jnp.stack(rows, axis=2).reshape(n, height, width, kernel.shape[-1])
+    return jnp.stack(rows, axis=2).reshape(n, height, width, outputs)
+
+
+@jax.jit
+def _winograd_kernel_gradient(x: Array, y: Array) -> Array:
+    """The transpose of `_winograd` to the kernel: ``Gᵀ [Σ (Bᵀ d B) ⊗ (A y Aᵀ)] G`` over images and patches."""
+    # y's 2x2 blocks, transformed as the patches are
+    blocks = [
+        _stacked(_output_transpose(row[:, :, 0::2], row[:, :, 1::2]))
+        for row in _output_transpose(y[:, 0::2], y[:, 1::2])
+    ]
+    rows = zip(_transformed_patches(x), blocks, strict=True)
+    # patches in one axis: with three, XLA would write a transposed copy of them for the product
+    kernels = jnp.stack([jnp.einsum("bpc,bpo->bco", *row) for row in rows])
+    return jnp.einsum("abij,abco->ijco", _KERNEL_TRANSFORM, kernels)
+
+
+def _transformed_patches(x: Array) -> list[Array]:
+    """``Bᵀ d B`` of all 4x4 patches, row by row of the transform: four of [4, patches, channels]."""
+    height, width = x.shape[1] - 3, x.shape[2] - 3
+    rows = _patch_transform([x[:, i : i + height : 2] for i in range(4)])
+    return [_stacked(_patch_transform([row[:, :, j : j + width : 2] for j in range(4)])) for row in rows]
+
+
+def _stacked(maps: Sequence[Array]) -> Array:
+    return jnp.stack(maps).reshape(len(maps), -1, maps[0].shape[-1])
 
 
 def _patch_transform(d: Sequence[Array]) -> list[Array]:
@@ -217,6 +202,10 @@ def _patch_transform(d: Sequence[Array]) -> list[Array]:
 
 def _output_transform(m: Sequence[Array] | Array) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]  # Aᵀ m
+
+
+def _output_transpose(first: Array, second: Array) -> list[Array]:
+    return [first, first + second, first - second, -second]  # A y
 
 
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)

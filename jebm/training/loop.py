@@ -15,6 +15,7 @@ from jebm import data, sharding
 from jebm.config import Config, config_hash
 from jebm.energy import Generator
 from jebm.errors import ConfigError, JebmError
+from jebm.mcmc.bank import Bank
 from jebm.methods import accumulation
 from jebm.methods.shared import Trained
 from jebm.runs import run as runs
@@ -59,11 +60,14 @@ def _start(
     _require_frozen_weights(training)
     config, method = training.config, training.method
     batch = (config.data.batch_size, *method.image_shape)
+    # it runs once: on a CPU most of its time would go into optimising the random draws, unless there is a bank to fill
+    is_bank = lambda node: isinstance(node, Bank)  # noqa: E731
+    filled = any(map(is_bank, jax.tree.leaves(training.abstract, is_leaf=is_bank)))
+    hasty = sharding.platform(training.mesh) == "cpu" and not filled
     make = jax.jit(
         lambda: initial_state(method, config.training.seed, jnp.zeros(batch)),
         out_shardings=jax.tree.map(lambda a: a.sharding, training.abstract),
-        # it runs once: on a CPU most of its time would go into optimising the random draws
-        compiler_options={"xla_backend_optimization_level": 0} if sharding.platform(training.mesh) == "cpu" else None,
+        compiler_options={"xla_backend_optimization_level": 0} if hasty else None,
     )
     return ResumePoint(make(), [], [])
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jebm.networks.convolution import conv_p, direct
+from jebm.networks.trilinear import PLAIN
 
 __all__ = ["count"]
 
@@ -35,8 +35,8 @@ def _of(equation: Any) -> float:
         return 2.0 * math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
         return _convolution(shapes, parameters)
-    if equation.primitive is conv_p:
-        return _of_ours(*(atom.aval for atom in equation.invars), **parameters)
+    if equation.primitive in PLAIN:
+        return _of_ours(equation.primitive, *(atom.aval for atom in equation.invars), **parameters)
     inside = [_inner(value) for value in parameters.values()]
     if name == "cond":
         return max((count(branch) for branch in parameters["branches"]), default=0.0)
@@ -51,8 +51,8 @@ def _inner(value: Any) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _of_ours(x: Any, kernel: Any, **parameters: Any) -> float:
-    return count(jax.make_jaxpr(functools.partial(direct, **parameters))(x, kernel))
+def _of_ours(primitive: Any, a: Any, b: Any, **parameters: Any) -> float:
+    return count(jax.make_jaxpr(functools.partial(PLAIN[primitive], **parameters))(a, b))
 
 
 def _convolution(shapes: list[tuple[int, ...]], parameters: dict[str, Any]) -> float:

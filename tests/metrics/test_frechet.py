@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jebm.metrics.frechet import Statistics, extrapolated, frechet_distance, merge, statistics
+from jebm.metrics.frechet import Statistics, extrapolated, frechet_distance, merge, square_root, statistics
 
 
 def covariance(d: int, seed: int) -> np.ndarray:
@@ -52,6 +52,8 @@ def test_many_dimensions_against_the_matrix_square_root():
     backwards = frechet_distance(Statistics(9, np.zeros(24), b), Statistics(9, difference, a))
     assert forwards == pytest.approx(expected, rel=1e-11)
     assert backwards == pytest.approx(expected, rel=1e-11)
+    known = square_root(Statistics(9, np.zeros(24), b))
+    assert frechet_distance(Statistics(9, difference, a), Statistics(9, np.zeros(24), b), known) == forwards
 
 
 def test_the_same_statistics_are_at_no_distance_even_when_singular():
@@ -136,3 +138,7 @@ def test_what_has_no_distance():
         frechet_distance(good, good._replace(covariance=np.triu(np.ones((3, 3)))))
     with pytest.raises(ValueError, match="eigenvalue -1"):
         frechet_distance(good, good._replace(covariance=np.diag([1.0, 2.0, -1.0])))
+    with pytest.raises(ValueError, match="first covariance, seen from the second, has the eigenvalue -1"):
+        frechet_distance(good._replace(covariance=np.diag([1.0, 2.0, -1.0])), good._replace(covariance=np.eye(3)))
+    with pytest.raises(ValueError, match="first covariance: 1 of 9"):
+        frechet_distance(good._replace(covariance=np.where(np.eye(3) * [0, 1, 0], np.nan, 1.0)), good)

@@ -98,6 +98,8 @@ MUTANTS = (
          "the covariance for its root"),
         ("max(float(distance), 0.0)", "float(distance)", "rounding below 0"),
         ("np.asarray(scatter) / (n - 1))", "np.asarray(scatter) / n)", "merged with n"),
+        ('    _non_negative("the first covariance, seen from the second,", eigenvalues, product)\n', "",
+         "a first covariance that is none"),
     ),
     *of(
         "jebm/metrics/detection.py", OOD,
@@ -141,7 +143,7 @@ MUTANTS = (
         "jebm/evaluation/generation.py", RECORDS,
         ('[:: -1 if reference == "train" else 1]', '[:: 1 if reference == "train" else -1]',
          "the other split is the reference"),
-        ("measured(fake, real, duplicate", "measured(real, real, duplicate", "real images for generated ones"),
+        ("measured(fake, real, root, duplicate", "measured(real, real, root, duplicate", "real images for generated ones"),
         ("nearest_training(images, source.train)", "nearest_training(images, images)", "generated among generated"),
     ),
     *of(
@@ -149,7 +151,7 @@ MUTANTS = (
         ("precision, recall = precision_recall", "recall, precision = precision_recall",
          "precision and recall swapped in the records"),
         ("kernel_distance(some, others)", "kernel_distance(some, some)", "generated against itself"),
-        ("frechet_distance(found.statistics, target)", "frechet_distance(found.parts[0], target)",
+        ("frechet_distance(found.statistics, target, root)", "frechet_distance(found.parts[0], target, root)",
          "a quarter of the images"),
     ),
     *of(

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jebm.networks.convolution import Conv
 from jebm.networks.initializers import normal_fan_in
 from jebm.networks.layers import PointwiseConv, average_pool, leaky_relu, rematerialized
+from jebm.networks.resampled import PooledConv
 
 Layers = tuple[tuple[int, int], ...]
 Activation = Callable[[Array], Array]
@@ -101,16 +102,17 @@ class Trunk(nn.Module):
 def _trunk(layers: Layers, activation: Activation, dtype: DTypeLike, rematerialize: bool, x: Array) -> Array:
     x = _conv(layers[0][0], dtype, "stem")(x)
     for i, (channels, num_blocks) in enumerate(layers):
-        x = average_pool(x) if i > 0 else x
-        x = Stage(channels, num_blocks, activation, dtype, rematerialize, name=f"stage{i}")(x)
+        halve = i < len(layers) - 1
+        x = Stage(channels, num_blocks, halve, activation, dtype, rematerialize, name=f"stage{i}")(x)
     return activation(x).astype(jnp.float32).mean((-3, -2))
 
 
 class Stage(nn.Module):
-    """Residual blocks of one width."""
+    """Residual blocks of one width, and pooling inside of the last one where the image is halved."""
 
     channels: int
     num_blocks: int
+    halve: bool
     activation: Activation
     dtype: DTypeLike
     rematerialize: bool
@@ -119,21 +121,27 @@ class Stage(nn.Module):
     def __call__(self, x: Array) -> Array:
         block = rematerialized(ResidualBlock, self.rematerialize)
         for j in range(self.num_blocks):
-            x = block(self.channels, self.activation, self.dtype, name=f"block{j}")(x)
+            halve = self.halve and j == self.num_blocks - 1
+            x = block(self.channels, halve, self.activation, self.dtype, name=f"block{j}")(x)
         return x
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation: ``x + conv(act(conv(act(x))))``, ``x`` through a 1x1 convolution if channels change."""
+    """Pre-activation: ``x + conv(act(conv(act(x))))``, ``x`` through a 1x1 convolution if channels change.
+
+    With ``halve`` its mean over 2x2 blocks, summand by summand.
+    """
 
     channels: int
+    halve: bool
     activation: Activation
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = _conv(self.channels, self.dtype, "conv_1")(self.activation(x))
-        y = _conv(self.channels, self.dtype, "conv_2")(self.activation(y))
+        y = _conv(self.channels, self.dtype, "conv_2", PooledConv if self.halve else Conv)(self.activation(y))
+        x = average_pool(x) if self.halve else x
         if x.shape[-1] != self.channels:
             x = PointwiseConv(self.channels, 1, normal_fan_in, self.dtype, name="shortcut")(x)
         return x + y
@@ -152,5 +160,5 @@ class Head(nn.Module):
         return nn.Dense(1, kernel_init=normal, name="fc_2")(hidden)[..., 0]
 
 
-def _conv(channels: int, dtype: DTypeLike, name: str) -> nn.Conv:
-    return Conv(channels, (3, 3), padding=1, kernel_init=normal_fan_in, dtype=dtype, name=name)
+def _conv(channels: int, dtype: DTypeLike, name: str, layer: Callable[..., nn.Conv] = Conv) -> nn.Conv:
+    return layer(channels, kernel_size=(3, 3), padding=1, kernel_init=normal_fan_in, dtype=dtype, name=name)

@@ -5,6 +5,7 @@ parameters, see `jebm.networks.spectral_norm`. Images are [..., H, W, C] in [-1,
 normalisation takes the statistics of the batch and updates ``batch_stats``, which must then be mutable.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +17,9 @@ from jax.typing import DTypeLike
 from jebm.energy import Generator, bind
 from jebm.networks.convolution import Conv
 from jebm.networks.initializers import uniform_fan_in
-from jebm.networks.layers import PointwiseConv, Projection, gated_linear_unit, nearest_upsample
+from jebm.networks.layers import PointwiseConv, Projection, gated_linear_unit
 from jebm.networks.normalization import BatchNorm, standing_statistics
+from jebm.networks.resampled import UpsampledConv
 
 __all__ = ["STANDING_LATENTS", "Decoder", "Encoder", "standing_generator"]
 
@@ -192,16 +194,18 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = nearest_upsample(x)
         for i in range(1, self.num_convs + 1):
-            x = conv_sn(2 * self.channels, 3, self.dtype, f"conv_{i}")(x)
+            x = conv_sn(2 * self.channels, 3, self.dtype, f"conv_{i}", layer=UpsampledConv if i == 1 else Conv)(x)
             x = gated_linear_unit(BatchNorm(dtype=self.dtype, name=f"bn_{i}")(x, train=train))
         return x
 
 
-def conv_sn(channels: int, size: int, dtype: DTypeLike, name: str, stride: int = 1, padding: int = 1) -> nn.Conv:
+def conv_sn(
+    channels: int, size: int, dtype: DTypeLike, name: str, stride: int = 1, padding: int = 1,
+    layer: Callable[..., nn.Conv] = Conv,
+) -> nn.Conv:  # fmt: skip
     """A convolution without bias whose kernel the family normalises spectrally."""
-    return Conv(
-        channels, (size, size), (stride, stride), padding, use_bias=False, kernel_init=uniform_fan_in,
-        dtype=dtype, name=name,
+    return layer(
+        channels, kernel_size=(size, size), strides=(stride, stride), padding=padding, use_bias=False,
+        kernel_init=uniform_fan_in, dtype=dtype, name=name,
     )  # fmt: skip

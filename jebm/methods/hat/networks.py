@@ -9,6 +9,7 @@ Images and latents are [..., H, W, C] and [..., latent_size], with or without ba
 widest layer. Sizes 8 and 16 are ours; 32, 64 and 128 are the authors'.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from jax.typing import DTypeLike
 from jebm.networks.convolution import Conv
 from jebm.networks.layers import average_pool, rematerialized
 from jebm.networks.normalization import BatchNorm
+from jebm.networks.resampled import PooledConv
 
 __all__ = ["IMAGE_SIZES", "HatDecoder", "HatEncoder", "HatEnergy", "HatGenerator", "code_shape"]
 
@@ -195,7 +197,8 @@ class HatBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         pool = average_pool if self.halve else _identity
         h = _conv(self.channels, self.dtype, "conv_1")(x if self.is_stem else nn.relu(x))
-        h = pool(_conv(self.channels, self.dtype, "conv_2")(nn.relu(h)))
+        conv_2 = _conv(self.channels, self.dtype, "conv_2", PooledConv if self.halve else Conv)
+        h = conv_2(nn.relu(h))
         if self.is_stem:
             return h + Shortcut(self.channels, self.dtype, name="shortcut")(pool(x))
         if self.halve or x.shape[-1] != self.channels:
@@ -259,8 +262,8 @@ def _to_image(x: Array, channels: int, output_scale: float, dtype: DTypeLike) ->
     return output_scale * jnp.tanh(x.astype(jnp.float32))
 
 
-def _conv(channels: int, dtype: DTypeLike, name: str) -> nn.Conv:
-    return Conv(channels, (3, 3), padding=1, kernel_init=glorot, dtype=dtype, name=name)
+def _conv(channels: int, dtype: DTypeLike, name: str, layer: Callable[..., nn.Conv] = Conv) -> nn.Conv:
+    return layer(channels, kernel_size=(3, 3), padding=1, kernel_init=glorot, dtype=dtype, name=name)
 
 
 def _batch_norm(dtype: DTypeLike, name: str, x: Array) -> Array:
