@@ -143,7 +143,8 @@ MUTANTS = (
         "jebm/evaluation/generation.py", RECORDS,
         ('[:: -1 if reference == "train" else 1]', '[:: 1 if reference == "train" else -1]',
          "the other split is the reference"),
-        ("measured(fake, real, root, duplicate", "measured(real, real, root, duplicate", "real images for generated ones"),
+        ("measured(fake, real, root, duplicate", "measured(real, real, root, duplicate",
+         "real images for generated ones"),
         ("nearest_training(images, source.train)", "nearest_training(images, images)", "generated among generated"),
     ),
     *of(
