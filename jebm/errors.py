@@ -28,7 +28,7 @@ class DataError(JebmError):
 
 
 def check(config: Any, **rules: str) -> None:
-    """Checks numeric fields against rules such as ``">=0"``, ``">0"``, ``"in (0, 1)"``, ``"in [0, 1)"``.
+    """Checks numeric fields against rules such as ``">=0"``, ``">0"``, ``"in (0, 1)"``, ``"in [0, 1]"``.
 
     Raises:
         ConfigError: a field outside its range. None passes (its value will be chosen by a rule).
@@ -46,6 +46,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     ">=1": lambda v: v >= 1,
     ">=2": lambda v: v >= 2,
     "in [0, 1)": lambda v: 0 <= v < 1,
+    "in [0, 1]": lambda v: 0 <= v <= 1,
     "in (0, 1]": lambda v: 0 < v <= 1,
     "in [0, 2**63)": lambda v: 0 <= v < 2**63,
 }

@@ -27,7 +27,8 @@ An nnx module is the energy itself, and is trained in place; chains that persist
 By chains, in the order of how much they walk: `recovery_likelihood`, `diffusion_recovery_likelihood`,
 `contrastive_divergence`, `persistent_contrastive_divergence`, `short_run_likelihood`. Without chains:
 `denoising_score_matching`, `multilevel_denoising_score_matching`, `sliced_score_matching`,
-`noise_contrastive_estimation`, `energy_discrepancy`. Each says what its optimum is: with chains that are short or
+`noise_contrastive_estimation`, `energy_discrepancy`. Of a potential that carries noise to data: `flow_matching`, and
+`energy_matching` with chains. Each says what its optimum is: with chains that are short or
 unadjusted that is not maximum likelihood, and a test of `tests/learning/` holds it to the exact one.
 """
 
@@ -37,6 +38,9 @@ from jebm.learning.likelihood import contrastive_divergence as contrastive_diver
 from jebm.learning.likelihood import contrastive_loss as contrastive_loss
 from jebm.learning.likelihood import persistent_contrastive_divergence as persistent_contrastive_divergence
 from jebm.learning.likelihood import short_run_likelihood as short_run_likelihood
+from jebm.learning.matching import Paths as Paths
+from jebm.learning.matching import energy_matching as energy_matching
+from jebm.learning.matching import flow_matching as flow_matching
 from jebm.learning.noise import Noise as Noise
 from jebm.learning.noise import gaussian_noise as gaussian_noise
 from jebm.learning.noise_contrastive import Classified as Classified

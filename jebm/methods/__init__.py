@@ -21,6 +21,8 @@ from jebm.methods.hat.autoencoder import build as _hat_autoencoder
 from jebm.methods.hat.chains import ChainConfig as ChainConfig
 from jebm.methods.hat.config import HatEBMConfig as HatEBMConfig
 from jebm.methods.hat.ebm import build as _hat_ebm
+from jebm.methods.matching.model import EnergyMatchingConfig as EnergyMatchingConfig
+from jebm.methods.matching.model import build as _energy_matching
 from jebm.methods.shared import Trained as Trained
 from jebm.methods.shared import requiring_images
 from jebm.methods.shared import with_weights as with_weights
@@ -31,6 +33,7 @@ FAMILIES: dict[str, tuple[type, Callable[..., Method]]] = {
     "ec_flow": (ECFlowConfig, _ec_flow),
     "ec_gan": (ECGANConfig, _ec_gan),
     "ec_vae": (ECVAEConfig, _ec_vae),
+    "energy_matching": (EnergyMatchingConfig, _energy_matching),
     "hat_autoencoder": (HatAutoencoderConfig, _hat_autoencoder),
     "hat_ebm": (HatEBMConfig, _hat_ebm),
 }
@@ -92,6 +95,11 @@ def ec_gan(config: ECGANConfig) -> Method:
 
 def ec_vae(config: ECVAEConfig) -> Method:
     """The energy-calibrated VAE (arXiv 2311.04071)."""
+    return build(config)
+
+
+def energy_matching(config: EnergyMatchingConfig) -> Method:
+    """Energy matching (arXiv 2504.10612): one potential, by flow matching and then by contrast."""
     return build(config)
 
 

@@ -32,6 +32,10 @@ CONFIGS = {
         **_SHAPE, latent_size=3, generator_width=2, discriminator_layers=((4, 1),), energy_layers=((4, 1),),
         head_width=4, calibration=_CALIBRATION,
     ),
+    "energy_matching": methods.EnergyMatchingConfig(
+        **_SHAPE, width=2, num_halvings=2, num_blocks=1, head_width=4, warmup_steps=0, step_size=0.6, num_steps=2,
+        generate_steps=2, learning_rate=1e-2, contrastive_weight=0.1,
+    ),
     "hat_ebm": methods.HatEBMConfig(
         **_SHAPE, latent_size=4, energy_width=4, generator_width=4, chain=ChainConfig(num_steps=2),
         test_chain=ChainConfig(num_steps=2), bank_size=8,

@@ -37,12 +37,15 @@ RULES = {
     "sliced_score_matching": (),
     "noise_contrastive_estimation": (NOISE,),
     "energy_discrepancy": (0.4,),
+    "flow_matching": (NOISE.draw,),
+    "energy_matching": (NOISE.draw,),
 }
+NAMED = {"energy_matching": {"temperature": 0.3, "step_size": 0.4, "num_steps": 3}}
 CHAINS = list(RULES)[:5]
 
 
 def rule(name, given, key=KEY, **more):
-    return getattr(learning, name)(key, given, BATCH, *RULES[name], **more)
+    return getattr(learning, name)(key, given, BATCH, *RULES[name], **NAMED.get(name, {}), **more)
 
 
 def family(name):

@@ -13,6 +13,7 @@ from .of_evaluation import MUTANTS as OF_EVALUATION
 from .of_hat import MUTANTS as OF_HAT
 from .of_learning import MUTANTS as OF_LEARNING
 from .of_losses import MUTANTS as OF_LOSSES
+from .of_matching import MUTANTS as OF_MATCHING
 from .of_mcmc import MUTANTS as OF_MCMC
 from .of_networks import MUTANTS as OF_NETWORKS
 from .of_points import MUTANTS as OF_POINTS
@@ -27,4 +28,5 @@ __all__ = ["MUTANTS", "ROOT", "Mutant", "code", "selections"]
 MUTANTS: tuple[Mutant, ...] = (
     *OF_MCMC, *OF_BANK_AND_ENERGY, *OF_CALIBRATION, *OF_HAT, *OF_DENOISING, *OF_LEARNING, *OF_LOSSES, *OF_RESTORATION,
     *OF_EVALUATION, *OF_DATA, *OF_NETWORKS, *OF_TRAINING, *OF_SAMPLERS, *OF_PROBLEMS, *OF_POINTS, *OF_REPORT,
+    *OF_MATCHING,
 )  # fmt: skip

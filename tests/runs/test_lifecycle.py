@@ -58,6 +58,9 @@ METHODS = {
         **small, width=4, multipliers=(1,), num_blocks=1, latent_size=4, latent_width=4, head_outputs=3, head_width=4,
         chain=SemanticChainConfig(2), semantic_levels=3, negatives="bank", bank_size=8, learning_rate=1e-2,
         warmup_steps=0, refinement=RefinementConfig(num_levels=2, steps_per_level=2))""",
+    "energy_matching": """EnergyMatchingConfig(
+        **small, width=4, num_halvings=2, head_width=4, warmup_steps=2, step_size=0.6, num_steps=2, generate_steps=2,
+        contrastive_weight=0.1, learning_rate=1e-2)""",
     "toy": "ToyConfig(learning_rate=0.05)",
 }
 BASES = {"hat_refinement": VAE, "hat_retrofit": AUTOENCODER}

@@ -1,0 +1,1 @@
+"""Energy matching: one potential that carries noise to data and is their density."""
