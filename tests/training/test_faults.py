@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import TESTS
+from helpers import toy as toy  # the runs of this file are loaded
 
 import jebm
 from jebm.config import load_file, override
