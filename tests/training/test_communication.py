@@ -50,7 +50,7 @@ SCRIPT = textwrap.dedent(
     for name in sys.argv[4:]:
         settings = CONFIGS[name]
         chain = {"num_steps": 4}
-        if name == "ebm":  # its chains are settings of its own
+        if name in ("ebm", "energy_matching"):  # their chains are settings of their own
             settings = dataclasses.replace(settings, num_steps=4, generate_steps=4)
         if name == "denoising_ebm":  # at one resolution: half the program; hat_ebm has several
             settings = dataclasses.replace(settings, multipliers=(1,))
