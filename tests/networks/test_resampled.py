@@ -101,6 +101,10 @@ def test_odd_maps_and_other_dtypes_have_the_two_operations(size, dtype):
     assert found.dtype == dtype
     tolerance = 5e-2 if dtype == jnp.bfloat16 else 1e-5
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=tolerance)
+    whole = lambda x: jnp.sum(pooled_conv(x, kernel).astype(jnp.float32))  # noqa: E731
+    cut = lambda x: jnp.sum(means(plain(x, kernel)[:, : even[0], : even[1]].astype(jnp.float32)))  # noqa: E731
+    gradients = [jax.grad(f)(x).astype(jnp.float32) for f in (whole, cut)]
+    np.testing.assert_allclose(*gradients, atol=tolerance)
     found = upsampled_conv(x, kernel)
     assert found.dtype == dtype
     np.testing.assert_allclose(found.astype(jnp.float32), upsampled(x, kernel).astype(jnp.float32), atol=tolerance)
