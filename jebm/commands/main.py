@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """  # fmt: skip
     options = argparse.Namespace(verb=None)
     try:
+        quiet_logs()  # a path in an object store is looked at while arguments are read
         with common.leaving_at_once():
             options = parse(sys.argv[1:] if arguments is None else arguments)
         warnings.showwarning = lambda message, *_, **__: print(f"jebm: warning: {message}", file=sys.stderr)
-        quiet_logs()
         return _run(options) if not getattr(options.verb, "ALONE", False) else _alone(options)
     except JebmError as error:
         return _complain(error)
@@ -151,7 +151,13 @@ def quiet_logs() -> None:
     """Leaves to the logs of libraries their errors, and to JAX its warning of an accelerator that is not used."""
     for name in ("orbax", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("absl", "asyncio", "concurrent.futures"):  # threads also log the errors that they pass on
+    for name in (
+        "absl",
+        "asyncio",
+        "concurrent.futures",
+        "gcsfs",
+        "s3fs",
+    ):  # threads also log the errors that they pass on
         logging.getLogger(name).setLevel(logging.CRITICAL)
     devices = logging.getLogger("jax._src.xla_bridge")
     devices.setLevel(logging.WARNING)

@@ -92,9 +92,9 @@ def check_name(name: str) -> tuple[str, str]:
         return kind, argument
     if name.endswith(".npz"):
         hint = f"; did you mean 'npz:{name}'?"
-    elif name in ARCHIVES:
-        hint = f"; 'jebm data prepare {name}' makes npz:data/{name}.npz"
     else:
-        near = difflib.get_close_matches(kind, ["digits", *KINDS], n=1)
+        near = difflib.get_close_matches(kind, ["digits", *KINDS, *ARCHIVES], n=1)
         hint = f"; did you mean '{KINDS.get(near[0], near[0])}'?" if near else ""
+        if near and near[0] in ARCHIVES:
+            hint = f"; 'jebm data prepare {near[0]}' makes npz:data/{near[0]}.npz"
     raise DataError(f"no data source '{name}'; there are digits, {', '.join(KINDS.values())}{hint}")

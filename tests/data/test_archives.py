@@ -213,6 +213,7 @@ MISTAKES = {
     "data prepare digits": "prepare is for tfds:NAME, and for archives of mnist",
     "data prepare tfds:cifar10 --out x.npz": "--out and --originals are for 'jebm data prepare NAME'",
     "data info mnist": "'jebm data prepare mnist' makes npz:data/mnist.npz",
+    "data prepare mnst": "points:NAME; 'jebm data prepare mnist' makes npz:data/mnist.npz",
     "data prepare mnist --out x.png": "--out x.png: give the name of an .npz",
 }
 
